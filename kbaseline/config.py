@@ -1,0 +1,403 @@
+"""The complete configuration of a run: frozen, typed, read from YAML, changed by dotted overrides.
+
+Loads neither Keras nor JAX, so that `--help` and a bad key answer at once.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kbaseline.errors import ConfigError, did_you_mean
+
+Rate = Annotated[float, Field(gt=0, le=100)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images come from and how they are fed."""
+
+    source: str = "tfds:cifar10"
+    """`tfds:NAME`, `folder:PATH`, or `digits`."""
+    size: int = Field(128, ge=8, le=1024)
+    """Side of the square the network sees, in pixels."""
+    batch_size: int = Field(64, ge=1, le=65536)
+    """Images per step; the last partial training batch of an epoch is dropped."""
+    resize: Literal["crop", "squish"] = "crop"
+    """How a photo that is not square becomes square: centre crop, or change of aspect."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data; default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    limit: int | None = Field(None, ge=2)
+    """At most this many training images: a seeded, stratified subset, for trying things out."""
+    limit_valid: int | None = Field(None, ge=2)
+    """The same for validation and for test; default: `limit`."""
+    valid_fraction: Fraction | None = None
+    """Hold this fraction of train out as validation, so that test is touched once. Default: the
+    source's own validation split, else its test split (as the article does), else a fifth of train."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """What an unreadable image does: it is named, counted and left out, or it ends the run."""
+    cache_dir: Path | None = None
+    """Where decoded photos are kept; default `KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    backbone: str = "resnet50"
+    """A name from the zoo, or the path of a saved `.keras` model that takes RGB 0-255."""
+    weights: str = "imagenet"
+    """`imagenet`, `cifar10` (resnet20), `none`, or the path of a weights file. A `.keras` backbone
+    keeps the weights it was saved with unless a file is named."""
+    train_bn: bool = True
+    """Keep BatchNorm of a frozen body training, as fastai does."""
+    bn_momentum: float = Field(0.9, gt=0, lt=1)
+    """Momentum of the running statistics of every BatchNorm; 0.9 is what PyTorch calls 0.1."""
+    hidden: int = Field(512, ge=1)
+    """Units of the head's hidden layer."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Dropout before the last layer; half of it before the hidden layer."""
+
+
+class TransformsConfig(Section):
+    """Random transforms of the training images: fastai's `get_transforms`."""
+
+    do_flip: bool = False
+    """Mirror left-right with probability a half."""
+    flip_vert: bool = False
+    """Any of the eight flips and quarter turns instead."""
+    max_rotate: float = Field(10.0, ge=0, le=180)
+    """Degrees, either way."""
+    max_zoom: float = Field(1.1, ge=1, le=10)
+    """Largest magnification."""
+    max_lighting: float = Field(0.2, ge=0, lt=1)
+    """Strength of brightness and contrast."""
+    max_warp: float = Field(0.2, ge=0, lt=1)
+    """Strength of the perspective warp."""
+    p_affine: Probability = 0.75
+    """Probability of each of warp, rotation and zoom."""
+    p_lighting: Probability = 0.75
+    """Probability of each of brightness and contrast."""
+
+
+class OptimizerConfig(Section):
+    """AdamW, as fastai sets it."""
+
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    """Decoupled: every variable shrinks by this times its group's rate at each step."""
+    beta_2: Fraction = 0.99
+    """Decay of the squared gradient's average."""
+    epsilon: float = Field(1e-8, gt=0, le=1)
+    """Added to the denominator, after bias correction."""
+    momentum: tuple[Fraction, Fraction] = (0.95, 0.85)
+    """beta_1 at the ends and at the peak of one-cycle."""
+
+
+class LRFindConfig(Section):
+    """The learning-rate finder's sweep."""
+
+    start_lr: Rate = 1e-7
+    """First rate."""
+    end_lr: Rate = 10.0
+    """Rate the sweep heads for."""
+    steps: int = Field(100, ge=10, le=100_000)
+    """Training steps."""
+    suggestion: Literal["valley", "steep", "slide", "minimum"] = "valley"
+    """The rule behind `max_lr: auto`."""
+    stop_factor: float = Field(4.0, gt=1)
+    """Stop when the smoothed loss exceeds this times its best."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.end_lr <= self.start_lr:
+            raise ValueError(f"end_lr must exceed start_lr {self.start_lr:g}; got {self.end_lr:g}")
+        return self
+
+
+class StageConfig(Section):
+    """One stage of training."""
+
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Shown in tables; unique."""
+    freeze: bool
+    """Freeze the backbone (all but its BatchNorm, see model.train_bn)."""
+    epochs: int = Field(ge=1, le=100_000)
+    """Passes over the training images."""
+    max_lr: Rate | Literal["auto"] | tuple[Rate | None, Rate] = 1e-3
+    """One rate for all layers; `[lo, hi]` spread geometrically over the layer groups; `[null, hi]`: hi
+    for the head and a tenth of it for the body; `auto`: the finder's suggestion."""
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    """One-cycle, or a constant rate."""
+    lr_find: bool = True
+    """Run the finder before the stage and keep its curve."""
+    pct_start: Fraction = 0.3
+    """Fraction of the steps in which the rate rises."""
+    div: float = Field(25.0, gt=1)
+    """The first rate is max_lr / div."""
+    final_div: float = Field(2.5e5, gt=1)
+    """The last rate is max_lr / final_div."""
+
+    @model_validator(mode="after")
+    def _auto_needs_the_finder(self) -> Self:
+        if self.max_lr == "auto" and not self.lr_find:
+            raise ValueError("max_lr 'auto' needs the finder; set lr_find to true or max_lr to a number")
+        if isinstance(self.max_lr, tuple) and self.max_lr[0] is not None and self.max_lr[0] > self.max_lr[1]:
+            raise ValueError(f"max_lr [lo, hi] must rise; got [{self.max_lr[0]:g}, {self.max_lr[1]:g}]")
+        return self
+
+
+class TTAConfig(Section):
+    """Test-time augmentation."""
+
+    views: int = Field(8, ge=1, le=64)
+    """Augmented views: the four corners, then the same mirrored if flip is set, then round again."""
+    beta: Probability = 0.4
+    """Weight of the plain prediction; the mean over the views has the rest."""
+    scale: float = Field(1.35, ge=1, le=10)
+    """Magnification of a corner view."""
+    flip: bool = True
+    """Mirror every second four views. The original always does; wrong for text and digits."""
+
+
+class RuntimeConfig(Section):
+    """The machine."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on GPUs that have it, float32 elsewhere. Head and loss are always float32."""
+    compilation_cache: bool = True
+    """Keep JAX's compiled programs in the user's cache folder, so that a second run starts faster."""
+
+
+class Config(Section):
+    """Everything a run depends on. The defaults are the article's recipe."""
+
+    name: str = Field("baseline", min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the run folder under `runs/`."""
+    seed: int = Field(42, ge=0, lt=2**31)
+    """Fixes initial weights, splits, order of images, transforms and dropout."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    transforms: TransformsConfig = TransformsConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_find: LRFindConfig = LRFindConfig()
+    stages: tuple[StageConfig, ...] = Field(
+        (
+            StageConfig(name="head", freeze=True, epochs=3, max_lr=1e-3),
+            StageConfig(name="finetune", freeze=False, epochs=3, max_lr=(1e-6, 1e-4)),
+        ),
+        min_length=1,
+    )
+    tta: TTAConfig | None = TTAConfig()
+    """Null leaves test-time augmentation out."""
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"stage names must differ; {name!r} stands {names.count(name)} times")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def bundled_configs() -> dict[str, Path]:
+    """Name -> file of the configurations that come with kbaseline."""
+    here = Path(__file__).parent
+    # In a wheel they lie inside the package, in a checkout beside it.
+    folder = next((f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | Config | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Builds the configuration of a run.
+
+    Args:
+        source: a YAML file, the name of a bundled one (`"quickstart"`), a mapping, a `Config`, or None
+            for the defaults, which are the article's recipe.
+        overrides: dotted key -> value, e.g. `{"stages.0.epochs": 5}`.
+
+    Raises:
+        ConfigError: a missing or unreadable file, an unknown key, or a value that breaks a rule.
+    """
+    where = "configuration"
+    if isinstance(source, Config):
+        tree: Any = source.model_dump(mode="json")
+    elif isinstance(source, Mapping):
+        tree = dict(source)
+    elif source is None:
+        tree = {}
+    else:
+        path = _config_file(source)
+        where, tree = str(path), _read_yaml(path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: the top level must be keys and values; got {type(tree).__name__}.")
+    for key, value in (overrides or {}).items():
+        tree = _with_override(tree, key.split("."), value, key)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error, tree)}") from None
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["stages.0.epochs=5"]` -> `{"stages.0.epochs": 5}`; values are read as YAML.
+
+    Raises:
+        ConfigError: an item without `=`, or a value that is no YAML.
+    """
+    parsed = {}
+    for item in assignments:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {item!r}: must read KEY=VALUE, for instance --set data.size=96.")
+        parsed[key.strip()] = _scalar(text, f"--set {item!r}")
+    return parsed
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration as commented YAML: every key with its value and its meaning."""
+    lines: list[str] = []
+    for name, field in Config.model_fields.items():
+        value = getattr(config, name)
+        items = value if isinstance(value, tuple) else (value,)
+        meaning = field.description or (items[0].__doc__ if isinstance(items[0], Section) else "")
+        lines.append(f"# {' '.join((meaning or '').split())}")
+        if not isinstance(items[0], Section):
+            lines += [f"{name}: {_flow(value)}", ""]
+            continue
+        lines.append(f"{name}:")
+        for number, item in enumerate(items):
+            for position, (key, sub) in enumerate(type(item).model_fields.items()):
+                dash = "  " if not isinstance(value, tuple) else "- " if position == 0 else "  "
+                entry = f"{dash}{key}: {_flow(getattr(item, key))}"
+                note = " ".join((sub.description or "").split())
+                lines.append(f"{entry:<36} # {note}" if number == 0 else entry)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _flow(value: Any) -> str:
+    """One value as YAML on one line."""
+    plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("\n...")
+
+
+def _config_file(source: str | Path) -> Path:
+    path, bundled = Path(source).expanduser(), bundled_configs()
+    if path.is_file():
+        return path
+    if str(source) in bundled:
+        return bundled[str(source)]
+    raise ConfigError(
+        f"config file {str(source)!r}: no such file; give a YAML file or one of the bundled "
+        f"{', '.join(bundled) or '(none found)'}.{did_you_mean(path.stem, bundled)}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (`1e-3`), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _scalar(text: str, where: str) -> Any:
+    try:
+        return _floats(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not readable as YAML ({_one_line(error)}).") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return _scalar(path.read_text(encoding="utf-8"), str(path)) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r}: cannot be read ({_one_line(error)}).") from None
+
+
+def _floats(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as a text; take it as the number everyone means."""
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, str) and value[:1] in "0123456789+-." and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
+    """A copy of `tree` with the value at `parts` replaced."""
+    if not parts:
+        return value
+    head, rest = parts[0], parts[1:]
+    if isinstance(tree, list | tuple):
+        if not head.isdigit() or int(head) >= len(tree):
+            raise ConfigError(f"{whole}: {head!r} must be a position from 0 to {len(tree) - 1}.")
+        return [_with_override(item, rest, value, whole) if i == int(head) else item for i, item in enumerate(tree)]
+    if not isinstance(tree, dict | type(None)):
+        raise ConfigError(f"{whole}: there is nothing called {head!r} below {tree!r}; shorten the key.")
+    tree = dict(tree or {})
+    if head == "stages" and rest and head not in tree:
+        tree[head] = Config().model_dump(mode="json")[head]
+    return {**tree, head: _with_override(tree.get(head), rest, value, whole)}
+
+
+def _first_problem(error: ValidationError, tree: Any) -> str:
+    """The first of pydantic's findings, in one line, with a suggestion where a key is unknown."""
+    found = error.errors(include_url=False)
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    # Pydantic adds the names of union members to the location; keep only what the user wrote.
+    shown: list[str] = []
+    node = tree
+    for part in first["loc"]:
+        inside = isinstance(node, dict) and (part in node or first["type"] == "missing")
+        if inside or (isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)):
+            shown.append(str(part))
+            node = node.get(part) if isinstance(node, dict) else node[part]  # type: ignore[index]
+    key = ".".join(shown)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(shown[:-1])
+        return f"unknown key {key!r}; known here: {', '.join(known)}.{did_you_mean(shown[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] in ("missing", "value_error") else f"; got {node!r}"
+    return f"{key or 'configuration'}: {message}{got}. `kbaseline config` lists every key with its meaning."
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in path:
+        if part.isdigit():
+            continue
+        section = {"stages": StageConfig, "tta": TTAConfig}.get(part) or type(Config.model_fields[part].default)
+    return list(section.model_fields)

@@ -1,0 +1,216 @@
+"""`ImageData`: the one form in which every source hands its images to training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from kbaseline.data.splits import stratified_sample, stratified_split
+from kbaseline.errors import DataError
+
+DEFAULT_VALID_FRACTION = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels.
+
+    Attributes:
+        images: uint8 0-255, `(number, height, width, 3)`; an array in memory or a memory map.
+        labels: int32 `(number,)`, an index into the class names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The images at `indices`, in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images ready to train on.
+
+    Attributes:
+        train: what is learnt from.
+        valid: what every epoch is scored on.
+        test: what is scored once, at the end; None where the source's test split serves as `valid`.
+        class_names: the name of each label.
+        size: side of the square the network will see, in pixels. `images` keep the source's own
+            pixels where they can, so that resize and augmentation make one resample in the model.
+        source: where the images came from.
+        skipped: one line for each unreadable image that was left out.
+    """
+
+    train: Split
+    valid: Split
+    class_names: tuple[str, ...]
+    size: int
+    test: Split | None = None
+    source: str = "arrays"
+    skipped: tuple[str, ...] = field(default=())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits there are, by name."""
+        named = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @classmethod
+    def from_source(cls, source: str, size: int = 128, *, seed: int = 42, **options: Any) -> Self:
+        """Reads a source string.
+
+        Args:
+            source: `"tfds:cifar10"`, `"folder:PATH"` or `"digits"`.
+            size: side of the square the network will see, in pixels.
+            seed: fixes random splits and subsets.
+            **options: the other keys of the configuration's `data` section: `limit`, `limit_valid`,
+                `valid_fraction`, `data_dir`, `cache_dir`, `resize`, `on_bad_image`.
+
+        Raises:
+            DataError: an unknown source, or images and labels that break a rule.
+            DownloadError: the images are not here and could not be fetched.
+        """
+        from kbaseline.config import load_config
+        from kbaseline.data.sources import load_source
+
+        config = load_config({"seed": seed, "data": {"source": source, "size": size, **options}})
+        data = load_source(config.data, config.seed)
+        return cls(**{name: getattr(data, name) for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Any, Any],
+        valid: tuple[Any, Any] | None = None,
+        test: tuple[Any, Any] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        size: int | None = None,
+        valid_fraction: float | None = None,
+        seed: int = 42,
+        source: str = "arrays",
+    ) -> Self:
+        """Takes arrays that are already in memory.
+
+        Args:
+            train: images `(number, height, width, 3)` or `(number, height, width)` for grey ones, integer
+                or float, values 0-255; and integer labels `(number,)` from 0.
+            valid: the same, or None to take `test`, or else hold a stratified part of `train` out.
+            test: the same, or None.
+            class_names: the name of each label; default `"0"`, `"1"`, ...
+            size: side of the square the network will see; default: the images' shorter side.
+            valid_fraction: hold out this fraction of `train` as `valid` although there is a `test`.
+            seed: fixes the hold-out.
+            source: a name for reports.
+
+        Raises:
+            DataError: a wrong shape or dtype, values outside 0-255, labels that do not fit the
+                images or the names, fewer than two classes.
+        """
+        arrays = {"train": train, "valid": valid, "test": test}
+        splits = {name: _checked(name, *pair) for name, pair in arrays.items() if pair is not None}
+        highest = max(int(split.labels.max()) for split in splits.values())
+        names = tuple(str(name) for name in class_names or range(highest + 1))
+        _check_classes(names, highest, splits["train"].labels)
+        data = cls(
+            train=splits["train"],
+            valid=splits.get("valid", splits["train"]),
+            test=splits.get("test"),
+            class_names=names,
+            size=size or min(splits["train"].images.shape[1:3]),
+            source=source,
+        )
+        return data.with_validation(valid_fraction, seed, has_valid=valid is not None)
+
+    def with_validation(self, valid_fraction: float | None, seed: int, *, has_valid: bool) -> Self:
+        """Settles which images validate.
+
+        A source's own validation split is kept; without one, `test` serves as validation (as in the
+        article); without either, or when `valid_fraction` asks for it, a stratified part of train is held out.
+        """
+        if has_valid and valid_fraction is None:
+            return self
+        if self.test is not None and valid_fraction is None:
+            return replace(self, valid=self.test, test=None)
+        fraction = valid_fraction or DEFAULT_VALID_FRACTION
+        kept, held = stratified_split(self.train.labels, fraction, seed)
+        test = self.valid if has_valid and self.test is None else self.test
+        return replace(self, train=self.train.take(kept), valid=self.train.take(held), test=test)
+
+    def limited(self, limit: int | None, limit_valid: int | None, seed: int) -> Self:
+        """A stratified subset: at most `limit` training images, `limit_valid` (default `limit`) of the others."""
+        sizes = {"train": limit, "valid": limit_valid or limit, "test": limit_valid or limit}
+        smaller = {
+            name: split.take(stratified_sample(split.labels, size, seed))
+            for name, split in self.splits.items()
+            if (size := sizes[name]) is not None and size < len(split)
+        }
+        return replace(self, **smaller)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
+        height, width = self.train.images.shape[1:3]
+        return (
+            f"ImageData({self.source!r}: {counts}; {self.num_classes} classes; {width}x{height} shown at {self.size})"
+        )
+
+
+def _checked(name: str, images: Any, labels: Any) -> Split:
+    """Images as uint8 `(number, height, width, 3)` and labels as int32 `(number,)`, or a `DataError`."""
+    images, labels = np.asanyarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise DataError(f"{name} images: shape must be (number, height, width, 3); got {images.shape}.")
+    if images.shape[-1] == 1:
+        images = np.repeat(images, 3, axis=-1)
+    if not len(images):
+        raise DataError(f"{name} images: there are none; give at least one for each class.")
+    if images.dtype != np.uint8:
+        images = _as_uint8(name, images)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{name} labels: must be {len(images)} integers, one an image; got {labels.dtype} of shape {labels.shape}."
+        )
+    if labels.min() < 0:
+        raise DataError(f"{name} labels: must count from 0; got {labels.min()}.")
+    return Split(images, labels.astype(np.int32))
+
+
+def _as_uint8(name: str, images: np.ndarray) -> np.ndarray:
+    if not (np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)):
+        raise DataError(f"{name} images: dtype must be uint8, integer or float; got {images.dtype}.")
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 255):
+        raise DataError(f"{name} images: values must lie in 0-255; got {low:g} to {high:g}. Rescale them first.")
+    if np.issubdtype(images.dtype, np.floating) and 0 < high <= 1:
+        raise DataError(f"{name} images: values must lie in 0-255; got 0-1 ({high:g} at most). Multiply by 255.")
+    return np.rint(images).astype(np.uint8)
+
+
+def _check_classes(names: tuple[str, ...], highest: int, train_labels: np.ndarray) -> None:
+    if highest >= len(names):
+        raise DataError(f"label {highest}: there are only {len(names)} class names; name every label from 0.")
+    if len(names) < 2 or len(np.unique(train_labels)) < 2:
+        raise DataError(f"classes: training needs at least two; got {', '.join(names)}.")
+
+
+def default_cache_dir(cache_dir: Path | None = None) -> Path:
+    """Where kbaseline keeps decoded photos and compiled programs."""
+    import os
+
+    return cache_dir or Path(os.environ.get("KBASELINE_CACHE") or Path.home() / ".cache" / "kbaseline").expanduser()

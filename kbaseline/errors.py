@@ -1,0 +1,58 @@
+"""The exceptions a user can meet.
+
+    KBaselineError                 everything kbaseline raises on purpose
+    ├── InputError                 what was asked cannot be done; exit code 2
+    │   ├── ConfigError            a configuration key or value
+    │   ├── DataError              a data source, image, label or split
+    │   └── ModelError             a backbone, its weights or a saved model
+    └── RunError                   what was asked failed on the way; exit code 1
+        ├── DownloadError          data or weights could not be fetched
+        └── LRFinderError          the sweep gave no usable curve
+
+Every message is one line that names the thing, its value, the rule and the remedy.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KBaselineError(Exception):
+    """Base of every error kbaseline raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(KBaselineError):
+    """What was asked cannot be done: the argument, not the run, is at fault."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration key is unknown, or its value breaks a rule."""
+
+
+class DataError(InputError):
+    """A data source, image, label or split breaks a rule."""
+
+
+class ModelError(InputError):
+    """A backbone, its weights or a saved model cannot be used."""
+
+
+class RunError(KBaselineError):
+    """A run that was asked for correctly failed on the way."""
+
+
+class DownloadError(RunError):
+    """Data or weights could not be fetched."""
+
+
+class LRFinderError(RunError):
+    """The learning-rate sweep gave no usable curve."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when `wrong` is close to one of `known`, else an empty string."""
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
