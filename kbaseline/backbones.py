@@ -1,0 +1,241 @@
+"""The model zoo: name -> backbone, its preprocessing, its weights and its layer groups."""
+
+import importlib.resources
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import keras
+from keras import layers
+
+from kbaseline.errors import DownloadError, ModelError, did_you_mean
+
+DOWNLOAD_TIMEOUT = 20.0
+"""Seconds without an answer after which a download of weights is given up."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row of the zoo.
+
+    Attributes:
+        build: `build(include_top=False, weights=..., input_shape=...)` -> a Keras model.
+        preprocessing: how RGB 0-255 becomes what the network was trained on: a mode of
+            `keras.applications.imagenet_utils.preprocess_input`, or None where the network does it itself.
+        pretrained: the name of the weights there are.
+    """
+
+    build: Callable[..., keras.Model]
+    preprocessing: str | None = None
+    pretrained: str = "imagenet"
+
+
+def _application(name: str, **options: Any) -> Callable[..., keras.Model]:
+    def build(**arguments: Any) -> keras.Model:
+        return getattr(keras.applications, name)(**options, **arguments)
+
+    return build
+
+
+def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3), **_: Any) -> keras.Model:
+    """ResNet-20 for small images, 0.27 M parameters (K. He et al., https://arxiv.org/abs/1512.03385, section 4.2).
+
+    Args:
+        weights: `"cifar10"` for the bundled weights, None for random ones, or a file.
+        input_shape: `(height, width, 3)`; float images preprocessed to -1..1.
+
+    Returns:
+        A model giving `(batch, height / 4, width / 4, 64)`.
+    """
+
+    def conv_bn(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
+        x = layers.Conv2D(
+            filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+        )(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+
+    image = layers.Input(input_shape, name="image")
+    x = layers.ReLU(name="conv1_relu")(conv_bn(image, 16, 3, 1, "conv1"))
+    for stage, filters in enumerate((16, 32, 64), start=2):
+        for block in (1, 2, 3):
+            name, strides = f"conv{stage}_block{block}", 2 if stage > 2 and block == 1 else 1
+            y = layers.ReLU(name=f"{name}_1_relu")(conv_bn(x, filters, 3, strides, f"{name}_1"))
+            y = conv_bn(y, filters, 3, 1, f"{name}_2")
+            shortcut = conv_bn(x, filters, 1, strides, f"{name}_0") if strides > 1 else x
+            x = layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, y]))
+    model = keras.Model(image, x, name="resnet20")
+    if weights == "cifar10":
+        weights = str(importlib.resources.files("kbaseline") / "weights" / "resnet20_cifar10.weights.h5")
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+ZOO: dict[str, Backbone] = {
+    "resnet20": Backbone(resnet20, "tf", pretrained="cifar10"),
+    "resnet50": Backbone(_application("ResNet50"), "caffe"),
+    "resnet101": Backbone(_application("ResNet101"), "caffe"),
+    "resnet152": Backbone(_application("ResNet152"), "caffe"),
+    "resnet50_v2": Backbone(_application("ResNet50V2"), "tf"),
+    "resnet101_v2": Backbone(_application("ResNet101V2"), "tf"),
+    "densenet121": Backbone(_application("DenseNet121"), "torch"),
+    "mobilenet_v2": Backbone(_application("MobileNetV2"), "tf"),
+    "mobilenet_v3_large": Backbone(_application("MobileNetV3Large")),
+    "efficientnet_b0": Backbone(_application("EfficientNetB0")),
+    "efficientnetv2_b0": Backbone(_application("EfficientNetV2B0")),
+    "efficientnetv2_s": Backbone(_application("EfficientNetV2S")),
+    "convnext_tiny": Backbone(_application("ConvNeXtTiny")),
+    "convnext_small": Backbone(_application("ConvNeXtSmall")),
+    "xception": Backbone(_application("Xception"), "tf"),
+}
+
+
+@keras.saving.register_keras_serializable(package="kbaseline")
+class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
+    """What `keras.applications` networks expect, from float RGB `(batch, height, width, 3)`, 0-255.
+
+    Args:
+        mode: `"caffe"` (BGR, means subtracted), `"tf"` (-1..1) or `"torch"` (channel statistics).
+        **kwargs: `keras.layers.Layer`'s other arguments.
+    """
+
+    def __init__(self, mode: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mode = mode
+
+    def call(self, images: Any) -> Any:
+        """Preprocesses a batch; same shape."""
+        return keras.applications.imagenet_utils.preprocess_input(images, data_format="channels_last", mode=self.mode)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' serialisation."""
+        return {**super().get_config(), "mode": self.mode}
+
+
+def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tuple[keras.Model, str | None]:
+    """Builds a backbone and fills it with weights.
+
+    Args:
+        name: a name from `ZOO`, or the path of a `.keras` model that takes RGB 0-255 and gives a feature map
+            `(batch, height, width, channels)`.
+        weights: the row's own (`"imagenet"`, `"cifar10"`), `"none"`, or the path of a weights file. A
+            `.keras` backbone keeps those it was saved with unless a file is named.
+        size: side of the square it will see, in pixels, for a check of a saved backbone.
+
+    Returns:
+        The model, and its preprocessing mode or None.
+
+    Raises:
+        ModelError: an unknown name or file, or weights of another architecture.
+        DownloadError: the weights are not here and could not be fetched.
+    """
+    if name.endswith(".keras"):
+        model = _saved_backbone(Path(name).expanduser(), size)
+        if weights not in ("imagenet", "none"):
+            _fill(model, weights)
+        return model, None
+    if name not in ZOO:
+        raise ModelError(
+            f"backbone {name!r}: no such name; known are {', '.join(ZOO)}, or the path of a .keras model."
+            f"{did_you_mean(name, ZOO)}"
+        )
+    row = ZOO[name]
+    if weights == row.pretrained:
+        return _pretrained(name, row), row.preprocessing
+    if weights != "none":
+        named = {other.pretrained for other in ZOO.values()}
+        if weights in named or not Path(weights).expanduser().is_file():
+            what = "no such weights" if weights in named else "no such file"
+            raise ModelError(
+                f"weights {weights!r}: {what} for {name}; give {row.pretrained!r}, 'none' or the path of a weights file."
+            )
+    model = row.build(include_top=False, weights=None, input_shape=(None, None, 3))
+    if weights != "none":
+        _fill(model, weights)
+    return model, row.preprocessing
+
+
+def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
+    """Names of a backbone's weight-holding layers, as an early and a late group.
+
+    Networks whose stages are called `conv1` ... `conv5` (every ResNet) are cut before `conv4`, fastai's layer3. Every
+    other network is cut halfway along its weight-holding layers, in topological order.
+    """
+    names = [layer.name for layer in leaves(backbone) if layer.weights]
+    halfway = len(names) // 2
+    cut = next((index for index, name in enumerate(names) if name.startswith("conv4_")), halfway)
+    return names[:cut], names[cut:]
+
+
+def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers inside a layer that hold no other layers, in topological order."""
+    inside = layer.layers if isinstance(layer, keras.Model) else list(layer._flatten_layers(include_self=False))
+    if not inside:
+        return [layer]
+    return [leaf for child in inside for leaf in leaves(child)]
+
+
+def _pretrained(name: str, row: Backbone) -> keras.Model:
+    import socket
+
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # without it a dead network hangs for minutes
+    try:
+        return row.build(include_top=False, weights=row.pretrained, input_shape=(None, None, 3))
+    except Exception as error:
+        if not _is_download_error(error):
+            raise
+        raise DownloadError(
+            f"weights {row.pretrained!r} of {name}: could not be fetched ({' '.join(str(error).split())[-120:]}). Give a "
+            "file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
+            "`kbaseline fit --config quickstart`, which needs no network."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(previous)
+
+
+def _is_download_error(error: BaseException) -> bool:
+    """Keras wraps the network's error in a bare `Exception` whose text begins so."""
+    return isinstance(error, URLError | TimeoutError | ConnectionError) or "URL fetch failure" in str(error)
+
+
+def _saved_backbone(path: Path, size: int) -> keras.Model:
+    if not path.is_file():
+        raise ModelError(f"backbone {str(path)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"backbone {str(path)!r}: not a Keras model that can be read ({reason}).") from None
+    try:
+        shape = tuple(model.compute_output_shape((None, size, size, 3)))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"backbone {str(path)!r}: must take RGB images ({size}, {size}, 3); it does not ({reason})."
+        ) from None
+    if len(shape) != 4 or shape[-1] is None:
+        raise ModelError(
+            f"backbone {str(path)!r}: must give a feature map (batch, height, width, channels); gives {shape}. "
+            "Save it without its pooling and classifier."
+        )
+    return model
+
+
+def _fill(model: keras.Model, weights: str) -> None:
+    path = Path(weights).expanduser()
+    try:
+        model.load_weights(path)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"weights {str(path)!r}: not for {model.name} without its classifier ({reason}). "
+            "Name the backbone they were saved from."
+        ) from None

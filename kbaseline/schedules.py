@@ -1,0 +1,150 @@
+"""Learning-rate schedules as pure functions of the step: one-cycle, its momentum, and the finder's sweep.
+
+One-cycle: L. N. Smith, "A disciplined approach to neural network hyper-parameters: Part 1",
+https://arxiv.org/abs/1803.09820, with fastai's cosine annealing. Sweep: L. N. Smith, "Cyclical learning rates for
+training neural networks", https://arxiv.org/abs/1506.01186.
+"""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from kbaseline.errors import InputError
+
+
+@keras.saving.register_keras_serializable(package="kbaseline")
+class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
+    r"""Cosine from `start` to `peak`, then cosine from `peak` to `end`.
+
+    With $n$ = `total_steps`, $a$ = max(1, ⌊`pct_start` · n⌋) and $s$ the steps since `start_step`,
+
+        value(s) = peak + (start − peak) · sin²(π/2 · (1 − s/a))            for s < a
+        value(s) = end + (peak − end) · sin²(π/2 · (1 − (s−a)/(n−a)))       for a ≤ s ≤ n
+
+    and it stays at `end` afterwards. $\sin^2(\pi/2 \cdot (1-p))$ is fastai's $(1+\cos \pi p)/2$ without the
+    cancellation that would cost float32 its digits where the rate is nearly zero.
+
+    Args:
+        start, peak, end: values before the first step, at step `a` and after the last step.
+        total_steps: length of the cycle in optimizer steps, at least 2.
+        pct_start: fraction of the steps that lead to the peak, in (0, 1).
+        start_step: the optimizer's `iterations` when the cycle begins, so that an optimizer that has
+            already trained can run one.
+
+    Raises:
+        InputError: `total_steps` or `pct_start` outside its range.
+    """
+
+    def __init__(
+        self,
+        start: float,
+        peak: float,
+        end: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        start_step: int = 0,
+    ) -> None:
+        if total_steps < 2:
+            raise InputError(f"total_steps must be at least 2; got {total_steps}. Train longer or shrink the batch.")
+        if not 0 < pct_start < 1:
+            raise InputError(f"pct_start must lie in (0, 1); got {pct_start}.")
+        self.start, self.peak, self.end = float(start), float(peak), float(end)
+        self.total_steps, self.pct_start, self.start_step = int(total_steps), float(pct_start), int(start_step)
+
+    @property
+    def peak_step(self) -> int:
+        """Steps from the beginning of the cycle to its peak."""
+        return max(1, int(self.total_steps * self.pct_start))
+
+    def __call__(self, step: Any) -> Any:
+        """Value at optimizer step `step` (an integer or an integer tensor), a float32 scalar."""
+        since = ops.cast(step - self.start_step, "float32")
+        up, down = self.peak_step, self.total_steps - self.peak_step
+        left_up = ops.square(ops.sin(math.pi / 2 * ops.clip((up - since) / up, 0.0, 1.0)))
+        left_down = ops.square(ops.sin(math.pi / 2 * ops.clip((self.total_steps - since) / down, 0.0, 1.0)))
+        rise = self.start * left_up + self.peak * (1 - left_up)
+        fall = self.peak * left_down + self.end * (1 - left_down)
+        return ops.where(since < up, rise, fall)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' serialisation."""
+        names = ("start", "peak", "end", "total_steps", "pct_start", "start_step")
+        return {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable(package="kbaseline")
+class OneCycle(CosineCycle):
+    """The one-cycle learning rate: `max_lr / div` up to `max_lr`, then down to `max_lr / final_div`.
+
+    >>> schedule = OneCycle(max_lr=1e-3, total_steps=2343)
+    >>> [f"{float(schedule(step)):.3g}" for step in (0, 351, 702)]
+    ['4e-05', '0.00052', '0.001']
+
+    Args:
+        max_lr: the peak rate.
+        total_steps: length of the cycle in optimizer steps: steps an epoch times epochs.
+        pct_start: fraction of the steps in which the rate rises.
+        div: the first rate is `max_lr / div`.
+        final_div: the last rate is `max_lr / final_div`; fastai v1's `div * 1e4`.
+        start_step: the optimizer's `iterations` when the cycle begins.
+
+    Raises:
+        InputError: a rate or divisor that is not positive, or see `CosineCycle`.
+    """
+
+    def __init__(
+        self,
+        max_lr: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        div: float = 25.0,
+        final_div: float = 2.5e5,
+        start_step: int = 0,
+    ) -> None:
+        if min(max_lr, div, final_div) <= 0:
+            raise InputError(f"max_lr, div and final_div must be positive; got {max_lr}, {div}, {final_div}.")
+        super().__init__(max_lr / div, max_lr, max_lr / final_div, total_steps, pct_start, start_step)
+        self.max_lr, self.div, self.final_div = float(max_lr), float(div), float(final_div)
+
+    def momentum(self, ends: float = 0.95, middle: float = 0.85) -> CosineCycle:
+        """The momentum that mirrors this rate: `ends` where the rate is low, `middle` at its peak."""
+        return CosineCycle(ends, middle, ends, self.total_steps, self.pct_start, self.start_step)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' serialisation."""
+        names = ("max_lr", "total_steps", "pct_start", "div", "final_div", "start_step")
+        return {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable(package="kbaseline")
+class ExponentialSweep(LearningRateSchedule):  # type: ignore[misc]
+    """The finder's rate: `start_lr · (end_lr / start_lr) ** (i / steps)` at its step i, so `end_lr` itself is not used.
+
+    Args:
+        start_lr, end_lr: first rate, and the rate the sweep heads for.
+        steps: length in optimizer steps.
+        start_step: the optimizer's `iterations` when the sweep begins.
+
+    Raises:
+        InputError: rates that do not rise from above zero, or no steps.
+    """
+
+    def __init__(self, start_lr: float = 1e-7, end_lr: float = 10.0, steps: int = 100, start_step: int = 0) -> None:
+        if not 0 < start_lr < end_lr:
+            raise InputError(f"the sweep must rise from above zero; got start_lr {start_lr}, end_lr {end_lr}.")
+        if steps < 1:
+            raise InputError(f"the sweep needs at least one step; got {steps}.")
+        self.start_lr, self.end_lr = float(start_lr), float(end_lr)
+        self.steps, self.start_step = int(steps), int(start_step)
+
+    def __call__(self, step: Any) -> Any:
+        """Rate at optimizer step `step`, a float32 scalar."""
+        since = ops.cast(step - self.start_step, "float32")
+        return self.start_lr * ops.exp(math.log(self.end_lr / self.start_lr) / self.steps * since)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' serialisation."""
+        return {name: getattr(self, name) for name in ("start_lr", "end_lr", "steps", "start_step")}
