@@ -168,3 +168,35 @@ def _refuse(what: str, names: list[str]) -> None:
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise InputError(f"LayerwiseAdamW groups: {what}: {shown}. Every variable needs exactly one group.")
+
+
+def clone_optimizer(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], **changes: Any
+) -> keras.optimizers.Optimizer:
+    """A copy that goes on from where `optimizer` stands, with some arguments changed; the original is not touched.
+
+    Keras refuses to give a rate to an optimizer that has a schedule, and bakes betas into the compiled step. A copy
+    that is compiled anew has neither problem.
+
+    Args:
+        optimizer: built or not.
+        variables: what both train, e.g. `model.trainable_variables`.
+        **changes: constructor arguments that differ, e.g. `learning_rate=0.1`.
+
+    Raises:
+        InputError: an optimizer that wraps another one (loss scaling), whose rate is not its own argument.
+    """
+    config = optimizer.get_config()
+    if missing := sorted(set(changes) - set(config)):
+        raise InputError(f"optimizer {optimizer.name!r}: has no argument {', '.join(missing)}; give a plain optimizer.")
+    copy = type(optimizer).from_config({**config, **changes})
+    copy.build(variables)
+    if optimizer.built:
+        # The rate, where it is a variable, is an argument and not state.
+        for new, old in zip(_state(copy), _state(optimizer), strict=True):
+            new.assign(old)
+    return copy
+
+
+def _state(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    return [variable for variable in optimizer.variables if variable is not optimizer._learning_rate]

@@ -201,7 +201,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     max_lighting / 2) and contrast log-uniform up to 1 / (1 - max_lighting) (each with `p_lighting`).
 
     Args:
-        size: side of the output, in pixels.
+        size: of the output in pixels: its side, or (height, width).
         do_flip: mirror left-right with probability a half.
         flip_vert: any of the eight flips and quarter turns instead.
         max_rotate: degrees, either way.
@@ -219,7 +219,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(
         self,
-        size: int,
+        size: int | tuple[int, int],
         do_flip: bool = False,
         flip_vert: bool = False,
         max_rotate: float = 10.0,
@@ -243,7 +243,8 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         ):
             if not low <= value <= high:
                 raise InputError(f"RandomTransforms: {name} must lie in [{low}, {high}]; got {value}.")
-        self.size, self.seed = size, seed
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.seed = seed
         self.do_flip, self.flip_vert = do_flip, flip_vert
         self.max_rotate, self.max_zoom = max_rotate, max_zoom
         self.max_lighting, self.max_warp = max_lighting, max_warp
@@ -253,13 +254,17 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     def call(self, images: Any, training: bool | None = None) -> Any:
         """Transforms (training) or resizes (otherwise) a batch."""
         if not training:
-            return resize(images, self.size, self.size)
-        images = shrink(images, self.size, self.size)
+            return resize(images, self.height, self.width)
+        images = shrink(images, self.height, self.width)
         batch, height, width, _ = ops.shape(images)
-        draws = keras.random.uniform((batch, _GEOMETRY_DRAWS), seed=self.seed_generator)
-        light = keras.random.uniform((batch, _LIGHTING_DRAWS), seed=self.seed_generator)
+        draws, light = self.draws(batch, self.seed_generator)
         matrices = self.geometry(draws, self.random_zoom(draws), self.random_flip(draws), height, width)
-        return self.random_lighting(resample(images, matrices, self.size, self.size), light)
+        return self.random_lighting(resample(images, matrices, self.height, self.width), light)
+
+    def draws(self, batch: int, seed: Any) -> tuple[Any, Any]:
+        """Uniform random numbers for a batch: float32 `(batch, 13)` for geometry, `(batch, 4)` for lighting."""
+        table = keras.random.uniform((batch, _GEOMETRY_DRAWS + _LIGHTING_DRAWS), seed=seed)
+        return table[:, :_GEOMETRY_DRAWS], table[:, _GEOMETRY_DRAWS:]
 
     def geometry(self, draws: Any, zooms: Any, flips: Any, height: int, width: int) -> Any:
         """One homography an image, in fastai's order: quarter turn · rotation · zoom · warp · flip.
@@ -299,8 +304,8 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         return ops.where(either, adjust_lighting(images, brightness, contrast), images)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """`(batch, size, size, channels)`."""
-        return (input_shape[0], self.size, self.size, input_shape[-1])
+        """`(batch, height, width, channels)`, those of `size`."""
+        return (input_shape[0], self.height, self.width, input_shape[-1])
 
     def compute_output_spec(self, images: Any, training: bool | None = None) -> keras.KerasTensor:
         """Shape and dtype, without tracing, since the input's size may be unknown."""
@@ -308,9 +313,9 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation."""
-        names = ("size", "do_flip", "flip_vert", "max_rotate", "max_zoom", "max_lighting", "max_warp")
+        names = ("do_flip", "flip_vert", "max_rotate", "max_zoom", "max_lighting", "max_warp")
         own = {name: getattr(self, name) for name in (*names, "p_affine", "p_lighting", "seed")}
-        return {**super().get_config(), **own}
+        return {**super().get_config(), "size": (self.height, self.width), **own}
 
 
 def _matrix(rows: list[list[Any]], batch: int) -> Any:

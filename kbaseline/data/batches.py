@@ -1,0 +1,70 @@
+"""`ImageBatches`: a split as a Keras dataset of uint8 batches, sliced on the host in a seeded order."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from kbaseline.errors import DataError
+
+
+class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches for `model.fit`, `model.evaluate` and `model.predict`.
+
+    Args:
+        images: uint8 `(number, height, width, 3)`; a memory map is read batch by batch.
+        labels: int `(number,)`, or None for prediction.
+        batch_size: images a batch.
+        shuffle: a new order every epoch, fixed by `seed` and the epoch's number; the last partial batch is dropped,
+            so that BatchNorm never sees a tiny one and the step is compiled once.
+        seed: fixes the orders.
+        pad: repeat the last image until the last batch is full, so that prediction is compiled once;
+            cut the result to `number`.
+
+    Raises:
+        DataError: shuffling fewer images than one batch holds.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        batch_size: int = 64,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        pad: bool = False,
+    ) -> None:
+        super().__init__()
+        if shuffle and len(images) < batch_size:
+            raise DataError(
+                f"train: {len(images)} images do not fill one batch of {batch_size}; set data.batch_size to "
+                f"{max(2, len(images) // 4)} or give more images."
+            )
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.shuffle, self.seed, self.pad = shuffle, seed, pad
+        self.epoch = 0
+        self._order = self._next_order()
+
+    def _next_order(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(len(self.images))
+        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.images))
+
+    def __len__(self) -> int:
+        rounded = math.floor if self.shuffle else math.ceil
+        return rounded(len(self.images) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Batch `index`: uint8 `(batch, height, width, 3)`, and int32 labels `(batch,)` if there are any."""
+        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        if self.pad and len(chosen) < self.batch_size:
+            chosen = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
+        images = np.ascontiguousarray(self.images[chosen])
+        return (images,) if self.labels is None else (images, self.labels[chosen])
+
+    def on_epoch_end(self) -> None:
+        """Draws the next epoch's order."""
+        self.epoch += 1
+        self._order = self._next_order()

@@ -1,0 +1,140 @@
+"""Test-time augmentation: zoomed corner views, mirrored or not, whose probabilities are averaged on the accelerator.
+
+fastai v1's `vision/tta.py`: four corners and their mirrors, each with the random warp, rotation and lighting of
+training; final = beta · plain + (1 - beta) · mean of the views.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kbaseline.data.batches import ImageBatches
+from kbaseline.errors import InputError
+from kbaseline.transforms import RandomTransforms, flip, identity, resample, shrink, zoom
+
+
+class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
+    """Probabilities of the plain image and of its views, from images of any size, 0-255.
+
+    View i zooms by `scale` into the corner at row i & 1, column (i >> 1) & 1; every second four views are mirrored
+    if `flip` is set. Draws depend on the seed, the view and the place in the batch alone.
+
+    Takes `(batch, height, width, channels)`; gives float32 `(batch, 1 + views, classes)`, the plain image first.
+
+    Args:
+        transforms: the layer whose warp, rotation and lighting the views keep.
+        network: from that layer's output to logits or probabilities.
+        views: the views' numbers.
+        scale: magnification, at least 1.
+        flip: whether views 4-7 (12-15, ...) are mirrored.
+        from_logits: whether the network gives logits.
+        seed: fixes the draws.
+    """
+
+    __test__ = False  # not a test, whatever its name says to pytest
+
+    def __init__(
+        self,
+        transforms: RandomTransforms,
+        network: keras.Model,
+        views: Sequence[int],
+        scale: float,
+        flip: bool,
+        from_logits: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(autocast=False, dtype="float32")
+        self.transforms, self.network, self.views = transforms, network, tuple(views)
+        self.scale, self.flip, self.from_logits, self.seed = scale, flip, from_logits, seed
+
+    def call(self, images: Any) -> Any:
+        """See the class."""
+        looks = [self.transforms(images, training=False), *(self.view(images, number) for number in self.views)]
+        # One pass over all looks: one program to compile, and full batches for the accelerator.
+        outputs = ops.cast(self.network(ops.concatenate(looks), training=False), "float32")
+        outputs = ops.softmax(outputs) if self.from_logits else outputs
+        return ops.transpose(ops.reshape(outputs, (len(looks), -1, outputs.shape[-1])), (1, 0, 2))
+
+    def view(self, images: Any, number: int) -> Any:
+        """View `number` of a batch, float32 `(batch, size, size, channels)`."""
+        layer = self.transforms
+        images = shrink(images, layer.height, layer.width)
+        batch, height, width, _ = ops.shape(images)
+        geometry, light = layer.draws(batch, self.seed + number)
+        corner = ops.ones((batch,))
+        zooms = zoom(corner * self.scale, corner * (number & 1), corner * (number >> 1 & 1))
+        mirrored = self.flip and number >> 2 & 1
+        flips = flip(corner > 0) if mirrored else identity(batch)
+        matrices = layer.geometry(geometry, zooms, flips, height, width)
+        return layer.random_lighting(resample(images, matrices, layer.height, layer.width), light)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """`(batch, 1 + views, classes)`."""
+        return (input_shape[0], 1 + len(self.views), self.network.output_shape[-1])
+
+
+def tta_predict(
+    model: keras.Model,
+    images: np.ndarray,
+    views: int | Sequence[int] = 8,
+    beta: float | None = 0.4,
+    scale: float = 1.35,
+    flip: bool = True,
+    *,
+    from_logits: bool = True,
+    batch_size: int = 256,
+    seed: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Predicts with test-time augmentation.
+
+    A model that begins with `RandomTransforms` has its views sampled from the source pixels in one resample, with that
+    layer's warp, rotation and lighting. Any other model from images to one vector of classes gets corners and mirrors
+    alone, at the images' own size.
+
+    Args:
+        model: a functional Keras model from images to logits or probabilities `(batch, classes)`.
+        images: uint8 or float `(number, height, width, channels)`, 0-255, all of one size.
+        views: how many, or which; see `TestTimeViews`.
+        beta: weight of the plain prediction, in [0, 1]; None gives both parts.
+        scale: magnification of a view, at least 1.
+        flip: mirror views 4-7. Wrong for text and digits.
+        from_logits: whether the model gives logits rather than probabilities.
+        batch_size: looks (images times 1 + views) the network sees at once.
+        seed: fixes the draws.
+        callbacks: Keras callbacks for `predict`, for a progress bar.
+
+    Returns:
+        Float32 probabilities `(number, classes)`: `beta * plain + (1 - beta) * mean`; with `beta=None` the pair
+        (plain, mean over the views).
+
+    Raises:
+        InputError: an argument outside its range, or a model that is not functional.
+    """
+    numbers = tuple(range(views)) if isinstance(views, int) else tuple(views)
+    if not numbers or min(numbers) < 0:
+        raise InputError(f"views: give at least one, numbered from 0; got {views!r}.")
+    if beta is not None and not 0 <= beta <= 1:
+        raise InputError(f"beta must lie in [0, 1] or be None; got {beta}.")
+    if scale < 1:
+        raise InputError(f"scale must be at least 1; got {scale}.")
+    transforms, network = _split(model, images.shape[1:3])
+    looks = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
+    source = keras.Input(images.shape[1:], dtype=images.dtype.name)
+    predictor = keras.Model(source, looks(source))
+    batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
+    found = predictor.predict(batches, verbose=0, callbacks=list(callbacks))[: len(images)]
+    plain, mean = found[:, 0], found[:, 1:].mean(axis=1)
+    return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
+
+
+def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms, keras.Model]:
+    """The transforms a model begins with, and the rest of it; identity transforms for a model without them."""
+    for layer in model.layers:
+        if isinstance(layer, RandomTransforms):
+            return layer, keras.Model(layer.output, model.output)
+    still = {"max_rotate": 0.0, "max_zoom": 1.0, "max_lighting": 0.0, "max_warp": 0.0}
+    return RandomTransforms((shape[0], shape[1]), **still), model
