@@ -22,7 +22,8 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
     View i zooms by `scale` into the corner at row i & 1, column (i >> 1) & 1; every second four views are mirrored
     if `flip` is set. Draws depend on the seed, the view and the place in the batch alone.
 
-    Takes `(batch, height, width, channels)`; gives float32 `(batch, 1 + views, classes)`, the plain image first.
+    Takes `(batch, height, width, channels)`; gives float32 `(batch, 2, classes)`: the plain image's, then the mean
+    over its views.
 
     Args:
         transforms: the layer whose warp, rotation and lighting the views keep.
@@ -56,7 +57,8 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
         # One pass over all looks: one program to compile, and full batches for the accelerator.
         outputs = ops.cast(self.network(ops.concatenate(looks), training=False), "float32")
         outputs = ops.softmax(outputs) if self.from_logits else outputs
-        return ops.transpose(ops.reshape(outputs, (len(looks), -1, outputs.shape[-1])), (1, 0, 2))
+        outputs = ops.reshape(outputs, (len(looks), -1, outputs.shape[-1]))
+        return ops.stack([outputs[0], ops.mean(outputs[1:], axis=0)], axis=1)
 
     def view(self, images: Any, number: int) -> Any:
         """View `number` of a batch, float32 `(batch, size, size, channels)`."""
@@ -72,8 +74,8 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
         return layer.random_lighting(resample(images, matrices, layer.height, layer.width), light)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """`(batch, 1 + views, classes)`."""
-        return (input_shape[0], 1 + len(self.views), self.network.output_shape[-1])
+        """`(batch, 2, classes)`."""
+        return (input_shape[0], 2, self.network.output_shape[-1])
 
 
 def tta_predict(
@@ -127,7 +129,7 @@ def tta_predict(
     predictor = keras.Model(source, looks(source))
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
     found = predictor.predict(batches, verbose=0, callbacks=list(callbacks))[: len(images)]
-    plain, mean = found[:, 0], found[:, 1:].mean(axis=1)
+    plain, mean = found[:, 0], found[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 VERSION = 1
 """Raise it whenever the same file would give other pixels: decoded copies of older versions are then ignored."""
@@ -18,6 +18,15 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 Resize = Literal["crop", "squish"]
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImageError(Exception):
@@ -44,9 +53,9 @@ def probe(file: Path | BinaryIO) -> tuple[int, int]:
     """
     with _reasons(file), Image.open(file) as image:
         width, height = image.size
-        # `getexif` reads a whole PNG in search of the tag; what stands before its pixels has to do.
-        tags = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        return (width, height) if tags.get(_ORIENTATION) in _SIDEWAYS else (height, width)
+        # Pillow reads a whole PNG in search of the tag; what stands before its pixels has to do.
+        known = image.format != "PNG" or "exif" in image.info
+        return (width, height) if known and _orientation(image) in _SIDEWAYS else (height, width)
 
 
 def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np.ndarray:
@@ -68,44 +77,49 @@ def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np
         BadImageError: the file is empty, truncated, no image, or above Pillow's limit of pixels.
     """
     with _reasons(file), Image.open(file) as image:
-        if image.format == "JPEG":
-            # The decoder halves JPEGs almost for free; twice the wanted size leaves the rest to the filter.
-            image.draft(None, (2 * max(height, width), 2 * max(height, width)))
-        # Pillow must not resize palettes or numeric modes, so colour comes first.
-        fitted = _fit(ImageOps.exif_transpose(_to_rgb(image)), height, width, resize)
-        return np.asarray(fitted, dtype=np.uint8)
+        # The JPEG decoder halves almost for free; twice the wanted size leaves the rest to the filter.
+        image.draft(None, (2 * max(height, width), 2 * max(height, width)))
+        rgb = _to_rgb(image)
+        turn = _TURNS.get(_orientation(image))
+        upright = rgb if turn is None else rgb.transpose(turn)
+        return np.asarray(_fit(upright, height, width, resize), dtype=np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1-8; 1 (upright) where the tags are missing or spoilt."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _fit(image: Image.Image, height: int, width: int, resize: Resize) -> Image.Image:
-    box = (0.0, 0.0, float(image.width), float(image.height))
+    whole_width, whole_height = image.size
+    box_width, box_height = float(whole_width), float(whole_height)
     if resize == "crop":
-        scale = min(image.width / width, image.height / height)
-        left, top = round((image.width - scale * width) / 2), round((image.height - scale * height) / 2)
-        box = (left, top, left + scale * width, top + scale * height)
-    if (box[2] - box[0], box[3] - box[1]) == (width, height):
-        return image.crop((int(box[0]), int(box[1]), int(box[2]), int(box[3])))
+        scale = min(whole_width / width, whole_height / height)
+        box_width, box_height = min(scale * width, box_width), min(scale * height, box_height)
+    # Whole pixels, so that a crop that needs no resize copies them as they are.
+    left, top = int((whole_width - box_width) / 2), int((whole_height - box_height) / 2)
+    if (box_width, box_height) == (width, height):
+        return image.crop((left, top, left + width, top + height))
+    box = (left, top, left + box_width, top + box_height)
     return image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode, before any resize: Pillow cannot interpolate palettes and numeric modes."""
     if image.mode.startswith(("I", "F")):
-        return _with_exif(_grey(image), image)
+        return _grey(image)
     if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return _with_exif(Image.alpha_composite(white, with_alpha).convert("RGB"), image)
-    return image if image.mode == "RGB" else _with_exif(image.convert("RGB"), image)
-
-
-def _with_exif(converted: Image.Image, original: Image.Image) -> Image.Image:
-    """Conversion may drop the tags that say which side is up."""
-    converted.getexif().update({k: v for k, v in original.getexif().items() if k == _ORIENTATION})
-    return converted
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 def _grey(image: Image.Image) -> Image.Image:
     """16-bit (or float 0-255) grey as RGB; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image).astype(np.float32)
     top = 255 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"grey values must lie in 0-{top}; got {values.min():g} to {values.max():g}")

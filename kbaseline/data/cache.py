@@ -1,0 +1,268 @@
+"""Decodes a list of images once, into memory-mapped files that later runs open at once."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from rich.console import Console
+
+from kbaseline.data import decode
+from kbaseline.data.progress import Bar
+from kbaseline.errors import DataError, RunError
+
+# Rows decoded before they are appended to the file: the RAM a preparation takes, whatever its size.
+CHUNK_BYTES = 64 * 2**20
+
+
+class Pictures(Protocol):
+    """Encoded images that can be opened in any order, from several threads."""
+
+    def name(self, index: int) -> str:
+        """What to call the image in a message."""
+        ...
+
+    def open(self, index: int) -> Path | BinaryIO:
+        """Where to read the image from."""
+        ...
+
+    def fingerprint(self, index: int) -> str:
+        """Changes when the image does, found without reading it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One split, decoded.
+
+    Attributes:
+        images: uint8 0-255, `(number, height, width, 3)`, a read-only memory map.
+        bad: position among the images asked for -> why it could not be read; these are not in `images`.
+    """
+
+    images: np.ndarray
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the images are fitted to.
+
+    Attributes:
+        size: side of the square the network sees, in pixels.
+        resize: how an image that is not square becomes square.
+        strict: an image that cannot be read ends the preparation.
+    """
+
+    size: int
+    resize: decode.Resize
+    strict: bool
+
+
+def decoded(
+    pictures: Pictures,
+    chosen: Mapping[str, np.ndarray],
+    target: Target,
+    cache_dir: Path,
+    console: Console | None = None,
+) -> dict[str, Decoded]:
+    """Opens the decoded copy of the chosen images, making it first where there is none.
+
+    The copy is a folder that appears whole, by rename; of two processes that make the same one, the
+    first to finish wins and both end with its content.
+
+    Images of one common height and width, neither above twice `size`, keep their own pixels (only the
+    centre square of them for `crop`), so that resize and augmentation can make one resample in the
+    model. All others are resized to `(size, size)`.
+
+    Args:
+        pictures: all images of the source.
+        chosen: name of split -> int `(number,)`, which images it holds, in order.
+        target: what the images are fitted to.
+        cache_dir: kbaseline's cache folder.
+        console: where to show progress; None shows nothing.
+
+    Raises:
+        DataError: an image cannot be read and `target.strict` is set, or none can be read.
+        RunError: the cache folder cannot be written.
+    """
+    folder = cache_dir / "images" / _key(pictures, chosen, target)
+    found = _open(folder, chosen)
+    if found is None:
+        with _whole_folder(folder, lambda: _open(folder, chosen) is not None) as unfinished:
+            _make(pictures, chosen, target, unfinished, console)
+        found = _open(folder, chosen)
+    if found is None:
+        raise RunError(f"cache {str(folder)!r}: cannot be read back; delete it, or set data.cache_dir to another disk.")
+    if target.strict:
+        for name, split in found.items():
+            for position, reason in split.bad.items():
+                raise bad_image(pictures.name(int(chosen[name][position])), reason)
+    return found
+
+
+def bad_image(name: str, reason: str) -> DataError:
+    """The error for an image that cannot be read."""
+    return DataError(
+        f"image {name!r}: cannot be read ({reason}); repair or remove it, or set data.on_bad_image to 'skip'."
+    )
+
+
+def _key(pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target) -> str:
+    digest = hashlib.blake2b(f"{decode.VERSION} {target.size} {target.resize}".encode(), digest_size=16)
+    for name, indices in chosen.items():
+        digest.update(f"\n\n{name}".encode())
+        for index in indices.tolist():
+            digest.update(f"\n{pictures.fingerprint(index)}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _open(folder: Path, chosen: Mapping[str, np.ndarray]) -> dict[str, Decoded] | None:
+    """The finished copy, or None where there is none or somebody spoilt it."""
+    found = {}
+    try:
+        bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
+        for name, indices in chosen.items():
+            images = np.load(folder / f"{name}.npy", mmap_mode="r")
+            found[name] = Decoded(images, {int(position): reason for position, reason in bad[name].items()})
+            if len(images) + len(found[name].bad) != len(indices):
+                return None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return found
+
+
+@contextmanager
+def _whole_folder(folder: Path, finished: Callable[[], bool]) -> Iterator[Path]:
+    """Gives a folder of a unique temporary name that takes its final name only if all goes well.
+
+    `finished` tells whether what already bears the final name is good; then it stays.
+    """
+    unfinished = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        yield unfinished
+        _put_in_place(unfinished, folder, finished)
+    except OSError as error:
+        where = str(folder.parent)
+        raise RunError(
+            f"cache {where!r}: cannot be written ({error.strerror or error}); make room, or set data.cache_dir."
+        ) from error
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_in_place(unfinished: Path, folder: Path, finished: Callable[[], bool]) -> None:
+    try:
+        os.replace(unfinished, folder)
+    except OSError:
+        if finished():
+            return  # Another process was faster; it may be reading its copy, which holds the same images.
+        if not folder.is_dir():
+            raise
+        spoilt = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            os.replace(folder, spoilt)
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(spoilt, ignore_errors=True)
+
+
+def _make(
+    pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target, folder: Path, console: Console | None
+) -> None:
+    total = sum(map(len, chosen.values()))
+    pool = ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8))
+    try:
+        with decode.quiet(), Bar(console, "Decoding", total) as bar:
+            height, width = _common_size(pictures, np.concatenate(list(chosen.values())), target, pool)
+            bad = {
+                name: _write(_Job(pictures, indices, height, width, target), folder / f"{name}.npy", pool, bar)
+                for name, indices in chosen.items()
+            }
+    finally:
+        pool.shutdown(cancel_futures=True)
+    (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+
+
+def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: ThreadPoolExecutor) -> tuple[int, int]:
+    """Height and width to decode to: the images' own where all agree and it is small, else the network's."""
+
+    def size(index: int) -> tuple[int, int] | None:
+        try:
+            return decode.probe(pictures.open(index))
+        except decode.BadImageError:
+            return None
+
+    seen: set[tuple[int, int]] = set()
+    # Photos differ within the first few, so most are never probed.
+    for start in range(0, len(indices), 256):
+        seen.update(shape for shape in pool.map(size, indices[start : start + 256].tolist()) if shape)
+        if len(seen) > 1 or any(max(shape) > 2 * target.size for shape in seen):
+            return target.size, target.size
+    height, width = seen.pop() if seen else (target.size, target.size)
+    return (min(height, width),) * 2 if target.resize == "crop" else (height, width)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One split to decode."""
+
+    pictures: Pictures
+    indices: np.ndarray
+    height: int
+    width: int
+    target: Target
+
+    def row(self, index: int) -> np.ndarray | str:
+        """The pixels of one image, or why there are none."""
+        try:
+            return decode.decode(self.pictures.open(index), self.height, self.width, self.target.resize)
+        except decode.BadImageError as error:
+            return str(error)
+
+
+def _write(job: _Job, path: Path, pool: ThreadPoolExecutor, bar: Bar) -> dict[int, str]:
+    """Decodes one split into a .npy file, chunk by chunk, and returns the images it could not read."""
+    row_shape = (job.height, job.width, 3)
+    chunk = max(64, CHUNK_BYTES // int(np.prod(row_shape)))
+    bad: dict[int, str] = {}
+    with path.open("wb") as file:
+        _write_header(file, (len(job.indices), *row_shape))
+        for start in range(0, len(job.indices), chunk):
+            rows = pool.map(job.row, job.indices[start : start + chunk].tolist())
+            for position, row in enumerate(rows, start):
+                bar.advance()
+                if isinstance(row, str):
+                    bad[position] = row
+                    if job.target.strict:
+                        raise bad_image(job.pictures.name(int(job.indices[position])), row)
+                else:
+                    file.write(row.tobytes())
+        if len(bad) == len(job.indices):
+            position, reason = next(iter(bad.items()))
+            raise DataError(
+                f"{path.stem} images: none of {len(bad):,} can be read; the first is "
+                f"{job.pictures.name(int(job.indices[position]))!r} ({reason})."
+            )
+        file.seek(0)
+        _write_header(file, (len(job.indices) - len(bad), *row_shape))
+        file.flush()
+        os.fsync(file.fileno())
+    return bad
+
+
+def _write_header(file: Any, shape: Sequence[int]) -> None:
+    """A .npy header; numpy pads it so that another number of rows takes the same room."""
+    layout = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(file, layout)

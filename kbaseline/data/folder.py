@@ -1,0 +1,214 @@
+"""The source `folder:PATH`: photos in class folders, with or without `train/`, `valid/` and `test/` above them."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from kbaseline.config import DataConfig
+from kbaseline.data.decode import SUFFIXES
+from kbaseline.data.image_data import ImageData
+from kbaseline.data.prepare import Listing, prepare
+from kbaseline.errors import DataError, did_you_mean
+
+_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """One image file: its path below the root, size in bytes and time of change."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class _FolderPictures:
+    """The files of a folder, as `Pictures`."""
+
+    root: Path
+    files: list[_File]
+
+    def name(self, index: int) -> str:
+        # A name that is no UTF-8 must not break the message it stands in.
+        return os.fsencode(self.files[index].path).decode("utf-8", "replace")
+
+    def open(self, index: int) -> Path:
+        return self.root / self.files[index].path
+
+    def fingerprint(self, index: int) -> str:
+        # With the root: two folders may hold files of the same name, size and time (an unpacked archive).
+        file = self.files[index]
+        return f"{self.root}\0{file.path}\0{file.size}\0{file.mtime_ns}"
+
+
+def load_folder(path: str, config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
+    """Loads the photos below a folder.
+
+    Either `train/` and perhaps `valid/` (or `val/`, `validation/`) and `test/` hold one folder for each
+    class, or the folder itself does; then a stratified part validates. Classes are sorted by name. All
+    images below a class folder count, however deep; hidden files and other files are ignored.
+
+    Args:
+        path: the folder; `~` is understood.
+        config: the `data` section.
+        seed: fixes random splits and subsets.
+        console: where to show progress; None shows nothing.
+
+    Returns:
+        Images uint8 0-255, `(number, height, width, 3)`, memory-mapped; see `cache.decoded` for the size.
+
+    Raises:
+        DataError: the folder, a class or an image breaks a rule.
+        RunError: the cache folder cannot be written.
+    """
+    root = _root(path)
+    tree = {name: _classes(root, folder) for name, folder in _split_folders(root).items()}
+    names = tuple(sorted(tree["train"]))
+    if len(names) < 2:
+        raise DataError(_too_few(root, names, path))
+    _check_same_classes(root, tree)
+    files = [file for classes in tree.values() for name in names for file in classes[name]]
+    labels = {
+        split: np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
+        for split, classes in tree.items()
+    }
+    listing = Listing(_FolderPictures(root, files), labels, names, f"folder {str(root)!r}")
+    return prepare(listing, config, seed, console)
+
+
+def _root(path: str) -> Path:
+    if not path.strip():
+        raise DataError("data.source 'folder:': names no folder; write folder:PATH.")
+    try:
+        root = Path(path).expanduser().resolve()
+        mode = root.stat().st_mode
+    except (OSError, RuntimeError, ValueError):
+        folder = Path(path)
+        near = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise DataError(
+            f"folder {path!r}: no such folder; give the folder of your photos.{did_you_mean(folder.name, near)}"
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"folder {path!r}: is a file, not a folder; give the folder that holds the class folders.")
+    return root
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise DataError(f"folder {str(folder)!r}: cannot be listed ({error.strerror}); check its rights.") from None
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _scan(folder) if _is_dir(entry)]
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """`train`, `valid` and `test` -> their folders; `train` is the root itself where there are none."""
+    subfolders = _subfolders(root)
+    found: dict[str, str] = {}
+    for name in subfolders:
+        split = _SPLITS.get(name.lower())
+        if split in found:
+            raise DataError(f"folder {str(root)!r}: {found[split]!r} and {name!r} both mean {split}; keep one of them.")
+        if split:
+            found[split] = name
+    others = [name for name in subfolders if name.lower() not in _SPLITS]
+    # A class may be called "train" too: then other classes stand beside it and it holds photos, not folders.
+    if "train" in found and (_subfolders(root / found["train"]) or not others):
+        return {split: root / found[split] for split in ("train", "valid", "test") if split in found}
+    if found and not others:
+        names = ", ".join(repr(name) for name in found.values())
+        raise DataError(f"folder {str(root)!r}: has {names} but no 'train'; put the training photos in train/CLASS/.")
+    return {"train": root}
+
+
+def _classes(root: Path, folder: Path) -> dict[str, list[_File]]:
+    """Class name -> its image files, sorted by path.
+
+    Raises:
+        DataError: no class folders, or one without images.
+    """
+    names = _subfolders(folder)
+    if not names:
+        if any(_is_image(entry.name) for entry in _scan(folder)):
+            raise DataError(
+                f"folder {str(folder)!r}: holds images but no class folders; put the images of each class into "
+                f"a folder named after it, for instance {str(folder / 'cat')!r}."
+            )
+        raise DataError(f"folder {str(folder)!r}: is empty; it must hold one folder of images for each class.")
+    classes = {name: _files(root, folder / name) for name in names}
+    for name, files in classes.items():
+        if not files:
+            kinds = " ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+            raise DataError(
+                f"class folder {str(folder / name)!r}: holds no images ({kinds}); add some or remove the folder."
+            )
+    return classes
+
+
+def _files(root: Path, folder: Path) -> list[_File]:
+    """All image files below a class folder. A folder met twice, as in a loop of links, counts once."""
+    found: list[_File] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in _scan(here):
+            if _is_dir(entry):
+                waiting.append(Path(entry.path))
+            elif _is_image(entry.name):
+                file = _as_file(root, entry)
+                found += [file] if file else []
+    return sorted(found, key=lambda file: file.path)
+
+
+def _as_file(root: Path, entry: os.DirEntry[str]) -> _File | None:
+    path = os.path.relpath(entry.path, root)
+    try:
+        status = entry.stat()
+    except OSError:
+        return _File(path, -1, 0)  # A broken link: decoding will say so.
+    # Reading a pipe or a device would wait for ever.
+    return _File(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _too_few(root: Path, names: tuple[str, ...], path: str) -> str:
+    message = f"folder {str(root)!r}: training needs at least two class folders; got only {names[0]!r}."
+    inner = _subfolders(root / names[0]) if (root / names[0]).is_dir() else []
+    return f"{message} Did you mean folder:{Path(path) / names[0]}?" if len(inner) > 1 else message
+
+
+def _check_same_classes(root: Path, tree: dict[str, dict[str, list[_File]]]) -> None:
+    train = set(tree["train"])
+    for split in tree.keys() - {"train"}:
+        other = set(tree[split])
+        sides = [
+            f"{side} lacks {', '.join(repr(name) for name in sorted(missing))}"
+            for side, missing in ((split, train - other), ("train", other - train))
+            if missing
+        ]
+        if sides:
+            raise DataError(f"folder {str(root)!r}: train and {split} must hold the same classes; {'; '.join(sides)}.")

@@ -1,0 +1,58 @@
+"""Reads a source string (`tfds:NAME`, `folder:PATH`, `digits`) into `ImageData`."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from kbaseline.config import DataConfig
+from kbaseline.data.digits import load_digits
+from kbaseline.data.folder import load_folder
+from kbaseline.data.image_data import ImageData
+from kbaseline.errors import DataError, did_you_mean
+
+_FORMS = "tfds:NAME, folder:PATH or digits"
+_EXAMPLES = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "folder:PATH", "digits")
+
+
+def load_source(config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
+    """Loads the images a configuration asks for: its source, validation split, subset and size.
+
+    Args:
+        config: the `data` section.
+        seed: fixes random splits and subsets.
+        console: where work of more than two seconds shows its progress; None shows nothing.
+
+    Returns:
+        Images uint8 0-255, `(number, height, width, 3)`, in memory or memory-mapped.
+
+    Raises:
+        DataError: an unknown source, or data that breaks a rule.
+        DownloadError: the images are not here and could not be fetched.
+        RunError: a folder cannot be written, or TFDS fails.
+    """
+    kind, colon, rest = config.source.partition(":")
+    if kind == "folder" and colon:
+        return load_folder(rest, config, seed, console)
+    if kind == "tfds" and colon:
+        # TFDS takes half a second to import; only those who use it pay.
+        from kbaseline.data.tfds import load_tfds
+
+        return load_tfds(rest, config, seed, console)
+    if config.source == "digits":
+        return load_digits(config, seed)
+    raise DataError(_unknown(config.source))
+
+
+def _unknown(source: str) -> str:
+    try:
+        is_folder = bool(source) and Path(source).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        is_folder = False
+    if is_folder:
+        return f"data.source {source!r}: is a folder, and a folder needs its prefix; write folder:{source}"
+    kind, colon, rest = source.partition(":")
+    # After a known form of wrong spelling only the prefix is corrected.
+    guess = did_you_mean(kind + colon, ("tfds:", "folder:")) if colon else did_you_mean(source, _EXAMPLES)
+    if colon and guess:
+        guess = guess.replace(":'", f":{rest}'")
+    return f"data.source {source!r}: must be {_FORMS}.{guess}"

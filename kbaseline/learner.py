@@ -1,0 +1,357 @@
+"""`Learner`: data, model and optimizer under the article's verbs: find a rate, fit, unfreeze, fit, tta, predict."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import keras
+import numpy as np
+from rich.console import Console
+
+from kbaseline.backbones import ZOO
+from kbaseline.config import Config, load_config
+from kbaseline.data import ImageData
+from kbaseline.data.batches import ImageBatches
+from kbaseline.errors import DataError, InputError, RunError
+from kbaseline.lr_finder import LRCurve, LRFinder
+from kbaseline.metrics import Evaluation, evaluate_predictions
+from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
+from kbaseline.progress import PredictBar, StageTable, SweepBar
+from kbaseline.schedules import CosineCycle, OneCycle
+from kbaseline.tta import tta_predict
+
+MaxLR = float | slice | tuple[float | None, float]
+
+
+@dataclass(frozen=True, eq=False)
+class TTAResult:
+    """Plain and test-time-augmented predictions, side by side.
+
+    Attributes:
+        plain: figures of the plain predictions.
+        tta: figures of the augmented ones.
+        probabilities: float32 `(number, classes)`, augmented.
+        plain_probabilities: float32 `(number, classes)`.
+        seconds: what the augmented prediction took.
+    """
+
+    plain: Evaluation
+    tta: Evaluation
+    probabilities: np.ndarray
+    plain_probabilities: np.ndarray
+    seconds: float
+
+    @property
+    def helped(self) -> bool:
+        """Whether augmentation is at least as accurate."""
+        return self.tta.accuracy >= self.plain.accuracy
+
+
+class Learner:
+    """A classifier in training.
+
+        learn = Learner(ImageData.from_source("tfds:cifar10", size=128), backbone="resnet50")
+        learn.lr_find()
+        learn.fit_one_cycle(3, max_lr=1e-3)
+        learn.unfreeze()
+        learn.fit_one_cycle(3, max_lr=slice(1e-6, 1e-4))
+        result = learn.tta()
+
+    A backbone with weights starts frozen. The optimizer's state goes on from fit to fit and starts afresh after
+    `freeze` and `unfreeze`, as fastai's does.
+
+    Args:
+        data: what to learn from.
+        backbone: a name from the zoo or the path of a `.keras` model; default: the configuration's.
+        weights: `"imagenet"`, `"cifar10"`, `"none"` or a file; default: the backbone's own.
+        config: everything else, as `load_config` takes it: a `Config`, a mapping, a YAML file. Its `data` section
+            gives only the batch size here.
+        console: where progress goes; default: standard output. `Console(quiet=True)` keeps silent.
+
+    Attributes:
+        model: the Keras model, uint8 images in, float32 logits out.
+        history: one row an epoch, over all fits.
+        applied: one row a step, over all fits: stage, step, learning rate of each layer group, momentum.
+
+    Raises:
+        ModelError: see `build_classifier`.
+        DataError: fewer training images than a batch.
+        DownloadError: see `build_classifier`.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        backbone: str | None = None,
+        weights: str | None = None,
+        *,
+        config: Config | Mapping[str, Any] | str | Path | None = None,
+        console: Console | None = None,
+    ) -> None:
+        if backbone is not None and weights is None and backbone in ZOO:
+            weights = ZOO[backbone].pretrained
+        chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
+        self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
+        self.data = data
+        self.console = console or Console()
+        self.model = self._build()
+        self.frozen = False
+        self.history: list[dict[str, Any]] = []
+        self.applied: list[dict[str, Any]] = []
+        self._optimizer: LayerwiseAdamW | None = None
+        self._batches = ImageBatches(
+            data.train.images, data.train.labels, self.config.data.batch_size, shuffle=True, seed=self.config.seed
+        )
+        if self.config.model.weights != "none":
+            self.freeze()
+
+    def _build(self) -> keras.Model:
+        settings = self.config.model
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(_policy(self.config.runtime.precision))
+        try:
+            return build_classifier(
+                self.data.num_classes,
+                self.data.size,
+                settings.backbone,
+                settings.weights,
+                transforms=self.config.transforms.model_dump(),
+                hidden=settings.hidden,
+                dropout=settings.dropout,
+                bn_momentum=settings.bn_momentum,
+                seed=self.config.seed,
+            )
+        finally:
+            keras.config.set_dtype_policy(before)
+
+    def freeze(self) -> None:
+        """Freezes the backbone; its BatchNorm goes on training if `model.train_bn` says so."""
+        freeze(self.model, self.config.model.train_bn)
+        self.frozen, self._optimizer = True, None
+
+    def unfreeze(self) -> None:
+        """Makes every layer trainable."""
+        unfreeze(self.model)
+        self.frozen, self._optimizer = False, None
+
+    def lr_find(self, title: str = "lr_find") -> LRCurve:
+        """Sweeps the learning rate, the same for all layers, and leaves no trace in the model.
+
+        Returns:
+            The curve; `curve.suggest("valley")` reads a rate off it.
+
+        Raises:
+            LRFinderError: too few points, or a loss that never falls or is not finite.
+        """
+        settings = self.config.lr_find
+        finder = LRFinder(settings.start_lr, settings.end_lr, settings.steps, stop_factor=settings.stop_factor)
+        batches = ImageBatches(
+            self.data.train.images,
+            self.data.train.labels,
+            self.config.data.batch_size,
+            shuffle=True,
+            seed=self.config.seed + 1,  # its own order, so that the sweep moves no later draw
+        )
+        kept = self._optimizer
+        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
+        self._optimizer = kept
+        try:
+            with SweepBar(settings.steps, self.console) as bar:
+                epochs = math.ceil(settings.steps / len(batches))
+                self.model.fit(batches, epochs=epochs, verbose=0, callbacks=[finder, bar])
+        finally:
+            finder.restore()
+        curve = finder.curve
+        found = ", ".join(f"{rule} {rate:.2e}" for rule, rate in curve.suggestions().items())
+        self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False)
+        return curve
+
+    def fit(self, epochs: int, lr: MaxLR = slice(3e-3), *, title: str = "fit") -> list[dict[str, Any]]:
+        """Trains at constant rates, beta_1 0.9.
+
+        Args:
+            epochs: passes over the training images.
+            lr: as `max_lr` of `fit_one_cycle`.
+            title: names the rows of the history.
+
+        Returns:
+            One row an epoch.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        rates = spread_rates(lr, 3)
+        beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
+        optimizer = self._at_rates(rates, rates[-1], beta_1)
+        return self._train(optimizer, epochs, title)
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        max_lr: MaxLR = slice(3e-3),
+        *,
+        pct_start: float = 0.3,
+        div: float = 25.0,
+        final_div: float = 2.5e5,
+        title: str = "one_cycle",
+    ) -> list[dict[str, Any]]:
+        """Trains for one cycle of learning rate and momentum.
+
+        Args:
+            epochs: passes over the training images.
+            max_lr: peak rate: a float for all layers; `slice(lo, hi)` spread geometrically over early body, late
+                body and head; `slice(hi)` for `hi` in the head and a tenth of it in the body.
+            pct_start: fraction of the steps in which the rate rises.
+            div: the first rate is the peak over this.
+            final_div: the last rate is the peak over this.
+            title: names the rows of the history.
+
+        Returns:
+            One row an epoch.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        rates = spread_rates(max_lr, 3)
+        start = 0 if self._optimizer is None else int(self._optimizer.iterations)
+        cycle = OneCycle(rates[-1], epochs * len(self._batches), pct_start, div, final_div, start)
+        optimizer = self._at_rates(rates, cycle, cycle.momentum(*self.config.optimizer.momentum))
+        return self._train(optimizer, epochs, title)
+
+    def _at_rates(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
+        """The optimizer, going on from the last one if there is one, with new rates and momentum."""
+        trainable = {layer.name for layer in self.model._flatten_layers() if layer.trainable_variables}
+        groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
+        names, multipliers = [list(g) for g, _ in groups], [rate / rates[-1] for _, rate in groups]
+        if self._optimizer is not None:
+            return clone_optimizer(
+                self._optimizer,
+                self.model.trainable_variables,
+                learning_rate=learning_rate,
+                multipliers=multipliers,
+                beta_1=beta_1,
+            )
+        settings = self.config.optimizer
+        return LayerwiseAdamW(
+            learning_rate,
+            names,
+            multipliers,
+            weight_decay=settings.weight_decay,
+            beta_1=beta_1,
+            beta_2=settings.beta_2,
+            epsilon=settings.epsilon,
+        )
+
+    def _compile(self, optimizer: LayerwiseAdamW) -> None:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.model.compile(optimizer, loss, metrics=["accuracy"])
+        self._optimizer = optimizer
+
+    def _train(self, optimizer: LayerwiseAdamW, epochs: int, title: str) -> list[dict[str, Any]]:
+        self._compile(optimizer)
+        first = int(optimizer.iterations)
+        valid = ImageBatches(self.data.valid.images, self.data.valid.labels, 2 * self.config.data.batch_size)
+        images = len(self._batches) * self.config.data.batch_size
+        with StageTable(title, epochs, images, self.console) as table:
+            self.model.fit(
+                self._batches,
+                epochs=epochs,
+                validation_data=valid,
+                verbose=0,
+                callbacks=[table, keras.callbacks.TerminateOnNaN()],
+            )
+        self._record(optimizer, first, title)
+        self.history += table.rows
+        if len(table.rows) < epochs or not math.isfinite(table.rows[-1]["train_loss"]):
+            raise RunError(
+                f"{title}: the loss is not finite after {int(optimizer.iterations) - first} steps at a rate of "
+                f"{float(np.asarray(optimizer.learning_rate)):.1e}; lower max_lr (the finder suggests one)."
+            )
+        return table.rows
+
+    def _record(self, optimizer: LayerwiseAdamW, first: int, title: str) -> None:
+        steps = np.arange(first, int(optimizer.iterations))
+        rate, beta_1 = optimizer._learning_rate, optimizer._beta_1
+        rates = np.asarray(rate(steps) if isinstance(rate, CosineCycle) else np.full(len(steps), float(rate)))
+        momenta = np.asarray(beta_1(steps) if callable(beta_1) else np.full(len(steps), beta_1))
+        offset = len(self.applied)
+        for index, (lr, momentum) in enumerate(zip(rates, momenta, strict=True)):
+            groups = {f"lr_{i}": float(lr) * factor for i, factor in enumerate(optimizer.multipliers)}
+            row = {"stage": title, "step": offset + index, "lr": float(lr), "momentum": float(momentum), **groups}
+            self.applied.append(row)
+
+    def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
+        """Probabilities, float32 `(number, classes)`, of uint8 images `(number, height, width, 3)`, 0-255."""
+        size = min(batch_size or 2 * self.config.data.batch_size, len(images))
+        batches = ImageBatches(images, batch_size=size, pad=True)
+        with PredictBar("predict", len(batches), self.console) as bar:
+            logits = self.model.predict(batches, verbose=0, callbacks=[bar])[: len(images)]
+        return np.asarray(keras.ops.softmax(logits))
+
+    def evaluate(self, split: str = "valid") -> Evaluation:
+        """Figures of the plain predictions on a split, `"train"`, `"valid"` or `"test"`.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        held = self._split(split)
+        return evaluate_predictions(self.predict(held.images), held.labels, self.data.class_names)
+
+    def tta(self, split: str = "valid") -> TTAResult:
+        """Predicts a split with test-time augmentation, as the configuration's `tta` section says.
+
+        Raises:
+            DataError: there is no such split.
+            InputError: the configuration leaves test-time augmentation out.
+        """
+        held, settings = self._split(split), self.config.tta
+        if settings is None:
+            raise InputError("tta: the configuration leaves it out (tta: null); give it a section.")
+        looks = 4 * self.config.data.batch_size
+        batches = math.ceil(len(held) / max(1, looks // (1 + settings.views)))
+        begin = time.perf_counter()
+        with PredictBar("tta", batches, self.console) as bar:
+            plain, mean = tta_predict(
+                self.model,
+                held.images,
+                settings.views,
+                None,
+                settings.scale,
+                settings.flip,
+                batch_size=looks,
+                seed=self.config.seed,
+                callbacks=[bar],
+            )
+        seconds = time.perf_counter() - begin
+        mixed = settings.beta * plain + (1 - settings.beta) * mean
+        names = self.data.class_names
+        return TTAResult(
+            evaluate_predictions(plain, held.labels, names),
+            evaluate_predictions(mixed, held.labels, names),
+            mixed,
+            plain,
+            seconds,
+        )
+
+    def _split(self, name: str) -> Any:
+        if name not in self.data.splits:
+            raise DataError(f"split {name!r}: there is none; this data has {', '.join(self.data.splits)}.")
+        return self.data.splits[name]
+
+    def save(self, path: str | Path) -> Self:
+        """Writes the model, optimizer included, as a `.keras` file."""
+        self.model.save(path)
+        return self
+
+
+def _policy(precision: str) -> str:
+    """The Keras dtype policy of a `runtime.precision`."""
+    if precision == "auto":
+        import jax
+
+        precision = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
