@@ -164,7 +164,7 @@ def _whole_folder(folder: Path, finished: Callable[[], bool]) -> Iterator[Path]:
 
 def _put_in_place(unfinished: Path, folder: Path, finished: Callable[[], bool]) -> None:
     try:
-        os.replace(unfinished, folder)
+        unfinished.replace(folder)
     except OSError:
         if finished():
             return  # Another process was faster; it may be reading its copy, which holds the same images.
@@ -172,8 +172,8 @@ def _put_in_place(unfinished: Path, folder: Path, finished: Callable[[], bool]) 
             raise
         spoilt = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            os.replace(folder, spoilt)
-            os.replace(unfinished, folder)
+            folder.replace(spoilt)
+            unfinished.replace(folder)
         finally:
             shutil.rmtree(spoilt, ignore_errors=True)
 

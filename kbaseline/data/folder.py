@@ -118,7 +118,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

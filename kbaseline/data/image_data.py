@@ -152,7 +152,7 @@ class ImageData:
     def limited(self, limit: int | None, limit_valid: int | None, seed: int) -> Self:
         """A stratified subset: at most `limit` training images, `limit_valid` (default `limit`) of the others."""
         sizes = {"train": limit, "valid": limit_valid or limit, "test": limit_valid or limit}
-        smaller = {
+        smaller: dict[str, Any] = {
             name: split.take(stratified_sample(split.labels, size, seed))
             for name, split in self.splits.items()
             if (size := sizes[name]) is not None and size < len(split)
@@ -199,7 +199,8 @@ def _as_uint8(name: str, images: np.ndarray) -> np.ndarray:
         raise DataError(f"{name} images: values must lie in 0-255; got {low:g} to {high:g}. Rescale them first.")
     if np.issubdtype(images.dtype, np.floating) and 0 < high <= 1:
         raise DataError(f"{name} images: values must lie in 0-255; got 0-1 ({high:g} at most). Multiply by 255.")
-    return np.rint(images).astype(np.uint8)
+    rounded: np.ndarray = np.rint(images).astype(np.uint8)
+    return rounded
 
 
 def _check_classes(names: tuple[str, ...], highest: int, train_labels: np.ndarray) -> None:

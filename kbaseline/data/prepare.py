@@ -59,14 +59,17 @@ def prepare(listing: Listing, config: DataConfig, seed: int, console: Console | 
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
     indices = {name: split.images for name, split in chosen.splits.items()}
     done = decoded(listing.pictures, indices, target, default_cache_dir(config.cache_dir).expanduser(), console)
-    splits, skipped = {}, []
+    splits: dict[str, Split] = {}
+    skipped: list[str] = []
     for name, split in chosen.splits.items():
         splits[name] = _without_bad(listing, name, split, done[name], whole=_is_whole(config, name))
         skipped += [
             f"{listing.pictures.name(int(split.images[position]))}: {reason}"
             for position, reason in done[name].bad.items()
         ]
-    return replace(chosen, **splits, skipped=tuple(skipped))
+    return replace(
+        chosen, train=splits["train"], valid=splits["valid"], test=splits.get("test"), skipped=tuple(skipped)
+    )
 
 
 def _numbered(listing: Listing, config: DataConfig) -> ImageData:

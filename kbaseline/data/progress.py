@@ -73,11 +73,10 @@ class Bar:
             if self._progress is None:
                 if time.monotonic() - self._began < PATIENCE_SECONDS:
                     return
-                self._show(self._console)
-            assert self._progress is not None
+                self._progress = self._shown(self._console)
             self._progress.update(self._task, completed=self._done, total=self._total or None)
 
-    def _show(self, console: Console) -> None:
+    def _shown(self, console: Console) -> Progress:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -85,6 +84,7 @@ class Bar:
             _Rate(self._unit),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console, transient=True)
-        self._task = self._progress.add_task(self._label, total=self._total or None)
-        self._progress.start()
+        progress = Progress(*columns, console=console, transient=True)
+        self._task = progress.add_task(self._label, total=self._total or None)
+        progress.start()
+        return progress
