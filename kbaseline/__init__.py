@@ -1,1 +1,114 @@
-"""kbaseline: a strong image-classification baseline in Keras 3 on JAX."""
+"""kbaseline: a strong image-classification baseline in one command or fifteen lines, in Keras 3 on JAX.
+
+Importing this package loads neither Keras nor JAX. It chooses JAX as Keras' backend where nothing has chosen one, and
+sees to it that `keras.models.load_model` knows kbaseline's layers whichever of the two is imported first.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from kbaseline.baseline import BaselineResult, run_baseline
+    from kbaseline.data import ImageData
+    from kbaseline.learner import Learner
+    from kbaseline.lr_finder import LRFinder
+    from kbaseline.optimizer import LayerwiseAdamW
+    from kbaseline.schedules import OneCycle
+    from kbaseline.transforms import RandomTransforms
+    from kbaseline.tta import tta_predict
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BaselineResult": "baseline",
+    "ImageData": "data",
+    "LRFinder": "lr_finder",
+    "LayerwiseAdamW": "optimizer",
+    "Learner": "learner",
+    "OneCycle": "schedules",
+    "RandomTransforms": "transforms",
+    "run_baseline": "baseline",
+    "tta_predict": "tta",
+}
+
+__all__ = [
+    "BaselineResult",
+    "ImageData",
+    "LRFinder",
+    "LayerwiseAdamW",
+    "Learner",
+    "OneCycle",
+    "RandomTransforms",
+    "run_baseline",
+    "tta_predict",
+]
+
+_SERIALIZABLE = ("schedules", "transforms", "backbones", "optimizer")
+"""Modules whose classes a saved model may name."""
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _register() -> None:
+    """Makes kbaseline's classes known to Keras, and says so if Keras runs on another backend."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        warnings.warn(
+            f"kbaseline is made for and tested on Keras' JAX backend, and Keras is using {keras.backend.backend()!r}; "
+            "set KERAS_BACKEND=jax before Keras is imported.",
+            stacklevel=2,
+        )
+    for module in _SERIALIZABLE:
+        importlib.import_module(f"{__name__}.{module}")
+
+
+class _AfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Runs `_register` once, right after Keras is first imported.
+
+    Keras finds custom classes only if their modules were imported, and importing them here and now would load Keras
+    for everyone who asks for `--help`.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> "ModuleType | None":
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: "ModuleType") -> None:
+        spec = module.__spec__
+        if spec is not None:
+            spec.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register()
+
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+if "keras" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _AfterKeras())

@@ -184,7 +184,8 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
                 "Compile without it."
             )
         optimizer, step = model.optimizer, model.train_function
-        values = [(variable, np.array(variable)) for variable in model.variables]
+        # Copies: on a CPU, numpy may share the very buffer that the compiled step will overwrite.
+        values = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
         sweep = ExponentialSweep(
             self.schedule.start_lr, self.schedule.end_lr, self.schedule.steps, int(optimizer.iterations)
         )
