@@ -179,19 +179,23 @@ class StageTable(BatchBar):
         trained, steps = self._trained or seconds, self.params.get("steps")
         # Keras can stop in the middle of an epoch.
         share = min(1.0, self._batches / steps) if steps and self._batches else 1.0
-        row = {
-            "stage": self.stage,
-            "epoch": epoch + 1,
-            "train_loss": _number(logs.get("loss")),
-            "valid_loss": _number(logs.get("val_loss")),
-            "accuracy": _number(logs.get("val_accuracy", logs.get("accuracy"))),
-            "images_per_s": self.images_per_epoch * share / trained if trained > 0 else None,
-            "seconds": seconds,
-        }
-        self.rows.append(row)
-        losses = ["-" if row[key] is None else f"{row[key]:.6f}" for key in ("train_loss", "valid_loss")]
-        speed = "-" if row["images_per_s"] is None else rate(row["images_per_s"])
-        self._print(Text(_line([str(epoch + 1), *losses, percent(row["accuracy"]), speed, clock(seconds)])))
+        train_loss, valid_loss = _number(logs.get("loss")), _number(logs.get("val_loss"))
+        accuracy = _number(logs.get("val_accuracy", logs.get("accuracy")))
+        speed = self.images_per_epoch * share / trained if trained > 0 else None
+        self.rows.append(
+            {
+                "stage": self.stage,
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "valid_loss": valid_loss,
+                "accuracy": accuracy,
+                "images_per_s": speed,
+                "seconds": seconds,
+            }
+        )
+        losses = ["-" if loss is None else f"{loss:.6f}" for loss in (train_loss, valid_loss)]
+        shown = [str(epoch + 1), *losses, percent(accuracy), "-" if speed is None else rate(speed), clock(seconds)]
+        self._print(Text(_line(shown)))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves nothing behind."""
@@ -264,16 +268,6 @@ class PredictBar(BatchBar):
 
     def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
         """Erases the bar after the last batch."""
-        if self._seen >= self.batches:
-            self.close()
-
-    def advance(self, batches: int = 1) -> None:
-        """Moves the bar by hand, for a prediction that does not go through `model.predict`."""
-        if self._progress is None:
-            self._seen = 0
-            self._open(self.label, self.batches)
-        self._seen += batches
-        self._show(self._seen)
         if self._seen >= self.batches:
             self.close()
 

@@ -122,7 +122,8 @@ class RunFolder:
     def write_npz(self, name: str, **arrays: Any) -> Path:
         """Writes named arrays as compressed NumPy and returns the file's path. Raises `RunError` as `atomic` does."""
         with self.atomic(name) as path, path.open("wb") as file:
-            np.savez_compressed(file, **{key: np.asarray(array) for key, array in arrays.items()})
+            named: dict[str, Any] = {key: np.asarray(array) for key, array in arrays.items()}
+            np.savez_compressed(file, **named)
         return self.path / name
 
     def write_figure(self, name: str, figure: "Figure") -> Path:
