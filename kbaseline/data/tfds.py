@@ -96,7 +96,7 @@ def _builder(name: str, config: DataConfig) -> Any:
     except Exception as error:
         missing = _missing_module(error)
         # TFDS puts what it was called with before the reason.
-        reason = re.sub(r"^Failed to construct dataset .*?}\": ", "", _first_line(error))
+        reason = re.sub(r'^Failed to construct dataset .*?}": | Here are .*$', "", _first_line(error))
         raise (_needs(name, missing) if missing else DataError(f"tfds:{name}: {reason}")) from error
 
 
@@ -109,7 +109,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
     features = info.features
-    for image, label in (info.supervised_keys or (), ("image", "label")):
+    for image, label in (*([info.supervised_keys] if len(info.supervised_keys or ()) == 2 else []), ("image", "label")):
         found = isinstance(image, str) and isinstance(label, str) and image in features and label in features
         if (
             found
