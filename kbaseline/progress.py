@@ -36,10 +36,7 @@ class _RateColumn(ProgressColumn):
 class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
     """What the bars share: one at a time, erased when done, and never left behind.
 
-    A context manager, for Keras calls no method of a callback when training is interrupted:
-
-        with SweepBar(100, console) as bar:
-            model.fit(..., callbacks=[bar], verbose=0)
+    A context manager, for Keras calls no method of a callback when training is interrupted.
 
     Args:
         console: where to draw; no bar is drawn unless it is a terminal that can.
@@ -136,8 +133,8 @@ class StageTable(BatchBar):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Prints the header."""
-        plural = "" if self.epochs == 1 else "s"
-        self._print(Text.assemble((self.stage, "bold"), f"  {self.epochs} epoch{plural}"))
+        count = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        self._print(Text.assemble((self.stage, "bold"), f"  {count}"))
         self._print(Text(_line(list(_WIDTHS)), style="dim"))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -194,8 +191,8 @@ class StageTable(BatchBar):
             }
         )
         losses = ["-" if loss is None else f"{loss:.6f}" for loss in (train_loss, valid_loss)]
-        shown = [str(epoch + 1), *losses, percent(accuracy), "-" if speed is None else rate(speed), clock(seconds)]
-        self._print(Text(_line(shown)))
+        shown = "-" if speed is None else rate(speed)
+        self._print(Text(_line([str(epoch + 1), *losses, percent(accuracy), shown, clock(seconds)])))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves nothing behind."""
@@ -203,7 +200,7 @@ class StageTable(BatchBar):
         self.close()
 
     def _print(self, text: Text) -> None:
-        # Soft wrap: a log has no width, and a row cut in two is no row.
+        # Soft wrap: a row cut in two is no row.
         self.console.print(text, soft_wrap=True, highlight=False)
 
 

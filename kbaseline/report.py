@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from kbaseline.metrics import clock, percent
@@ -31,7 +31,7 @@ def plot_lr_find(curves: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         curves: for each stage `title`, `lrs`, `losses` and `smoothed` (float arrays of one length; NaN is left
-            out), `suggestions` (rule -> rate) and `chosen` (the rate trained at, or None).
+            out), `suggestions` (rule -> rate; may be empty) and `chosen` (the rate trained at, or None).
     """
     columns = min(len(curves), 2)
     rows = math.ceil(len(curves) / 2)
@@ -54,24 +54,26 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = _figure(4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     steps = [row["step"] for row in rows]
-    groups = sorted({key for row in rows for key in row if key.startswith("lr_")}, key=lambda key: int(key[3:]))
-    lines = {key: _column(rows, key) for key in groups}
-    if any(not np.array_equal(values, _column(rows, "lr"), equal_nan=True) for values in lines.values()):
-        # The first groups, the body's, in paler colours under the head's.
-        for position, (key, values) in enumerate(lines.items()):
-            colour = (SKY, GREEN, PINK)[position % 3] if position < len(lines) - 1 else BLUE
-            name = f"layer group {int(key[3:]) + 1}" + (" (head)" if position == len(lines) - 1 else "")
-            _stages_line(upper, rows, steps, values, color=colour, label=name)
+    head = _column(rows, "lr")
+    for number, values in enumerate(_earlier_groups(rows)):
+        if not np.array_equal(values[np.isfinite(values)], head[np.isfinite(values)]):
+            _stages_line(
+                upper, rows, steps, values, color=(GREEN, PINK, SKY)[number % 3], label=f"layer group {number + 1}"
+            )
+    if upper.lines:
+        _stages_line(upper, rows, steps, head, color=BLUE, label="last layer group")
         upper.legend(**_LEGEND, loc="upper right")
     else:
-        _stages_line(upper, rows, steps, _column(rows, "lr"), color=BLUE)
+        _stages_line(upper, rows, steps, head, color=BLUE)
     _stages_line(lower, rows, steps, _column(rows, "momentum"), color=ORANGE)
     upper.set_ylabel("learning rate")
     upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{value:.1e}"))
     upper.set_ylim(bottom=0)
     lower.set_ylabel("momentum")
     lower.set_xlabel("step")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(rows) == 1:
+        lower.set_xlim(steps[0] - 0.5, steps[0] + 0.5)
     for axes in (upper, lower):
         _mark_stages(axes, rows, steps, named=axes is upper)
     return figure
@@ -97,7 +99,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None) ->
     accuracy = _column(rows, "accuracy")
     right.plot(epochs, accuracy, color=ORANGE, marker="s", markersize=4, linewidth=1.8)
     right.set_ylabel("validation accuracy")
-    right.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     if tta is not None and math.isfinite(tta):
         right.axhline(tta, color=GREEN, linewidth=1.5, linestyle=(0, (5, 2)))
         # Under the line where the curve lies over it, so that the words cover neither.
@@ -146,14 +148,17 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
     shown = range(0, len(class_names), max(1, math.ceil(len(class_names) / 40)))
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in (class_names[i] for i in shown)]
     size = 9 if few else 7
-    axes.set_xticks(list(shown), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=size, parse_math=False)
+    # 60 letters fit beside each other.
+    turned = 90 if sum(map(len, names)) > 60 else 0
+    axes.set_xticks(list(shown), names, rotation=turned, fontsize=size, parse_math=False)
     axes.set_yticks(list(shown), names, fontsize=size, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
     _style(axes)
+    axes.tick_params(labelsize=size)
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     bar.set_label("share of the actual class", color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
@@ -188,6 +193,7 @@ def _style(axes: Axes) -> None:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
     axes.tick_params(color=GREY, labelcolor=INK, labelsize=9)
+    axes.tick_params(which="minor", color=GREY)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=INK, fontsize=10)
     axes.title.set(color=INK, fontsize=11)
@@ -197,6 +203,17 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
     """A column as float64, NaN where a row has nothing."""
     values = [row.get(key) for row in rows]
     return np.array([math.nan if value is None else float(value) for value in values])
+
+
+def _earlier_groups(rows: Sequence[Mapping[str, Any]]) -> list[NDArray[np.float64]]:
+    """Rates of the layer groups before the last, first group first; NaN at steps that have no such group."""
+    found, number = [], 0
+    # A stage may train fewer groups than another, so that its last one has a smaller number.
+    while any(f"lr_{number + 1}" in row for row in rows):
+        own = [row if f"lr_{number + 1}" in row else {} for row in rows]
+        found.append(_column(own, f"lr_{number}"))
+        number += 1
+    return found
 
 
 def _boundaries(rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -211,8 +228,9 @@ def _stages_line(
     starts = _boundaries(rows)
     for begin, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         # A single point makes no line.
-        axes.plot(x[begin:end], y[begin:end], linewidth=1.8, marker="." if end - begin == 1 else "", **style)
-        style.pop("label", None)
+        if np.isfinite(y[begin:end]).any():
+            axes.plot(x[begin:end], y[begin:end], linewidth=1.8, marker="." if end - begin == 1 else "", **style)
+            style.pop("label", None)
 
 
 def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], named: bool) -> None:
@@ -276,6 +294,6 @@ def _loss_limits(losses: NDArray[np.float64], smoothed: NDArray[np.float64]) -> 
     way = finite[: max(int(finite.argmin()) + 1, math.ceil(finite.size / 2))]
     low, high = float(way.min()), float(np.quantile(way, 0.98))
     raw = losses[: way.size][np.isfinite(losses[: way.size])]
-    low = min(low, float(np.quantile(raw, 0.02))) if raw.size else low
+    low = min(low, float(raw.min())) if raw.size else low
     height = max(high - low, 0.05 * abs(high), 1e-6)
     return low - 0.08 * height, high + 0.35 * height
