@@ -1,6 +1,5 @@
 """The model zoo: name -> backbone, its preprocessing, its weights and its layer groups."""
 
-import importlib.resources
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,10 @@ DOWNLOAD_TIMEOUT = 20.0
 """Seconds without an answer after which a download of weights is given up."""
 
 
+BUNDLED_RESNET20 = Path(__file__).parent / "weights" / "resnet20_cifar10.weights.h5"
+"""Trained by configs/pretrain-resnet20.yaml; see docs/pretrained.md."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """One row of the zoo.
@@ -25,11 +28,13 @@ class Backbone:
         build: `build(include_top=False, weights=..., input_shape=...)` -> a Keras model.
         preprocessing: how RGB 0-255 becomes what the network was trained on: a mode of
             `keras.applications.imagenet_utils.preprocess_input`, or None where the network does it itself.
+        file: the downloaded weights' name in Keras' cache; None for weights that come with kbaseline.
         pretrained: the name of the weights there are.
     """
 
     build: Callable[..., keras.Model]
     preprocessing: str | None = None
+    file: str | None = None
     pretrained: str = "imagenet"
 
 
@@ -67,29 +72,33 @@ def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (
             shortcut = conv_bn(x, filters, 1, strides, f"{name}_0") if strides > 1 else x
             x = layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, y]))
     model = keras.Model(image, x, name="resnet20")
-    if weights == "cifar10":
-        weights = str(importlib.resources.files("kbaseline") / "weights" / "resnet20_cifar10.weights.h5")
     if weights is not None:
-        model.load_weights(weights)
+        model.load_weights(BUNDLED_RESNET20 if weights == "cifar10" else weights)
     return model
 
 
+_CLASSIC = "{}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
 ZOO: dict[str, Backbone] = {
     "resnet20": Backbone(resnet20, "tf", pretrained="cifar10"),
-    "resnet50": Backbone(_application("ResNet50"), "caffe"),
-    "resnet101": Backbone(_application("ResNet101"), "caffe"),
-    "resnet152": Backbone(_application("ResNet152"), "caffe"),
-    "resnet50_v2": Backbone(_application("ResNet50V2"), "tf"),
-    "resnet101_v2": Backbone(_application("ResNet101V2"), "tf"),
-    "densenet121": Backbone(_application("DenseNet121"), "torch"),
-    "mobilenet_v2": Backbone(_application("MobileNetV2"), "tf"),
-    "mobilenet_v3_large": Backbone(_application("MobileNetV3Large")),
-    "efficientnet_b0": Backbone(_application("EfficientNetB0")),
-    "efficientnetv2_b0": Backbone(_application("EfficientNetV2B0")),
-    "efficientnetv2_s": Backbone(_application("EfficientNetV2S")),
-    "convnext_tiny": Backbone(_application("ConvNeXtTiny")),
-    "convnext_small": Backbone(_application("ConvNeXtSmall")),
-    "xception": Backbone(_application("Xception"), "tf"),
+    "resnet50": Backbone(_application("ResNet50"), "caffe", _CLASSIC.format("resnet50")),
+    "resnet101": Backbone(_application("ResNet101"), "caffe", _CLASSIC.format("resnet101")),
+    "resnet152": Backbone(_application("ResNet152"), "caffe", _CLASSIC.format("resnet152")),
+    "resnet50_v2": Backbone(_application("ResNet50V2"), "tf", _CLASSIC.format("resnet50v2")),
+    "resnet101_v2": Backbone(_application("ResNet101V2"), "tf", _CLASSIC.format("resnet101v2")),
+    "densenet121": Backbone(_application("DenseNet121"), "torch", _CLASSIC.format("densenet121")),
+    "mobilenet_v2": Backbone(
+        _application("MobileNetV2"), "tf", "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+    ),
+    "mobilenet_v3_large": Backbone(
+        _application("MobileNetV3Large"), None, "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5"
+    ),
+    "efficientnet_b0": Backbone(_application("EfficientNetB0"), None, "efficientnetb0_notop.h5"),
+    "efficientnetv2_b0": Backbone(_application("EfficientNetV2B0"), None, "efficientnetv2-b0_notop.h5"),
+    "efficientnetv2_s": Backbone(_application("EfficientNetV2S"), None, "efficientnetv2-s_notop.h5"),
+    "convnext_tiny": Backbone(_application("ConvNeXtTiny"), None, "convnext_tiny_notop.h5"),
+    "convnext_small": Backbone(_application("ConvNeXtSmall"), None, "convnext_small_notop.h5"),
+    "xception": Backbone(_application("Xception"), "tf", _CLASSIC.format("xception")),
 }
 
 

@@ -1,27 +1,28 @@
 """`run_baseline`: the recipe, a list of stages, from a configuration to a run folder."""
 
-import importlib.metadata
-import os
-import platform
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
-import numpy as np
 from rich.console import Console
 
 from kbaseline.config import Config, StageConfig, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.image_data import default_cache_dir
 from kbaseline.data.sources import load_source
-from kbaseline.learner import Learner, TTAResult
+from kbaseline.errors import ConfigError, did_you_mean
+from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
+from kbaseline.metrics import evaluate_predictions
 from kbaseline.progress import ladder_table
-from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
+from kbaseline.results import Outcome, write_curves, write_results
 from kbaseline.run_folder import RunFolder
+
+ConfigLike = Config | Mapping[str, Any] | str | Path | None
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class BaselineResult:
     """What a run found.
 
     Attributes:
-        accuracy: of the last rung: test-time augmentation where the recipe has it, else the last stage. On the test
-            split if the data has one of its own, else on validation.
+        accuracy: of the last rung: with test-time augmentation where the recipe has it, else of the last stage. On
+            the test split if the data has one besides validation, else on validation.
         stages: validation accuracy after each stage, by name.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
-        test_accuracy: figures on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
+        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
         suggested_lrs: the finder's suggestions, stage -> rule -> rate.
-        history: one row an epoch.
+        history: one row an epoch: stage, epoch, train_loss, valid_loss, accuracy, images_per_s, seconds.
         folder: the run folder.
-        seconds: each part's wall-clock seconds.
+        seconds: wall-clock seconds of each part.
     """
 
     accuracy: float
@@ -47,15 +48,11 @@ class BaselineResult:
     suggested_lrs: dict[str, dict[str, float]]
     history: list[dict[str, Any]]
     folder: Path
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
 
 
 def run_baseline(
-    config: Config | Mapping[str, Any] | str | Path | None = None,
-    *,
-    out: str | Path | None = None,
-    console: Console | None = None,
-    **overrides: Any,
+    config: ConfigLike = None, *, out: str | Path | None = None, console: Console | None = None, **overrides: Any
 ) -> BaselineResult:
     """Runs the whole recipe: data, model, each stage with its learning-rate finder, test-time augmentation, run folder.
 
@@ -73,9 +70,37 @@ def run_baseline(
         InputError: the configuration, the data or the model breaks a rule; nothing was written.
         RunError: a download or the training failed.
     """
+    return _Run(load_config(config, _flattened(overrides)), out, console).whole_recipe()
+
+
+def find_learning_rate(
+    config: ConfigLike = None,
+    *,
+    stage: str | None = None,
+    out: str | Path | None = None,
+    console: Console | None = None,
+    **overrides: Any,
+) -> LRCurve:
+    """Sweeps the learning rate as a stage of the recipe would, and trains nothing.
+
+    Args:
+        config, out, console, **overrides: as for `run_baseline`. The folder gets `lr_find.csv` and `lr_find.png`.
+        stage: the stage whose frozen layers are used; default: the first.
+
+    Returns:
+        The curve; `curve.suggest("valley")` reads a rate off it.
+
+    Raises:
+        InputError: as for `run_baseline`, or there is no such stage.
+        LRFinderError: too few points, or a loss that never falls or is not finite.
+    """
     settings = load_config(config, _flattened(overrides))
-    console = console or Console()
-    return _Run(settings, None if out is None else Path(out), console).result()
+    stages = {item.name: item for item in settings.stages}
+    if stage is not None and stage not in stages:
+        raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
+    chosen = stages[stage] if stage else settings.stages[0]
+    name = f"{settings.name}-find-lr"
+    return _Run(settings.model_copy(update={"name": name}), out, console).sweep(chosen)
 
 
 def enable_compilation_cache() -> None:
@@ -89,36 +114,46 @@ def enable_compilation_cache() -> None:
 class _Run:
     """One run of the recipe; what it writes becomes visible file by file, each whole."""
 
-    def __init__(self, config: Config, out: Path | None, console: Console) -> None:
-        self.config, self.console = config, console
+    def __init__(self, config: Config, out: str | Path | None, console: Console | None) -> None:
+        self.config, self.console = config, console or Console()
         self.seconds: dict[str, float] = {}
         self.curves: dict[str, tuple[LRCurve, float | None]] = {}
         self.accuracy: dict[str, float] = {}
         if config.runtime.compilation_cache:
             enable_compilation_cache()
         keras.utils.set_random_seed(config.seed)
-        self.data = self._timed("data", lambda: load_source(config.data, config.seed, console))
+        self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
         self._say_data()
-        self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=console))
+        self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
         # Made only now: a run that cannot begin leaves no folder.
-        self.folder = RunFolder.create(out, config.name)
+        self.folder = RunFolder.create(None if out is None else Path(out), config.name)
         self.folder.write_text("config.yaml", config.to_yaml())
-        console.print(f"run folder: {self.folder.path}", highlight=False)
+        self._say(f"run folder: {self.folder.path}")
 
-    def result(self) -> BaselineResult:
-        """Trains, predicts, writes."""
+    def sweep(self, stage: StageConfig) -> LRCurve:
+        """A stage's learning-rate sweep, and its files."""
+        if self.learner.frozen != stage.freeze:
+            (self.learner.freeze if stage.freeze else self.learner.unfreeze)()
+        title = f"{stage.name} lr_find"
+        curve = self._timed(title, lambda: self.learner.lr_find(title))
+        rate = curve.suggest(self.config.lr_find.suggestion) if stage.max_lr == "auto" else stage.max_lr
+        self.curves[stage.name] = (curve, rate[-1] if isinstance(rate, tuple) else float(rate))
+        write_curves(self.folder, self.curves)
+        return curve
+
+    def whole_recipe(self) -> BaselineResult:
+        """Trains every stage, predicts, writes."""
         for stage in self.config.stages:
             self._stage(stage)
-        self.folder.write_csv("history.csv", self.learner.history)
         with self.folder.atomic("model.keras") as path:
             self.learner.save(path)
         outcomes = {split: self._predict(split) for split in ("valid", "test") if split in self.data.splits}
-        result = self._summary(outcomes)
+        result = self._result(outcomes)
         self._write(outcomes, result)
         self._say_ladder(outcomes, result)
         return result
 
-    def _timed(self, name: str, work: Any) -> Any:
+    def _timed(self, name: str, work: Callable[[], Found]) -> Found:
         begin = time.perf_counter()
         done = work()
         self.seconds[name] = time.perf_counter() - begin
@@ -126,163 +161,89 @@ class _Run:
 
     def _stage(self, stage: StageConfig) -> None:
         learner = self.learner
-        if learner.frozen != stage.freeze:
-            (learner.freeze if stage.freeze else learner.unfreeze)()
-        max_lr: Any = stage.max_lr
         if stage.lr_find:
-            curve = self._timed(f"{stage.name} lr_find", lambda: learner.lr_find(f"{stage.name} lr_find"))
-            max_lr = curve.suggest(self.config.lr_find.suggestion) if max_lr == "auto" else max_lr
-            self.curves[stage.name] = (curve, max_lr if isinstance(max_lr, float) else max_lr[-1])
-            self._write_curves()
-        self._timed(stage.name, lambda: self._fit(stage, max_lr))
+            self.sweep(stage)
+        elif learner.frozen != stage.freeze:
+            (learner.freeze if stage.freeze else learner.unfreeze)()
+        max_lr: Any = self.curves[stage.name][1] if stage.max_lr == "auto" else stage.max_lr
+        if stage.schedule == "constant":
+            self._timed(stage.name, lambda: learner.fit(stage.epochs, max_lr, title=stage.name))
+        else:
+            shape = {"pct_start": stage.pct_start, "div": stage.div, "final_div": stage.final_div}
+            self._timed(
+                stage.name, lambda: learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name)
+            )
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
         self.folder.write_csv("history.csv", learner.history)
 
-    def _fit(self, stage: StageConfig, max_lr: Any) -> None:
-        if stage.schedule == "constant":
-            self.learner.fit(stage.epochs, max_lr, title=stage.name)
-        else:
-            self.learner.fit_one_cycle(
-                stage.epochs,
-                max_lr,
-                pct_start=stage.pct_start,
-                div=stage.div,
-                final_div=stage.final_div,
-                title=stage.name,
-            )
-
-    def _predict(self, split: str) -> dict[str, Any]:
-        """Labels, probabilities and figures of a split, plain and, if asked for, augmented."""
-        labels = self.data.splits[split].labels
+    def _predict(self, split: str) -> Outcome:
+        labels, images = self.data.splits[split].labels, self.data.splits[split].images
         if self.config.tta is None:
-            probabilities = self.learner.predict(self.data.splits[split].images)
-            evaluation = self.learner.evaluate(split)
-            return {"labels": labels, "plain_probabilities": probabilities, "plain": evaluation}
-        found: TTAResult = self._timed(f"{split} tta", lambda: self.learner.tta(split))
-        return {
-            "labels": labels,
-            "plain_probabilities": found.plain_probabilities,
-            "tta_probabilities": found.probabilities,
-            "plain": found.plain,
-            "tta": found.tta,
-        }
+            plain = self.learner.predict(images)
+            return Outcome(labels, {"plain": plain}, {"plain": evaluate_predictions(plain, labels, self.data.class_names)})
+        found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
+        probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
+        return Outcome(labels, probabilities, {"plain": found.plain, "tta": found.tta})
 
-    def _summary(self, outcomes: dict[str, dict[str, Any]]) -> BaselineResult:
+    def _result(self, outcomes: Mapping[str, Outcome]) -> BaselineResult:
         valid, test = outcomes["valid"], outcomes.get("test")
-        last = test or valid
-        kinds = [kind for kind in ("plain", "tta") if kind in valid]
         return BaselineResult(
-            accuracy=last[kinds[-1]].accuracy,
+            accuracy=(test or valid).last.accuracy,
             stages=self.accuracy,
-            tta_accuracy=valid["tta"].accuracy if "tta" in valid else None,
-            test_accuracy={kind: test[kind].accuracy for kind in kinds} if test else None,
+            tta_accuracy=valid.figures["tta"].accuracy if "tta" in valid.figures else None,
+            test_accuracy={kind: figures.accuracy for kind, figures in test.figures.items()} if test else None,
             suggested_lrs={name: curve.suggestions() for name, (curve, _) in self.curves.items()},
             history=self.learner.history,
             folder=self.folder.path,
             seconds=self.seconds,
         )
 
-    def _write(self, outcomes: dict[str, dict[str, Any]], result: BaselineResult) -> None:
-        learner, folder = self.learner, self.folder
-        arrays = {
-            f"{split}_{name}": outcome[name]
-            for split, outcome in outcomes.items()
-            for name in ("labels", "plain_probabilities", "tta_probabilities")
-            if name in outcome
-        }
-        folder.write_npz("predictions.npz", class_names=np.array(self.data.class_names), **arrays)
-        folder.write_figure("schedule.png", plot_schedule(learner.applied))
-        folder.write_figure("history.png", plot_history(learner.history, result.tta_accuracy))
-        best = outcomes.get("test", outcomes["valid"])
-        shown = best.get("tta", best["plain"])
-        folder.write_figure("confusion.png", plot_confusion(shown.confusion, self.data.class_names))
-        figures = {
-            split: {kind: outcome[kind].to_dict() for kind in ("plain", "tta") if kind in outcome}
-            for split, outcome in outcomes.items()
-        }
-        folder.write_json(
-            "result.json",
-            {
-                "accuracy": result.accuracy,
-                "stages": result.stages,
-                "tta_accuracy": result.tta_accuracy,
-                "test_accuracy": result.test_accuracy,
-                "suggested_lrs": result.suggested_lrs,
-                "figures": figures,
-                "history": result.history,
-                "seconds": result.seconds,
-                "seed": self.config.seed,
-                "data": _facts(self.data),
-                "environment": environment(),
+    def _write(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
+        data = self.data
+        summary = {
+            **{
+                name: getattr(result, name)
+                for name in ("accuracy", "stages", "tta_accuracy", "test_accuracy", "suggested_lrs", "seconds")
             },
-        )
+            "seed": self.config.seed,
+            "data": {
+                "source": data.source,
+                "class_names": list(data.class_names),
+                "images": {name: len(split) for name, split in data.splits.items()},
+                "size": data.size,
+                "skipped": list(data.skipped),
+            },
+        }
+        write_results(self.folder, outcomes, self.learner.history, self.learner.applied, summary)
 
-    def _write_curves(self) -> None:
-        rows = [{"stage": name, **row} for name, (curve, _) in self.curves.items() for row in curve.rows()]
-        self.folder.write_csv("lr_find.csv", rows)
-        panels = [
-            {
-                "title": name,
-                "lrs": curve.lrs,
-                "losses": curve.losses,
-                "smoothed": curve.smoothed,
-                "suggestions": curve.suggestions(),
-                "chosen": chosen,
-            }
-            for name, (curve, chosen) in self.curves.items()
-        ]
-        self.folder.write_figure("lr_find.png", plot_lr_find(panels))
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _say_data(self) -> None:
-        self.console.print(repr(self.data), highlight=False, markup=False)
+        self._say(repr(self.data))
         for line in self.data.skipped[:5]:
-            self.console.print(f"skipped: {line}", highlight=False, markup=False)
+            self._say(f"skipped: {line}", "yellow")
         if len(self.data.skipped) > 5:
-            self.console.print(f"skipped: {len(self.data.skipped)} images in all", highlight=False)
+            self._say(f"skipped: {len(self.data.skipped)} images in all; result.json names them", "yellow")
 
-    def _say_ladder(self, outcomes: dict[str, dict[str, Any]], result: BaselineResult) -> None:
-        rungs: list[tuple[str, float, float | None]] = [
-            (name, accuracy, self.seconds[name]) for name, accuracy in result.stages.items()
-        ]
+    def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
+        rungs = [(name, accuracy, self.seconds[name]) for name, accuracy in result.stages.items()]
         for split, outcome in outcomes.items():
-            if split == "test":
-                rungs.append(("test", outcome["plain"].accuracy, None))
-            if "tta" in outcome:
-                name = "tta" if split == "valid" else "test tta"
-                rungs.append((name, outcome["tta"].accuracy, self.seconds[f"{split} tta"]))
+            prefix = "" if split == "valid" else f"{split} "
+            if prefix:
+                rungs.append((f"{prefix}plain", outcome.figures["plain"].accuracy, None))
+            if "tta" in outcome.figures:
+                rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, self.seconds[f"{split} tta"]))
         self.console.print(ladder_table(rungs))
         for split, outcome in outcomes.items():
-            if "tta" in outcome and outcome["tta"].accuracy < outcome["plain"].accuracy:
-                self.console.print(
-                    f"[yellow]test-time augmentation is worse than the plain prediction on {split}: "
-                    f"{outcome['tta'].accuracy:.2%} against {outcome['plain'].accuracy:.2%}; "
-                    "look at tta.flip and tta.scale.[/]"
+            plain = outcome.figures["plain"].accuracy
+            if outcome.last.accuracy < plain:
+                self._say(
+                    f"test-time augmentation is worse than the plain prediction on {split}: "
+                    f"{outcome.last.accuracy:.2%} against {plain:.2%}; look at tta.flip and tta.scale.",
+                    "yellow",
                 )
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device and processor count a figure was measured with."""
-    import jax
-
-    packages = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-datasets")
-    return {
-        **{name: importlib.metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def _facts(data: ImageData) -> dict[str, Any]:
-    return {
-        "source": data.source,
-        "class_names": list(data.class_names),
-        "images": {name: len(split) for name, split in data.splits.items()},
-        "size": data.size,
-        "skipped": list(data.skipped),
-    }
+        self._say(f"model, figures and plots: {self.folder.path}")
 
 
 def _flattened(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

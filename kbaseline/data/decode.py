@@ -53,9 +53,9 @@ def probe(file: Path | BinaryIO) -> tuple[int, int]:
     """
     with _reasons(file), Image.open(file) as image:
         width, height = image.size
-        # Pillow reads a whole PNG in search of the tag; what stands before its pixels has to do.
-        known = image.format != "PNG" or "exif" in image.info
-        return (width, height) if known and _orientation(image) in _SIDEWAYS else (height, width)
+        # Pillow turns TIFFs itself, and reads a whole PNG in search of a tag behind the pixels.
+        asks = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        return (width, height) if asks and _orientation(image) in _SIDEWAYS else (height, width)
 
 
 def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np.ndarray:
@@ -80,6 +80,7 @@ def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np
         # The JPEG decoder halves almost for free; twice the wanted size leaves the rest to the filter.
         image.draft(None, (2 * max(height, width), 2 * max(height, width)))
         rgb = _to_rgb(image)
+        # Asked after the pixels are read: by then Pillow has turned a TIFF and dropped its tag.
         turn = _TURNS.get(_orientation(image))
         upright = rgb if turn is None else rgb.transpose(turn)
         return np.asarray(_fit(upright, height, width, resize), dtype=np.uint8)

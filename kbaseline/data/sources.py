@@ -51,8 +51,10 @@ def _unknown(source: str) -> str:
     if is_folder:
         return f"data.source {source!r}: is a folder, and a folder needs its prefix; write folder:{source}"
     kind, colon, rest = source.partition(":")
-    # After a known form of wrong spelling only the prefix is corrected.
-    guess = did_you_mean(kind + colon, ("tfds:", "folder:")) if colon else did_you_mean(source, _EXAMPLES)
-    if colon and guess:
-        guess = guess.replace(":'", f":{rest}'")
+    if rest.startswith("//"):  # A web address.
+        guess = ""
+    elif colon:  # Only the prefix is corrected.
+        guess = did_you_mean(kind + colon, ("tfds:", "folder:")).replace(":'", f":{rest}'")
+    else:
+        guess = did_you_mean(source, _EXAMPLES)
     return f"data.source {source!r}: must be {_FORMS}.{guess}"

@@ -1,0 +1,5 @@
+"""`python -m kbaseline` is the command line."""
+
+from kbaseline.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""One file of any kind becomes right-side-up RGB of the wanted size, or a reason why not."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kbaseline.data.decode import BadImageError, decode, probe
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def quarters():
+    """An 8x4 RGB image whose four quarters tell every turn and mirror apart."""
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:2, :4], pixels[:2, 4:], pixels[2:, :4], pixels[2:, 4:] = RED, GREEN, BLUE, WHITE
+    return pixels
+
+
+def saved(tmp_path, image, name, **options):
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.gif", "a.tif", "a.TIFF", "a.webp"])
+def test_lossless_formats_keep_every_pixel(tmp_path, name):
+    """Golden value: what was saved without loss is read bit for bit when no resize is needed."""
+    options = {"lossless": True} if name.endswith("webp") else {}
+    path = saved(tmp_path, Image.fromarray(quarters()), name, **options)
+    assert probe(path) == (4, 8)
+    np.testing.assert_array_equal(decode(path, 4, 8, "squish"), quarters())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
+    """Whatever way the camera was held, the pixels come out right side up, and the header's size agrees."""
+    inverse = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    upright = quarters().repeat(8, 0).repeat(8, 1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(inverse(upright)))
+    path = saved(tmp_path, stored, f"a.{suffix}", exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+    assert probe(path) == (32, 64)
+    centres = decode(path, 32, 64, "squish")[8::16, 16::32]
+    np.testing.assert_allclose(centres, upright[8::16, 16::32], atol=6)
+
+
+def test_spoilt_exif_does_not_spoil_the_image(tmp_path):
+    """Tags that make no sense are ignored; the pixels are good."""
+    path = saved(tmp_path, Image.fromarray(quarters()), "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff", quality=95)
+    assert decode(path, 4, 8, "squish").shape == (4, 8, 3)
+
+
+def test_alpha_is_composited_on_white(tmp_path):
+    """Transparent is white, half transparent half way to it: alpha channel and palette alike."""
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, 1, 3], pixels[0, 2, 3] = 128, 255
+    path = saved(tmp_path, Image.fromarray(pixels), "a.png")
+    np.testing.assert_allclose(decode(path, 1, 3, "squish")[0, :, 0], [255, 127, 0], atol=1)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    path = saved(tmp_path, palette, "p.png", transparency=0)
+    np.testing.assert_array_equal(decode(path, 1, 2, "squish")[0], [WHITE, (200, 100, 50)])
+
+
+def test_sixteen_bit_grey_is_scaled(tmp_path):
+    """0-65535 becomes 0-255 in proportion; clipping would make all but the first white."""
+    grey = np.array([[0, 257 * 100, 65535]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        rows = decode(saved(tmp_path, Image.fromarray(grey), name), 1, 3, "squish")
+        np.testing.assert_array_equal(rows[0], [[0] * 3, [100] * 3, [255] * 3])
+
+
+def test_cmyk_and_grey_become_rgb(tmp_path):
+    """Other colour models are converted, not read as RGB."""
+    ink = saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "a.jpg", quality=100)
+    np.testing.assert_allclose(decode(ink, 8, 8, "squish")[4, 4], (0, 255, 255), atol=6)
+    grey = saved(tmp_path, Image.new("L", (8, 8), 77), "b.png")
+    np.testing.assert_array_equal(decode(grey, 8, 8, "squish")[4, 4], (77, 77, 77))
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    """Of an animated GIF the first frame is the image."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    path = saved(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(decode(path, 8, 8, "squish")[0, 0], RED)
+
+
+def test_crop_keeps_the_aspect_and_squish_does_not():
+    """Crop shows the centre square only; squish shows everything, narrowed."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :20], pixels[:, 60:] = RED, BLUE
+    pixels[:, 20:60] = GREEN
+
+    def centre_row(resize):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return decode(file, 20, 20, resize)[10]
+
+    assert (centre_row("crop")[1:-1] == GREEN).all()
+    assert tuple(centre_row("squish")[0]) == RED
+    assert tuple(centre_row("squish")[-1]) == BLUE
+    assert (centre_row("squish")[6:14] == GREEN).all()
+
+
+def test_crop_without_resize_copies_pixels():
+    """Where the centre square has the wanted size already, its pixels are the source's own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    np.testing.assert_array_equal(decode(file, 5, 5, "crop"), pixels[:, 1:6])
+
+
+def test_shrinking_averages():
+    """A fine chequerboard shrinks to grey: the resize is antialiased, not picked pixels."""
+    board = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(board).save(file, "PNG")
+    small = decode(file, 16, 16, "squish").astype(int)
+    assert abs(small[2:-2, 2:-2] - 128).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello, I am text\n" * 9, "not an image that Pillow can read"),
+        ("half", "truncated"),
+        ("bomb", "Pillow's limit"),
+    ],
+)
+def test_bad_images_have_a_reason(tmp_path, monkeypatch, content, reason):
+    """What cannot be read says why, in one line without the file's name."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
+    path = tmp_path / "a.jpg"
+    path.write_bytes({"half": file.getvalue()[:900], "bomb": file.getvalue()}.get(content, content))
+    if content == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadImageError, match=reason) as caught:
+        decode(path, 8, 8, "crop")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_missing_file_has_a_reason(tmp_path):
+    """A link that leads nowhere is a bad image, not a crash."""
+    with pytest.raises(BadImageError, match="no such file"):
+        decode(tmp_path / "a.jpg", 8, 8, "crop")
