@@ -56,8 +56,7 @@ class Bar:
     ) -> None:
         with self._lock:
             self._console = None
-            if self._progress is not None:
-                self._progress.stop()
+            self._hide()
 
     def grow(self, amount: int) -> None:
         """Adds `amount` to what there is to do."""
@@ -75,6 +74,14 @@ class Bar:
                     return
                 self._progress = self._shown(self._console)
             self._progress.update(self._task, completed=self._done, total=self._total or None)
+            if self._done >= self._total > 0:
+                # Gone at once: another bar may follow before this block ends.
+                self._hide()
+
+    def _hide(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress, self._began = None, time.monotonic()
 
     def _shown(self, console: Console) -> Progress:
         columns = (
