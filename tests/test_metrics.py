@@ -122,7 +122,15 @@ def test_percent(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "00:00"), (59.6, "01:00"), (83, "01:23"), (3599.7, "1:00:00"), (3723, "1:02:03"), (None, "-"), (math.nan, "-")],
+    [
+        (0, "00:00"),
+        (59.6, "01:00"),
+        (83, "01:23"),
+        (3599.7, "1:00:00"),
+        (3723, "1:02:03"),
+        (None, "-"),
+        (math.nan, "-"),
+    ],
 )
 def test_clock(value, text):
     """Golden: minutes and seconds, hours when there are any, and never sixty seconds."""
@@ -132,5 +140,6 @@ def test_clock(value, text):
 def test_import_is_light():
     """Metrics load neither Keras nor JAX nor, before they are asked for anything, scikit-learn."""
     code = "import sys, kbaseline.metrics; print([m for m in ('keras', 'jax', 'sklearn') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own words
     assert done.stdout.strip() == "[]"

@@ -104,16 +104,21 @@ def test_atomic_shows_the_file_only_when_it_is_whole(folder):
 def test_atomic_keeps_the_old_file_when_writing_fails(folder, error):
     """Whatever stops the writing passes through; the half-written file goes and the old one stays."""
     folder.write_text("a.txt", "old")
-    with pytest.raises(error), folder.atomic("a.txt") as path:
-        path.write_text("half")
-        raise error
+
+    def write():
+        with folder.atomic("a.txt") as path:
+            path.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert (folder.path / "a.txt").read_text() == "old"
     assert names(folder) == ["a.txt"]
 
 
 def test_a_full_disk_is_one_line(folder):
     """ENOSPC while writing becomes a RunError that names the file and says what to do."""
-    with pytest.raises(RunError, match="No space left on device. Free some space") as caught, folder.atomic("a.txt"):
+    with pytest.raises(RunError, match=r"No space left on device\. Free some space") as caught, folder.atomic("a.txt"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "a.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
