@@ -18,7 +18,7 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.image_classification import cifar as upstream
 
 from kbaseline.config import DataConfig
-from kbaseline.data import decode, progress
+from kbaseline.data import decode, network, progress
 from kbaseline.data.cifar import cifar_builder
 from kbaseline.data.records import TFRecords
 from kbaseline.data.sources import load_source
@@ -225,6 +225,39 @@ def test_no_network(tmp_path, monkeypatch, capfd):
     assert finished(tmp_path / "data") == []
     assert not list((tmp_path / "data").rglob("*tmp*"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_never_answers(monkeypatch):
+    """A network that swallows everything ends the run by itself; TFDS alone would wait for ever."""
+    monkeypatch.setattr(network, "ANSWER_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _redirect(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(DownloadError, match="timed out"):
+            load("tfds:cifar10")
+
+
+def test_a_download_that_stalls(tmp_path, monkeypatch):
+    """A server that falls silent halfway ends the run too, and the half file is removed."""
+    monkeypatch.setattr(network, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(network.Downloads, "_reach", lambda *_: None)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nhalf"
+    with socket.create_server(("127.0.0.1", 0)) as stalling:
+        _redirect(monkeypatch, f"http://127.0.0.1:{stalling.getsockname()[1]}")
+        kept = []
+
+        def answer():
+            connection, _ = stalling.accept()
+            kept.append(connection)
+            connection.recv(4096)
+            connection.sendall(head)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DownloadError, match="timed out"):
+            load("tfds:cifar10")
+        thread.join()
+        kept[0].close()
+    assert finished(tmp_path / "data") == []
 
 
 def test_a_missing_file_on_the_server(served):

@@ -224,8 +224,11 @@ class _Job:
     width: int
     target: Target
 
-    def row(self, index: int) -> np.ndarray | str:
-        """The pixels of one image, or why there are none."""
+    def rows(self, indices: list[int]) -> list[np.ndarray | str]:
+        """The pixels of each image, or why there are none."""
+        return [self._row(index) for index in indices]
+
+    def _row(self, index: int) -> np.ndarray | str:
         try:
             return decode.decode(self.pictures.open(index), self.height, self.width, self.target.resize)
         except decode.BadImageError as error:
@@ -240,15 +243,15 @@ def _write(job: _Job, path: Path, pool: ThreadPoolExecutor, bar: Bar) -> dict[in
     with path.open("wb") as file:
         _write_header(file, (len(job.indices), *row_shape))
         for start in range(0, len(job.indices), chunk):
-            rows = pool.map(job.row, job.indices[start : start + chunk].tolist())
-            for position, row in enumerate(rows, start):
-                bar.advance()
-                if isinstance(row, str):
-                    bad[position] = row
-                    if job.target.strict:
-                        raise bad_image(job.pictures.name(int(job.indices[position])), row)
-                else:
-                    file.write(row.tobytes())
+            waiting = job.indices[start : start + chunk].tolist()
+            # Handing a thread one tiny image at a time would cost more than decoding it.
+            few = max(1, min(32, len(waiting) // (4 * pool._max_workers)))
+            groups = pool.map(job.rows, [waiting[at : at + few] for at in range(0, len(waiting), few)])
+            position = start
+            for rows in groups:
+                _append(job, file, position, rows, bad)
+                position += len(rows)
+                bar.advance(len(rows))
         if len(bad) == len(job.indices):
             position, reason = next(iter(bad.items()))
             raise DataError(
@@ -260,6 +263,17 @@ def _write(job: _Job, path: Path, pool: ThreadPoolExecutor, bar: Bar) -> dict[in
         file.flush()
         os.fsync(file.fileno())
     return bad
+
+
+def _append(job: _Job, file: BinaryIO, start: int, rows: list[np.ndarray | str], bad: dict[int, str]) -> None:
+    """Writes the rows that are images and notes down the others, which stand from `start` on."""
+    for position, row in enumerate(rows, start):
+        if not isinstance(row, str):
+            file.write(row.tobytes())
+        elif job.target.strict:
+            raise bad_image(job.pictures.name(int(job.indices[position])), row)
+        else:
+            bad[position] = row
 
 
 def _write_header(file: Any, shape: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from kbaseline.data.progress import Bar
 
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
 READ_SECONDS = 30.0
 RETRIES = 2
 
@@ -70,7 +71,7 @@ class Downloads:
             # Late: only those who download need it. TFDS uses it too, so proxies and certificates agree.
             import requests
 
-            requests.get(url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS), verify=verify).close()
+            requests.get(url, stream=True, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), verify=verify).close()
             self._reached.add(host)
 
 
