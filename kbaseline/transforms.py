@@ -132,8 +132,8 @@ def resample(images: Any, matrices: Any, height: int, width: int) -> Any:
     x, y = np.meshgrid(_centres(width), _centres(height))
     grid = np.stack([x.ravel(), y.ravel(), np.ones(x.size)]).astype("float32")
     at = sum(matrices[:, :, i : i + 1] * grid[i] for i in range(3))
-    columns = _reflect((at[:, 0] / at[:, 2] + 1) * ((source_width - 1) / 2), source_width)
-    rows = _reflect((at[:, 1] / at[:, 2] + 1) * ((source_height - 1) / 2), source_height)
+    columns = _reflect(_pixels(at[:, 0] / at[:, 2], source_width), source_width)
+    rows = _reflect(_pixels(at[:, 1] / at[:, 2], source_height), source_height)
     left = ops.clip(ops.floor(columns), 0, max(source_width - 2, 0))
     top = ops.clip(ops.floor(rows), 0, max(source_height - 2, 0))
     right_share, bottom_share = (columns - left)[..., None], (rows - top)[..., None]
@@ -326,6 +326,13 @@ def _matrix(rows: list[list[Any]], batch: int) -> Any:
 
 def _centres(count: int) -> np.ndarray:
     return np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
+
+
+def _pixels(place: Any, count: int) -> Any:
+    """Places in -1..1 in pixels, 0..count-1; float32's noise about a pixel's centre goes, so that no move is exact."""
+    position = (place + 1) * ((count - 1) / 2)
+    nearest = ops.round(position)
+    return ops.where(ops.abs(position - nearest) < 2.5e-7 * count, nearest, position)
 
 
 def _reflect(position: Any, count: int) -> Any:
