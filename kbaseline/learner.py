@@ -162,7 +162,7 @@ class Learner:
         try:
             with SweepBar(settings.steps, self.console) as bar:
                 epochs = math.ceil(settings.steps / len(batches))
-                self.model.fit(batches, epochs=epochs, verbose=0, callbacks=[finder, bar])
+                self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar])
         finally:
             finder.restore()
         curve = finder.curve
@@ -260,6 +260,7 @@ class Learner:
             self.model.fit(
                 self._batches,
                 epochs=epochs,
+                shuffle=False,  # the batches have their own order; Keras' comes from global random state
                 validation_data=valid,
                 verbose=0,
                 callbacks=[table, keras.callbacks.TerminateOnNaN()],

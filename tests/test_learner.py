@@ -1,0 +1,178 @@
+"""The verbs on real digits, with a backbone small enough to train in seconds."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kbaseline import ImageData, Learner
+from kbaseline.errors import ConfigError, DataError, InputError, RunError
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    """A backbone of two convolutions and a BatchNorm, as a `.keras` file."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1, name="rescale")(image)
+    x = keras.layers.Conv2D(16, 3, 2, "same", use_bias=False, name="first_conv")(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="first_bn")(x))
+    x = keras.layers.Conv2D(32, 3, 2, "same", name="second_conv")(x)
+    path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
+    keras.Model(image, keras.layers.ReLU()(x)).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return ImageData.from_source("digits", size=16, limit=640)
+
+
+def learner(digits: ImageData, tiny: str, **config) -> Learner:
+    return Learner(digits, tiny, config={"lr_find": {"steps": 30}, **config}, console=QUIET)
+
+
+def weights(model: keras.Model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]
+
+
+def test_the_articles_verbs_learn_digits(digits, tiny):
+    """Find, fit, unfreeze, fit, tta in the article's order reach an accuracy that chance does not (invariant)."""
+    learn = learner(digits, tiny, transforms={"max_zoom": 1.0}, tta={"flip": False, "scale": 1.1})
+    before = weights(learn.model)
+    curve = learn.lr_find()
+    assert all((a == b).all() for a, b in zip(before, weights(learn.model), strict=True))
+    assert 1e-7 < curve.suggest() < 10
+    learn.fit_one_cycle(4, max_lr=1e-2)
+    learn.unfreeze()
+    learn.fit_one_cycle(4, max_lr=slice(1e-3, 1e-2))
+    result = learn.tta()
+    assert result.plain.accuracy > 0.7
+    assert result.plain.accuracy == pytest.approx(learn.history[-1]["accuracy"], abs=1e-6)
+    assert result.helped == (result.tta.accuracy >= result.plain.accuracy)
+    assert len(learn.history) == 8
+    assert [row["stage"] for row in learn.applied][:: len(learn.applied) - 1] == ["one_cycle", "one_cycle"]
+
+
+def test_recorded_rates_are_those_of_each_group(digits, tiny):
+    """The record of a slice holds one rate a layer group, geometrically spread, and the mirrored momentum (golden)."""
+    learn = learner(digits, tiny)
+    learn.unfreeze()
+    learn.fit_one_cycle(1, max_lr=slice(1e-6, 1e-4))
+    steps = 640 // 64
+    assert len(learn.applied) == steps
+    peak = learn.applied[int(0.3 * steps)]
+    assert [peak[f"lr_{i}"] for i in range(3)] == pytest.approx([1e-6, 1e-5, 1e-4], rel=1e-5)
+    assert (peak["lr"], peak["momentum"]) == pytest.approx((1e-4, 0.85), rel=1e-5)
+    assert learn.applied[0]["lr"] == pytest.approx(4e-6, rel=1e-5)
+    assert learn.applied[0]["momentum"] == pytest.approx(0.95, rel=1e-5)
+
+
+def test_frozen_body_moves_in_its_batchnorm_alone(digits, tiny):
+    """A backbone with weights starts frozen: its kernels stay bitwise, its BatchNorm and the head learn (invariant)."""
+    learn = learner(digits, tiny)
+    assert learn.frozen
+    body = learn.model.get_layer("backbone")
+    kernels = [body.get_layer(name).kernel for name in ("first_conv", "second_conv")]
+    moving = list(body.get_layer("first_bn").variables)
+    before = [keras.ops.convert_to_numpy(v).copy() for v in kernels + moving]
+    learn.fit(1, 1e-3)
+    after = [keras.ops.convert_to_numpy(v) for v in kernels + moving]
+    same = [bool((a == b).all()) for a, b in zip(before, after, strict=True)]
+    assert same == [True, True] + [False] * len(moving)
+
+
+def test_optimizer_state_lives_from_fit_to_fit_and_dies_with_unfreeze(digits, tiny):
+    """As in fastai, moments and step count go on after `fit` and start afresh after `unfreeze` (invariant)."""
+    learn = learner(digits, tiny)
+    learn.fit(1, 1e-3)
+    learn.fit_one_cycle(1, 1e-3)
+    assert int(learn.model.optimizer.iterations) == 20
+    learn.unfreeze()
+    learn.fit_one_cycle(1, 1e-3)
+    assert int(learn.model.optimizer.iterations) == 10
+
+
+def test_a_plain_fit_after_one_cycle_keeps_its_last_momentum(digits, tiny):
+    """fastai runs a later `fit` at the cycle's end momentum, 0.95 (golden)."""
+    learn = learner(digits, tiny)
+    learn.fit_one_cycle(1, 1e-3)
+    learn.fit(1, 1e-3)
+    assert learn.applied[-1]["momentum"] == pytest.approx(0.95)
+    assert learn.applied[-1]["lr"] == pytest.approx(1e-3)
+
+
+def test_the_finder_moves_nothing_that_a_later_fit_does(digits, tiny):
+    """Training after `lr_find` ends with bitwise the weights of training without it (determinism)."""
+    ends = []
+    for find in (False, True):
+        learn = learner(digits, tiny)
+        if find:
+            learn.lr_find()
+        learn.fit_one_cycle(1, 1e-2)
+        ends.append(weights(learn.model))
+    assert all((a == b).all() for a, b in zip(*ends, strict=True))
+
+
+def test_the_same_seed_gives_the_same_numbers(digits, tiny):
+    """Two runs with one seed agree bitwise, a third with another does not (determinism)."""
+    found = []
+    for seed in (1, 1, 2):
+        learn = learner(digits, tiny, seed=seed)
+        learn.fit_one_cycle(1, 1e-2)
+        found.append(learn.tta().probabilities)
+    assert (found[0] == found[1]).all()
+    assert not (found[0] == found[2]).all()
+
+
+def test_train_bn_false_leaves_the_body_alone(digits, tiny):
+    """With `train_bn: false` no variable of a frozen body moves, and its groups may be empty (invariant)."""
+    learn = learner(digits, tiny, model={"train_bn": False})
+    body = [keras.ops.convert_to_numpy(v).copy() for v in learn.model.get_layer("backbone").variables]
+    learn.fit_one_cycle(1, slice(1e-3, 1e-2))
+    after = [keras.ops.convert_to_numpy(v) for v in learn.model.get_layer("backbone").variables]
+    assert all((a == b).all() for a, b in zip(body, after, strict=True))
+
+
+def test_predict_gives_probabilities_of_uint8_images(digits, tiny):
+    """`predict` gives rows that sum to one, the same whatever the batch size (invariant)."""
+    learn = learner(digits, tiny)
+    whole = learn.predict(digits.valid.images[:30])
+    parts = learn.predict(digits.valid.images[:30], batch_size=7)
+    np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_saved_model_predicts_the_same(digits, tiny, tmp_path: Path):
+    """A saved learner loads with Keras alone and gives the same logits (invariant)."""
+    learn = learner(digits, tiny)
+    learn.fit(1, 1e-3)
+    learn.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    images = digits.valid.images[:16]
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), learn.model.predict(images, verbose=0))
+
+
+def test_a_loss_that_is_not_finite_is_an_error(digits, tiny):
+    """Training that diverges stops with the rate and the remedy."""
+    learn = learner(digits, tiny)
+    learn.unfreeze()
+    with pytest.raises(RunError, match=r"not finite .* lower max_lr"):
+        learn.fit(3, 1e30)
+
+
+def test_what_the_learner_refuses(digits, tiny):
+    """A split there is none of, augmentation that was left out, an unknown key, too few images for a batch."""
+    learn = learner(digits, tiny, tta=None)
+    with pytest.raises(DataError, match="split 'test'.*train, valid"):
+        learn.evaluate("test")
+    with pytest.raises(InputError, match="tta"):
+        learn.tta()
+    with pytest.raises(ConfigError, match="model"):
+        learner(digits, tiny, modle={})
+    with pytest.raises(DataError, match="do not fill one batch of 1024"):
+        learner(digits, tiny, data={"batch_size": 1024})
