@@ -160,12 +160,14 @@ def test_second_load_decodes_nothing(tmp_path, monkeypatch):
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):
-    """Time, size or name of any file makes another copy; so do size and resize."""
+    """A later time is enough to tell that a file of the same name and size holds another image."""
     root = flat(tmp_path / "photos")
-    before = load(root)
-    photo(root / "cat" / "000.png", 99)
-    os.utime(root / "cat" / "000.png", ns=(1, 1))
+    photo(root / "cat" / "x.bmp", 50)
+    before, size = load(root), (root / "cat" / "x.bmp").stat().st_size
+    photo(root / "cat" / "x.bmp", 99)
+    os.utime(root / "cat" / "x.bmp", ns=(1, 1))
     after = load(root)
+    assert (root / "cat" / "x.bmp").stat().st_size == size
     assert 99 not in greys(before.train) + greys(before.valid)
     assert 99 in greys(after.train) + greys(after.valid)
 
@@ -292,6 +294,15 @@ def test_a_spoilt_copy_is_made_again(tmp_path, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:-1])
     assert greys(load(root).train) == before
     assert list((tmp_path / "cache" / "images").iterdir()) == [folder]
+
+
+def test_a_copy_with_too_few_rows_is_made_again(tmp_path):
+    """Images and labels of different number would be paired wrongly; such a copy does not count."""
+    root = flat(tmp_path / "photos")
+    before = greys(load(root).train)
+    (folder,) = (tmp_path / "cache" / "images").iterdir()
+    np.save(folder / "train.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    assert greys(load(root).train) == before
 
 
 def test_a_cache_that_cannot_be_written(tmp_path):

@@ -88,14 +88,19 @@ def test_create_never_gives_two_runs_one_folder(tmp_path, monkeypatch):
 
 
 def test_atomic_shows_the_file_only_when_it_is_whole(folder):
-    """Until the block ends the old content stands, and the temporary file has the same suffix beside it."""
+    """Until the block ends the old content stands, and the temporary file has the same suffix beside it.
+
+    Whoever has the old file open goes on reading the old one: it is replaced, not written over.
+    """
     folder.write_text("model.keras", "old")
-    with folder.atomic("model.keras") as path:
-        path.write_text("new")
-        assert (folder.path / "model.keras").read_text() == "old"
-        assert path.parent == folder.path
-        assert path.suffix == ".keras"
-        assert path.name.startswith(".model.")
+    with (folder.path / "model.keras").open() as reader:
+        with folder.atomic("model.keras") as path:
+            path.write_text("new")
+            assert (folder.path / "model.keras").read_text() == "old"
+            assert path.parent == folder.path
+            assert path.suffix == ".keras"
+            assert path.name.startswith(".model.")
+        assert reader.read() == "old"
     assert (folder.path / "model.keras").read_text() == "new"
     assert names(folder) == ["model.keras"]
 

@@ -1,0 +1,127 @@
+"""The command line: what a person types, reads and gets as an exit code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from kbaseline.cli import main
+from kbaseline.config import load_config
+
+TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def fails(*arguments: str, code: int = 2) -> str:
+    """The one line a wrong call prints."""
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert not TRACEBACK.search(result.output)
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["find-lr"], ["config"], ["doctor"]])
+def test_help_is_complete_and_loads_nothing_heavy(command):
+    """`--help` names every option and imports neither Keras nor JAX nor Matplotlib."""
+    script = (
+        "import sys; from click.testing import CliRunner; from kbaseline.cli import main\n"
+        f"result = CliRunner().invoke(main, {[*command, '--help']!r})\n"
+        "print(result.output); assert result.exit_code == 0\n"
+        "heavy = {'keras', 'jax', 'matplotlib', 'tensorflow_datasets', 'sklearn', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if command:
+        assert all(option in done.stdout for option in ("--config", "--set", "--data"))
+    else:
+        assert all(name in done.stdout for name in ("fit", "find-lr", "config", "doctor"))
+
+
+def test_config_prints_what_it_reads_back():
+    """`kbaseline config` prints the resolved configuration as YAML, with every change in it."""
+    result = call("config", "--config", "quickstart", "--set", "stages.0.epochs=7", "--data", "folder:x")
+    assert result.exit_code == 0
+    tree = yaml.safe_load(result.stdout)
+    expected = load_config("quickstart", {"stages.0.epochs": 7, "data.source": "folder:x"})
+    assert load_config(tree) == expected
+    assert "# Passes over the training images." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--set", "data.sise=3"], r"unknown key 'data.sise'.*Did you mean 'size'"),
+        (["fit", "--set", "data.size"], r"--set 'data.size': must read KEY=VALUE"),
+        (["fit", "--set", "data.size=tiny"], r"data.size: .*'tiny'"),
+        (["fit", "--config", "quickstrat"], r"'quickstrat': no such file.*Did you mean 'quickstart'"),
+        (["fit", "--data", "floder:x"], r"floder"),
+        (["fit", "--data", "folder:/no/such/place"], r"/no/such/place"),
+        (["fit", "--data", "digits", "--set", "model.backbone=resnet5"], r"backbone 'resnet5'.*Did you mean"),
+        (["fit", "--data", "digits", "--set", "model.weights=lost.h5"], r"weights 'lost.h5': no such file"),
+        (["find-lr", "--data", "digits", "--stage", "hed"], r"stage 'hed'.*'head'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(arguments, message, tmp_path, monkeypatch):
+    """A wrong argument is named with its value, the rule and the remedy; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, fails(*arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_backend_is_refused(monkeypatch):
+    """A run on another Keras backend is refused in one line rather than trusted."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert "torch" in fails("fit", "--data", "digits")
+
+
+def test_debug_shows_the_traceback():
+    """`--debug` lets the exception through."""
+    result = call("--debug", "fit", "--set", "data.sise=3")
+    assert type(result.exception).__name__ == "ConfigError"
+
+
+def test_doctor_tells_what_is_here_and_what_is_missing(tmp_path, monkeypatch):
+    """`doctor` names versions and device, and says of data and weights whether they are here."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    result = call("doctor", "--set", f"data.data_dir={tmp_path}")
+    assert result.exit_code == 0, result.output
+    assert "keras" in result.stdout
+    assert result.stdout.count("missing") == 2
+    here = call("doctor", "--config", "quickstart")
+    assert here.stdout.count("here:") == 2
+    prepared = tmp_path / "cifar10" / "3.0.2"
+    prepared.mkdir(parents=True)
+    (prepared / "dataset_info.json").write_text("{}")
+    assert call("doctor", "--set", f"data.data_dir={tmp_path}").stdout.count("missing") == 1
+
+
+def test_fit_and_find_lr_write_their_folders(tmp_path):
+    """The two commands run on digits from the shell, print the ladder, and leave whole folders."""
+    small = ["--config", "quickstart", "--set", "data.limit=200", "--set", "lr_find.steps=12"]
+    small += ["--set", "data.size=16", "--set", "stages=[{name: head, freeze: true, epochs: 1, max_lr: 0.01}]"]
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "kbaseline", "fit", *small, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("train_loss", "valid_loss", "images/s", "head", "tta", "suggested"):
+        assert word in done.stdout, done.stdout
+    assert {path.name for path in out.iterdir()} >= {"result.json", "model.keras", "lr_find.png"}
+    found = call("find-lr", *small, "--out", str(tmp_path / "sweep"))
+    assert found.exit_code == 0, found.output
+    assert "valley" in found.stdout
+    assert Path(tmp_path / "sweep" / "lr_find.csv").is_file()

@@ -1,0 +1,56 @@
+"""The package as a whole: its public names, its backend, and its snippets in the docs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kbaseline
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(script: str, **environment: str) -> subprocess.CompletedProcess:
+    import os
+
+    env = {key: value for key, value in os.environ.items() if key != "KERAS_BACKEND"} | environment
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
+
+
+def test_public_names_exist_and_are_documented():
+    """Every name of `__all__` can be imported and has a docstring."""
+    for name in kbaseline.__all__:
+        assert (getattr(kbaseline, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = kbaseline.no_such_name
+
+
+def test_backend_becomes_jax_where_nothing_has_chosen():
+    """Importing kbaseline chooses JAX when KERAS_BACKEND is not set."""
+    done = python("import kbaseline, os, keras; print(keras.backend.backend())")
+    assert done.stdout.strip() == "jax", done.stderr
+
+
+@pytest.mark.parametrize("order", ["import kbaseline, keras", "import keras, kbaseline"])
+def test_another_backend_is_named(order):
+    """If another backend was chosen already, a warning names it and the remedy, whichever is imported first."""
+    done = python(f"{order}\nprint(keras.backend.backend())", KERAS_BACKEND="numpy")
+    assert done.stdout.strip() == "numpy", done.stderr
+    assert re.search(r"'numpy'.*set KERAS_BACKEND=jax", done.stderr)
+
+
+def test_the_articles_snippet_runs_on_digits(tmp_path):
+    """docs/article.py runs word for word on the bundled data and weights (at 16 pixels here, for time)."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "article.py"), "digits", "16", "resnet20"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    plain = re.search(r"plain ([\d.]+)%, with test-time augmentation ([\d.]+)%", done.stdout)
+    assert plain, done.stdout
+    assert float(plain[1]) > 80
