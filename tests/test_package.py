@@ -54,3 +54,14 @@ def test_the_articles_snippet_runs_on_digits(tmp_path):
     plain = re.search(r"plain ([\d.]+)%, with test-time augmentation ([\d.]+)%", done.stdout)
     assert plain, done.stdout
     assert float(plain[1]) > 80
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_readme_python_blocks_run(number, tmp_path):
+    """Every Python block of the README runs as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 3
+    done = subprocess.run(
+        [sys.executable, "-c", blocks[number]], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
