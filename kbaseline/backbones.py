@@ -135,7 +135,7 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
         name: a name from `ZOO`, or the path of a `.keras` model that takes RGB 0-255 and gives a feature map
             `(batch, height, width, channels)`.
         weights: the row's own (`"imagenet"`, `"cifar10"`), `"none"`, or the path of a weights file. A
-            `.keras` backbone keeps those it was saved with unless a file is named.
+            `.keras` backbone keeps those it was saved with (`"imagenet"`), unless a file or `"none"` is named.
         size: side of the square it will see, in pixels, for a check of a saved backbone.
 
     Returns:
@@ -147,7 +147,9 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
     """
     if name.endswith(".keras"):
         model = _saved_backbone(Path(name).expanduser(), size)
-        if weights not in ("imagenet", "none"):
+        if weights == "none":
+            model = keras.models.clone_model(model)
+        elif weights != "imagenet":
             _fill(model, weights)
         return model, None
     if name not in ZOO:

@@ -57,7 +57,7 @@ class ModelConfig(Section):
     """A name from the zoo, or the path of a saved `.keras` model that takes RGB 0-255."""
     weights: str = "imagenet"
     """`imagenet`, `cifar10` (resnet20), `none`, or the path of a weights file. A `.keras` backbone
-    keeps the weights it was saved with unless a file is named."""
+    keeps the weights it was saved with, unless a file or `none` is named."""
     train_bn: bool = True
     """Keep BatchNorm of a frozen body training, as fastai does."""
     bn_momentum: float = Field(0.9, gt=0, lt=1)

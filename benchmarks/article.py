@@ -1,0 +1,118 @@
+"""The article's ladder on CIFAR-10 with its controls, and the table of docs/results.md from the run folders.
+
+    python benchmarks/article.py run --out runs/article --seeds 1 2 3         # all images; wants a GPU
+    python benchmarks/article.py run --out runs/article --train 2500 --valid 1000 --set data.batch_size=32
+    python benchmarks/article.py table runs/article > docs/results.md
+
+`--set` reaches every run, for instance `--set data.data_dir=DIR --set model.backbone=resnet50_v15_notop.keras`.
+"""
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from kbaseline import Learner, run_baseline
+from kbaseline.config import load_config, parse_assignments
+from kbaseline.data import Split
+from kbaseline.data.sources import load_source
+
+RUNGS = [
+    ("1", "32 px, plain fit, 3 epochs", "article-1-32px", "plain", "≈ 70"),
+    ("2", "128 px, plain fit, 3 epochs", "article-2-5-128px", "plain", "≈ 94"),
+    ("3", "one-cycle at 1e-3, 3 epochs", "article-2-5-128px", "one_cycle", "≈ 95"),
+    ("4", "unfreeze, one-cycle 1e-6 … 1e-4, 3 epochs", "article-2-5-128px", "finetune", "higher"),
+    ("5", "test-time augmentation", "article-2-5-128px", "tta", "> 96"),
+]
+
+
+@click.group()
+def main() -> None:
+    """Measure the article's ladder, or tabulate it."""
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder that takes the run folders.")
+@click.option("--seeds", type=int, multiple=True, default=(1,), show_default=True, help="One ladder a seed.")
+@click.option("--train", type=int, help="Training images, a stratified subset; default all.")
+@click.option("--valid", type=int, help="Validation images, a stratified subset; default all.")
+@click.option("--control-size", type=int, default=128, show_default=True, help="Pixels of the controls' images.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key of every run.")
+def run(out: Path, seeds: tuple[int, ...], assignments: tuple[str, ...], **sizes: int | None) -> None:
+    """Run both configurations for every seed, then the two controls; finished runs are kept."""
+    control_size = sizes.pop("control_size")
+    changes = parse_assignments(assignments)
+    changes |= {"data.limit": sizes["train"], "data.limit_valid": sizes["valid"]}
+    for seed in seeds:
+        for name in ("1-32px", "2-5-128px"):
+            folder = out / f"article-{name}-seed{seed}"
+            if not (folder / "result.json").exists():
+                run_baseline(f"article/{name}", out=folder, seed=seed, **changes)
+    control = {**changes, "data.size": control_size, "stages.0.lr_find": False, "stages.2.lr_find": False}
+    folder = out / f"control-random-weights-{control_size}px"
+    if not (folder / "result.json").exists():
+        run_baseline("article/2-5-128px", out=folder, seed=seeds[0], **{**control, "model.weights": "none"})
+    shuffled_labels(out / f"control-shuffled-labels-{control_size}px", seeds[0], control)
+
+
+def shuffled_labels(folder: Path, seed: int, changes: dict[str, Any]) -> None:
+    """One-cycle with training labels in random order: whatever it scores above chance would be a leak."""
+    if (folder / "result.json").exists():
+        return
+    config = load_config("article/2-5-128px", {**changes, "seed": seed})
+    data = load_source(config.data, seed)
+    labels = np.random.default_rng(seed).permutation(data.train.labels)
+    learn = Learner(replace(data, train=Split(data.train.images, labels)), config=config)
+    learn.fit_one_cycle(3, 1e-3, title="one_cycle")
+    images = {name: len(split) for name, split in data.splits.items()}
+    folder.mkdir(parents=True)
+    found = {"stages": {"one_cycle": learn.history[-1]["accuracy"]}, "data": {"size": data.size, "images": images}}
+    (folder / "result.json").write_text(json.dumps(found))
+
+
+@main.command()
+@click.argument("runs", type=click.Path(path_type=Path, exists=True))
+def table(runs: Path) -> None:
+    """Print docs/results.md for the run folders in RUNS."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))}
+    ladder = {name: result for name, result in found.items() if name.startswith("article-")}
+    if not ladder:
+        raise click.ClickException(f"{runs}: holds no article-* run folders; make them with the command `run`.")
+    config = load_config(runs / next(iter(ladder)) / "config.yaml")
+    click.echo((Path(__file__).parent / "article_head.md").read_text(encoding="utf-8").rstrip() + "\n")
+    click.echo(_setting(next(iter(ladder.values())), config))
+    click.echo("| rung | what | article, % | here, % | seconds |\n|---|---|---|---|---|")
+    for number, what, run_name, stage, article in RUNGS:
+        results = [result for name, result in ladder.items() if name.startswith(f"{run_name}-seed")]
+        scores = [result["tta_accuracy"] if stage == "tta" else result["stages"][stage] for result in results]
+        spent = [result["seconds"]["valid tta" if stage == "tta" else stage] for result in results]
+        click.echo(f"| {number} | {what} | {article} | {_spread(scores)} | {statistics.mean(spent):,.0f} |")
+    click.echo("\n| control | accuracy, % | must be |\n|---|---|---|")
+    for name, result in found.items():
+        if name.startswith("control-"):
+            last = list(result["stages"].values())[-1]
+            rule = "about 10" if "shuffled" in name else "far below the ladder"
+            size = result["data"]["size"]
+            click.echo(f"| {name.split('-', 1)[1].rsplit('-', 1)[0].replace('-', ' ')}, {size} px | {100 * last:.1f} | {rule} |")
+
+
+def _setting(result: dict[str, Any], config: Any) -> str:
+    images, place = result["data"]["images"], result["environment"]
+    return (
+        f"Measured on {images['train']:,} training and {images['valid']:,} test images, batch {config.data.batch_size}, "
+        f"backbone `{Path(config.model.backbone).name}`, {place['device']} ({place['cpus']} cores), Keras "
+        f"{place['keras']}, JAX {place['jax']}.\n"
+    )
+
+
+def _spread(scores: list[float]) -> str:
+    shown = f"{100 * statistics.mean(scores):.2f}"
+    return shown if len(scores) == 1 else f"{shown} ± {100 * statistics.stdev(scores):.2f} ({len(scores)} seeds)"
+
+
+if __name__ == "__main__":
+    main()
