@@ -151,6 +151,7 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
             model = keras.models.clone_model(model)
         elif weights != "imagenet":
             _fill(model, weights)
+        _follow_policy(model)
         return model, None
     if name not in ZOO:
         raise ModelError(
@@ -238,6 +239,14 @@ def _saved_backbone(path: Path, size: int) -> keras.Model:
             "Save it without its pooling and classifier."
         )
     return model
+
+
+def _follow_policy(model: keras.Model) -> None:
+    """Gives a saved backbone the precision in force; it brings the one it was saved with."""
+    for layer in leaves(model):
+        # 0-255 in bfloat16 would lose a level in every two before it is normalised.
+        if not isinstance(layer, layers.Normalization | layers.Rescaling | layers.InputLayer):
+            layer.dtype_policy = keras.config.dtype_policy()
 
 
 def _fill(model: keras.Model, weights: str) -> None:
