@@ -97,7 +97,8 @@ def table(runs: Path) -> None:
             last = list(result["stages"].values())[-1]
             rule = "about 10" if "shuffled" in name else "far below the ladder"
             size = result["data"]["size"]
-            click.echo(f"| {name.split('-', 1)[1].rsplit('-', 1)[0].replace('-', ' ')}, {size} px | {100 * last:.1f} | {rule} |")
+            title = name.split("-", 1)[1].rsplit("-", 1)[0].replace("-", " ")
+            click.echo(f"| {title}, {size} px | {100 * last:.1f} | {rule} |")
 
 
 def _setting(result: dict[str, Any], config: Any) -> str:

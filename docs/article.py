@@ -1,7 +1,7 @@
 """The article's snippet in `Learner` form.
 
-    python docs/article.py                          # CIFAR-10, ImageNet ResNet50: downloads both, wants a GPU
-    python docs/article.py digits 32 resnet20       # the same on bundled data and weights, in a minute or two
+python docs/article.py                          # CIFAR-10, ImageNet ResNet50: downloads both, wants a GPU
+python docs/article.py digits 32 resnet20       # the same on bundled data and weights, in a minute or two
 """
 
 import sys

@@ -45,8 +45,10 @@ def _application(name: str, **options: Any) -> Callable[..., keras.Model]:
     return build
 
 
-def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3), **_: Any) -> keras.Model:
-    """ResNet-20 for small images, 0.27 M parameters (K. He et al., https://arxiv.org/abs/1512.03385, section 4.2).
+def resnet20(
+    weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3), **_: Any
+) -> keras.Model:
+    """ResNet-20 for small images, 0.27 M parameters (https://arxiv.org/abs/1512.03385, section 4.2).
 
     Args:
         weights: `"cifar10"` for the bundled weights, None for random ones, or a file.

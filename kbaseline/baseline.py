@@ -147,7 +147,9 @@ class _Run:
             self._stage(stage)
         with self.folder.atomic("model.keras") as path:
             self.learner.save(path)
-        outcomes = {split: self._predict(split) for split in ("valid", "test") if split in self.data.splits}
+        outcomes: dict[str, Outcome] = {
+            split: self._predict(split) for split in ("valid", "test") if split in self.data.splits
+        }
         result = self._result(outcomes)
         self._write(outcomes, result)
         self._say_ladder(outcomes, result)
@@ -170,9 +172,7 @@ class _Run:
             self._timed(stage.name, lambda: learner.fit(stage.epochs, max_lr, title=stage.name))
         else:
             shape = {"pct_start": stage.pct_start, "div": stage.div, "final_div": stage.final_div}
-            self._timed(
-                stage.name, lambda: learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name)
-            )
+            self._timed(stage.name, lambda: learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name))
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
         self.folder.write_csv("history.csv", learner.history)
 
@@ -180,7 +180,8 @@ class _Run:
         labels, images = self.data.splits[split].labels, self.data.splits[split].images
         if self.config.tta is None:
             plain = self.learner.predict(images)
-            return Outcome(labels, {"plain": plain}, {"plain": evaluate_predictions(plain, labels, self.data.class_names)})
+            figures = evaluate_predictions(plain, labels, self.data.class_names)
+            return Outcome(labels, {"plain": plain}, {"plain": figures})
         found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
         probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
         return Outcome(labels, probabilities, {"plain": found.plain, "tta": found.tta})
@@ -227,7 +228,9 @@ class _Run:
             self._say(f"skipped: {len(self.data.skipped)} images in all; result.json names them", "yellow")
 
     def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
-        rungs = [(name, accuracy, self.seconds[name]) for name, accuracy in result.stages.items()]
+        rungs: list[tuple[str, float, float | None]] = [
+            (name, accuracy, self.seconds[name]) for name, accuracy in result.stages.items()
+        ]
         for split, outcome in outcomes.items():
             prefix = "" if split == "valid" else f"{split} "
             if prefix:

@@ -35,7 +35,9 @@ class _Commands(click.Group):
             if ctx.params.get("debug"):
                 raise
             reason = " ".join(str(error).split())[:300]
-            click.echo(f"Error: unexpected {type(error).__name__}: {reason}. Traceback: kbaseline --debug ...", err=True)
+            click.echo(
+                f"Error: unexpected {type(error).__name__}: {reason}. Traceback: kbaseline --debug ...", err=True
+            )
             ctx.exit(1)
 
 
@@ -44,7 +46,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."),
         click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE."),
-        click.option("--config", metavar="FILE", help="A YAML file, or the name of a bundled one. Default: the article."),
+        click.option("--config", metavar="FILE", help="A YAML file or a bundled name. Default: the article's."),
     ):
         command = option(command)
     return command

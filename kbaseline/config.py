@@ -395,7 +395,7 @@ def _first_problem(error: ValidationError, tree: Any) -> str:
 
 
 def _known_keys(path: list[str]) -> list[str]:
-    section: type[BaseModel] = Config
+    section: Any = Config
     for part in path:
         if part.isdigit():
             continue

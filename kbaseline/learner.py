@@ -228,13 +228,9 @@ class Learner:
         groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
         names, multipliers = [list(g) for g, _ in groups], [rate / rates[-1] for _, rate in groups]
         if self._optimizer is not None:
-            return clone_optimizer(
-                self._optimizer,
-                self.model.trainable_variables,
-                learning_rate=learning_rate,
-                multipliers=multipliers,
-                beta_1=beta_1,
-            )
+            changes = {"learning_rate": learning_rate, "multipliers": multipliers, "beta_1": beta_1}
+            continued: LayerwiseAdamW = clone_optimizer(self._optimizer, self.model.trainable_variables, **changes)
+            return continued
         settings = self.config.optimizer
         return LayerwiseAdamW(
             learning_rate,

@@ -1,4 +1,4 @@
-"""The classifier: uint8 in -> transforms -> preprocessing -> backbone -> head -> float32 logits; freeze and unfreeze."""
+"""The classifier: uint8 in -> transforms -> preprocessing -> backbone -> head -> float32 logits."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -37,7 +37,9 @@ class Outcome:
 
 def write_curves(folder: RunFolder, curves: Mapping[str, tuple[LRCurve, float | None]]) -> None:
     """`lr_find.csv` and `lr_find.png`: every stage's sweep, and the rate that was trained at."""
-    folder.write_csv("lr_find.csv", [{"stage": name, **row} for name, (curve, _) in curves.items() for row in curve.rows()])
+    folder.write_csv(
+        "lr_find.csv", [{"stage": name, **row} for name, (curve, _) in curves.items() for row in curve.rows()]
+    )
     panels = [
         {
             "title": name,

@@ -138,5 +138,5 @@ def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms
     for layer in model.layers:
         if isinstance(layer, RandomTransforms):
             return layer, keras.Model(layer.output, model.output)
-    still = {"max_rotate": 0.0, "max_zoom": 1.0, "max_lighting": 0.0, "max_warp": 0.0}
-    return RandomTransforms((shape[0], shape[1]), **still), model
+    size = (shape[0], shape[1])
+    return RandomTransforms(size, max_rotate=0.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0), model

@@ -116,6 +116,7 @@ def test_config_in_the_folder_repeats_the_run(run, recipe, tmp_path):
 def test_saved_model_gives_the_stored_predictions(run):
     """model.keras takes raw uint8 pixels and gives the logits behind the stored probabilities (invariant)."""
     from sklearn.datasets import load_digits
+
     from kbaseline.data import ImageData
 
     assert len(load_digits().target) == 1797
@@ -165,7 +166,7 @@ def test_find_learning_rate_trains_nothing(recipe, tmp_path):
     curve = find_learning_rate(recipe, stage="finetune", out=tmp_path / "sweep", console=QUIET)
     assert set(curve.suggestions()) == {"valley", "steep", "slide", "minimum"}
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"config.yaml", "lr_find.csv", "lr_find.png"}
-    with pytest.raises(ConfigError, match="stage 'hed'.*Did you mean 'head'"):
+    with pytest.raises(ConfigError, match=r"stage 'hed'.*Did you mean 'head'"):
         find_learning_rate(recipe, stage="hed", out=tmp_path / "none", console=QUIET)
 
 

@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_is_an_error(digits, tiny):
 def test_what_the_learner_refuses(digits, tiny):
     """A split there is none of, augmentation that was left out, an unknown key, too few images for a batch."""
     learn = learner(digits, tiny, tta=None)
-    with pytest.raises(DataError, match="split 'test'.*train, valid"):
+    with pytest.raises(DataError, match=r"split 'test'.*train, valid"):
         learn.evaluate("test")
     with pytest.raises(InputError, match="tta"):
         learn.tta()
