@@ -104,8 +104,8 @@ def table(runs: Path) -> None:
 def _setting(result: dict[str, Any], config: Any) -> str:
     images, place = result["data"]["images"], result["environment"]
     return (
-        f"Measured on {images['train']:,} training and {images['valid']:,} test images, batch {config.data.batch_size}, "
-        f"backbone `{Path(config.model.backbone).name}`, {place['device']} ({place['cpus']} cores), Keras "
+        f"Measured on {images['train']:,} training and {images['valid']:,} test images, "
+        f"batch {config.data.batch_size}, backbone `{Path(config.model.backbone).name}`, {place['device']} ({place['cpus']} cores), Keras "
         f"{place['keras']}, JAX {place['jax']}.\n"
     )
 

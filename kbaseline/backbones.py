@@ -168,7 +168,7 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
         if weights in named or not Path(weights).expanduser().is_file():
             what = "no such weights" if weights in named else "no such file"
             raise ModelError(
-                f"weights {weights!r}: {what} for {name}; give {row.pretrained!r}, 'none' or the path of a weights file."
+                f"weights {weights!r}: {what} for {name}; give {row.pretrained!r}, 'none' or a weights file's path."
             )
     model = row.build(include_top=False, weights=None, input_shape=(None, None, 3))
     if weights != "none":
@@ -207,8 +207,8 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
         if not _is_download_error(error):
             raise
         raise DownloadError(
-            f"weights {row.pretrained!r} of {name}: could not be fetched ({' '.join(str(error).split())[-120:]}). Give a "
-            "file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
+            f"weights {row.pretrained!r} of {name}: could not be fetched ({' '.join(str(error).split())[-120:]}). "
+            "Give a file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
             "`kbaseline fit --config quickstart`, which needs no network."
         ) from None
     finally:

@@ -389,5 +389,5 @@ def test_data_loads_neither_keras_nor_jax(tmp_path):
         f"ImageData.from_source('folder:{root}', size=8, cache_dir='{tmp_path / 'c'}'); "
         "print([name for name in ('keras', 'jax', 'tensorflow', 'tensorflow_datasets') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)  # noqa: S603 - our own script
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

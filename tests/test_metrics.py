@@ -141,5 +141,5 @@ def test_import_is_light():
     """Metrics load neither Keras nor JAX nor, before they are asked for anything, scikit-learn."""
     code = "import sys, kbaseline.metrics; print([m for m in ('keras', 'jax', 'sklearn') if m in sys.modules])"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own words
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -206,7 +206,7 @@ def test_figures_are_900_pixels_wide_and_not_pyplots():
     assert {round(figure.get_figwidth() * 130) for figure in figures} == {897}
     code = "import sys, kbaseline.report; print('matplotlib.pyplot' in sys.modules)"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own words
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
