@@ -105,8 +105,8 @@ def _setting(result: dict[str, Any], config: Any) -> str:
     images, place = result["data"]["images"], result["environment"]
     return (
         f"Measured on {images['train']:,} training and {images['valid']:,} test images, "
-        f"batch {config.data.batch_size}, backbone `{Path(config.model.backbone).name}`, {place['device']} ({place['cpus']} cores), Keras "
-        f"{place['keras']}, JAX {place['jax']}.\n"
+        f"batch {config.data.batch_size}, backbone `{Path(config.model.backbone).name}`, "
+        f"{place['device']} ({place['cpus']} cores), Keras {place['keras']}, JAX {place['jax']}.\n"
     )
 
 
