@@ -227,11 +227,19 @@ def test_a_stage_name_is_no_markup(log):
     assert seen(log).startswith("[red]x[/]  3 epochs")
 
 
-def test_evaluate_alone_prints_nothing(log, model, samples):
+def test_rows_are_never_cut():
+    """A row stays one line where the terminal or log is narrower."""
+    narrow = Console(file=io.StringIO(), width=20)
+    table = begin(StageTable("head", 1, 1, narrow))
+    table.on_epoch_end(0, {"loss": 1.0})
+    assert len(seen(narrow).splitlines()) == 3
+
+
+def test_evaluate_alone_prints_nothing(terminal, model, samples):
     """The table ignores evaluation that belongs to no epoch."""
-    table = StageTable("head", 1, 32, log)
+    table = StageTable("head", 1, 32, terminal)
     model.evaluate(*samples, verbose=0, callbacks=[table])
-    assert seen(log) == ""
+    assert seen(terminal) == ""
 
 
 def test_sweep_bar_counts_over_epochs(terminal, model, samples):

@@ -170,7 +170,8 @@ def test_history_of_one_epoch_and_with_gaps():
     assert [line.get_label() for line in left.lines] == ["train"]
     assert len(right.lines) == 1
     drawn(plot_history(history(4, valid_loss=math.nan, accuracy=None), tta=0.5))
-    drawn(plot_history(history(1, train_loss=math.nan, valid_loss=math.nan, accuracy=None), tta=math.nan))
+    nothing = history(1, train_loss=math.nan, valid_loss=math.nan, accuracy=None)
+    assert texts(drawn(plot_history(nothing, tta=math.nan)).axes[1]) == []
 
 
 def test_confusion_shows_counts_and_shares():
@@ -178,6 +179,8 @@ def test_confusion_shows_counts_and_shares():
     axes = drawn(plot_confusion([[8, 2, 0], [0, 5, 0], [0, 0, 0]], ["a", "b", "c"])).axes[0]
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [0, 0, 0]])
     assert sorted(texts(axes)) == ["2", "5", "8"]
+    # A mistake in one image of a hundred is a tenth of the way to the darkest colour.
+    assert axes.images[0].norm(0.01) == pytest.approx(0.1)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "actual")
 
 
