@@ -192,9 +192,10 @@ def clone_optimizer(
     copy = type(optimizer).from_config({**config, **changes})
     copy.build(variables)
     if optimizer.built:
-        # The rate, where it is a variable, is an argument and not state.
+        # The rate, where it is a variable, is an argument and not state. The compiled step overwrites the buffers it
+        # is given, so the copy needs its own.
         for new, old in zip(_state(copy), _state(optimizer), strict=True):
-            new.assign(old)
+            new.assign(ops.copy(old.value))
     return copy
 
 
