@@ -259,7 +259,7 @@ class Learner:
                 shuffle=False,  # the batches have their own order; Keras' comes from global random state
                 validation_data=valid,
                 verbose=0,
-                callbacks=[table, keras.callbacks.TerminateOnNaN()],
+                callbacks=[table, _StopWhenNotFinite()],
             )
         self._record(optimizer, first, title)
         self.history += table.rows
@@ -343,6 +343,14 @@ class Learner:
         """Writes the model, optimizer included, as a `.keras` file."""
         self.model.save(path)
         return self
+
+
+class _StopWhenNotFinite(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keras' TerminateOnNaN looks at every batch, which makes each step wait for the accelerator."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if not math.isfinite((logs or {})["loss"]):
+            self.model.stop_training = True
 
 
 def _policy(precision: str) -> str:
