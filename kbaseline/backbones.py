@@ -1,5 +1,6 @@
 """The model zoo: name -> backbone, its preprocessing, its weights and its layer groups."""
 
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,6 +230,10 @@ def _saved_backbone(path: Path, size: int) -> keras.Model:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"backbone {str(path)!r}: not a Keras model that can be read ({reason}).") from None
     try:
+        # Keras' shape arithmetic alone would let a network of grey images pass.
+        taken = getattr(model, "input_shape", (None, None, None, None))
+        if any(own not in (None, ours) for own, ours in zip(taken, (None, size, size, 3), strict=True)):
+            raise ValueError(f"it takes {taken}")
         shape = tuple(model.compute_output_shape((None, size, size, 3)))
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
@@ -254,8 +259,11 @@ def _follow_policy(model: keras.Model) -> None:
 def _fill(model: keras.Model, weights: str) -> None:
     path = Path(weights).expanduser()
     try:
-        model.load_weights(path)
-    except (ValueError, TypeError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            # Keras' word for weights that are not in the file; those layers would stay random.
+            warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
+            model.load_weights(path)
+    except (ValueError, TypeError, OSError, KeyError, UserWarning) as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
             f"weights {str(path)!r}: not for {model.name} without its classifier ({reason}). "

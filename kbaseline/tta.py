@@ -138,5 +138,7 @@ def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms
     for layer in model.layers:
         if isinstance(layer, RandomTransforms):
             return layer, keras.Model(layer.output, model.output)
+    if not hasattr(model, "output_shape"):
+        raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it is a subclass.")
     size = (shape[0], shape[1])
     return RandomTransforms(size, max_rotate=0.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0), model
