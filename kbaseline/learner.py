@@ -167,7 +167,7 @@ class Learner:
             finder.restore()
         curve = finder.curve
         found = ", ".join(f"{rule} {rate:.2e}" for rule, rate in curve.suggestions().items())
-        self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False)
+        self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
         return curve
 
     def fit(self, epochs: int, lr: MaxLR = slice(3e-3), *, title: str = "fit") -> list[dict[str, Any]]:

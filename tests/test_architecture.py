@@ -13,7 +13,7 @@ PACKAGE = Path(kbaseline.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     *("errors", "config", "schedules", "data", "transforms", "backbones", "model", "optimizer", "lr_finder", "tta"),
-    *("metrics", "run_folder", "progress", "report", "learner", "baseline", "cli"),
+    *("metrics", "run_folder", "progress", "report", "results", "learner", "baseline", "doctor", "cli"),
 ]
 """A module imports only from those to its left; the pipeline, read left to right."""
 
