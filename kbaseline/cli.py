@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from kbaseline import __version__
 from kbaseline.errors import InputError, KBaselineError
 
 # Everything else is imported inside the commands: `--help` must be instant, and importing Keras fixes its backend.
@@ -73,7 +72,7 @@ _out = click.option(
 
 @click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
-@click.version_option(__version__, prog_name="kbaseline")
+@click.version_option(package_name="kbaseline", prog_name="kbaseline")
 def main(debug: bool) -> None:
     """A strong image-classification baseline in one command."""
     # A pipe that is closed or not UTF-8 must not end a run over a dash in a table.
