@@ -1,6 +1,6 @@
 """The article's ladder on CIFAR-10 with its controls, and the table of docs/results.md from the run folders.
 
-    python benchmarks/article.py run --out runs/article --seeds 1 2 3         # all images; wants a GPU
+    python benchmarks/article.py run --out runs/article --seeds 1 --seeds 2 --seeds 3         # all images; wants a GPU
     python benchmarks/article.py run --out runs/article --train 2500 --valid 1000 --set data.batch_size=32
     python benchmarks/article.py table runs/article > docs/results.md
 

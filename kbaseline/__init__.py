@@ -87,11 +87,16 @@ class _AfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     for everyone who asks for `--help`.
     """
 
+    _searching = False
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "keras":
+        if name != "keras" or self._searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._searching = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._searching = False
         if spec is not None and spec.loader is not None:
             self._loader, spec.loader = spec.loader, self
         return spec
@@ -100,6 +105,8 @@ class _AfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: "ModuleType") -> None:
+        # Not earlier: many a library only asks whether Keras could be imported.
+        sys.meta_path.remove(self)
         spec = module.__spec__
         if spec is not None:
             spec.loader = module.__loader__ = self._loader

@@ -115,7 +115,8 @@ class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
     """
 
     def __init__(self, mode: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # float32 whatever the policy: bfloat16 has no fractions of a level above 128.
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.mode = mode
 
     def call(self, images: Any) -> Any:
@@ -131,14 +132,14 @@ class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
         return {**super().get_config(), "mode": self.mode}
 
 
-def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tuple[keras.Model, str | None]:
+def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[keras.Model, str | None]:
     """Builds a backbone and fills it with weights.
 
     Args:
         name: a name from `ZOO`, or the path of a `.keras` model that takes RGB 0-255 and gives a feature map
             `(batch, height, width, channels)`.
-        weights: the row's own (`"imagenet"`, `"cifar10"`), `"none"`, or the path of a weights file. A
-            `.keras` backbone keeps those it was saved with (`"imagenet"`), unless a file or `"none"` is named.
+        weights: `"auto"` for those it comes with (a `.keras` model: those it was saved with), their name
+            (`"imagenet"`, `"cifar10"`), `"none"`, or the path of a weights file.
         size: side of the square it will see, in pixels, for a check of a saved backbone.
 
     Returns:
@@ -152,7 +153,7 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
         model = _saved_backbone(Path(name).expanduser(), size)
         if weights == "none":
             model = keras.models.clone_model(model)
-        elif weights != "imagenet":
+        elif weights != "auto":
             _fill(model, weights)
         _follow_policy(model)
         return model, None
@@ -162,8 +163,10 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
             f"{did_you_mean(name, ZOO)}"
         )
     row = ZOO[name]
-    if weights == row.pretrained:
-        return _pretrained(name, row), row.preprocessing
+    if weights in ("auto", row.pretrained):
+        model = _pretrained(name, row)
+        _follow_policy(model)
+        return model, row.preprocessing
     if weights != "none":
         named = {other.pretrained for other in ZOO.values()}
         if weights in named or not Path(weights).expanduser().is_file():
@@ -174,6 +177,7 @@ def load_backbone(name: str, weights: str = "imagenet", size: int = 128) -> tupl
     model = row.build(include_top=False, weights=None, input_shape=(None, None, 3))
     if weights != "none":
         _fill(model, weights)
+    _follow_policy(model)
     return model, row.preprocessing
 
 
@@ -205,6 +209,12 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
     try:
         return row.build(include_top=False, weights=row.pretrained, input_shape=(None, None, 3))
     except Exception as error:
+        if isinstance(error, OSError | ValueError) and not _is_download_error(error):
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(
+                f"weights {row.pretrained!r} of {name}: cannot be read ({reason}); "
+                "delete the file, or reinstall kbaseline."
+            ) from None
         if not _is_download_error(error):
             raise
         raise DownloadError(
@@ -249,11 +259,11 @@ def _saved_backbone(path: Path, size: int) -> keras.Model:
 
 
 def _follow_policy(model: keras.Model) -> None:
-    """Gives a saved backbone the precision in force; it brings the one it was saved with."""
+    """Gives every layer the precision in force; a saved backbone brings the one it was saved with."""
     for layer in leaves(model):
-        # 0-255 in bfloat16 would lose a level in every two before it is normalised.
-        if not isinstance(layer, layers.Normalization | layers.Rescaling | layers.InputLayer):
-            layer.dtype_policy = keras.config.dtype_policy()
+        # 0-255 in bfloat16 would lose the fractions of a level before it is normalised.
+        normalises = isinstance(layer, layers.Normalization | layers.Rescaling | layers.InputLayer)
+        layer.dtype_policy = keras.DTypePolicy("float32") if normalises else keras.config.dtype_policy()
 
 
 def _fill(model: keras.Model, weights: str) -> None:

@@ -11,14 +11,13 @@ from rich.console import Console
 
 from kbaseline.config import Config, StageConfig, load_config
 from kbaseline.data import ImageData
-from kbaseline.data.image_data import default_cache_dir
 from kbaseline.data.sources import load_source
-from kbaseline.errors import ConfigError, did_you_mean
+from kbaseline.errors import ConfigError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.progress import ladder_table
-from kbaseline.results import Outcome, write_curves, write_results
+from kbaseline.results import Outcome, Sweep, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
@@ -100,15 +99,7 @@ def find_learning_rate(
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
     chosen = stages[stage] if stage else settings.stages[0]
     name = f"{settings.name}-find-lr"
-    return _Run(settings.model_copy(update={"name": name}), out, console).sweep(chosen)
-
-
-def enable_compilation_cache() -> None:
-    """Keeps JAX's compiled programs in the user's cache folder, unless JAX was told another place already."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "jax"))
+    return _Run(settings.model_copy(update={"name": name}), out, console).only_sweep(chosen)
 
 
 class _Run:
@@ -117,10 +108,9 @@ class _Run:
     def __init__(self, config: Config, out: str | Path | None, console: Console | None) -> None:
         self.config, self.console = config, console or Console()
         self.seconds: dict[str, float] = {}
-        self.curves: dict[str, tuple[LRCurve, float | None]] = {}
+        self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
-        if config.runtime.compilation_cache:
-            enable_compilation_cache()
+        RunFolder.check(None if out is None else Path(out))
         keras.utils.set_random_seed(config.seed)
         self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
         self._say_data()
@@ -130,23 +120,16 @@ class _Run:
         self.folder.write_text("config.yaml", config.to_yaml())
         self._say(f"run folder: {self.folder.path}")
 
-    def sweep(self, stage: StageConfig) -> LRCurve:
+    def only_sweep(self, stage: StageConfig) -> LRCurve:
         """A stage's learning-rate sweep, and its files."""
-        if self.learner.frozen != stage.freeze:
-            (self.learner.freeze if stage.freeze else self.learner.unfreeze)()
-        title = f"{stage.name} lr_find"
-        curve = self._timed(title, lambda: self.learner.lr_find(title))
-        rate = curve.suggest(self.config.lr_find.suggestion) if stage.max_lr == "auto" else stage.max_lr
-        self.curves[stage.name] = (curve, rate[-1] if isinstance(rate, tuple) else float(rate))
-        write_curves(self.folder, self.curves)
-        return curve
+        self._set_frozen(stage)
+        self._sweep(stage, needed=True)
+        return self.sweeps[stage.name].curve
 
     def whole_recipe(self) -> BaselineResult:
         """Trains every stage, predicts, writes."""
         for stage in self.config.stages:
             self._stage(stage)
-        with self.folder.atomic("model.keras") as path:
-            self.learner.save(path)
         outcomes: dict[str, Outcome] = {
             split: self._predict(split) for split in ("valid", "test") if split in self.data.splits
         }
@@ -161,20 +144,46 @@ class _Run:
         self.seconds[name] = time.perf_counter() - begin
         return done
 
+    def _set_frozen(self, stage: StageConfig) -> None:
+        if self.learner.frozen != stage.freeze:
+            (self.learner.freeze if stage.freeze else self.learner.unfreeze)()
+
+    def _sweep(self, stage: StageConfig, *, needed: bool) -> None:
+        """Sweeps and writes the curve; one that suggests nothing ends the run only if a suggestion is needed."""
+        title = f"{stage.name} lr_find"
+        curve = self._timed(title, self.learner.lr_sweep)
+        suggestions: dict[str, float] = {}
+        problem: LRFinderError | None = None
+        try:
+            suggestions = curve.suggestions()
+        except LRFinderError as error:
+            problem = error
+        rate = stage.max_lr if stage.max_lr != "auto" else suggestions.get(self.config.lr_find.suggestion)
+        self.sweeps[stage.name] = Sweep(curve, suggestions, rate[-1] if isinstance(rate, tuple) else rate)
+        write_sweeps(self.folder, self.sweeps)
+        if problem is not None and needed:
+            raise problem
+        found = ", ".join(f"{rule} {value:.2e}" for rule, value in suggestions.items())
+        self._say(f"{title}: suggested rates: {found}" if found else f"{title}: {problem}", None if found else "yellow")
+
     def _stage(self, stage: StageConfig) -> None:
         learner = self.learner
+        self._set_frozen(stage)
         if stage.lr_find:
-            self.sweep(stage)
-        elif learner.frozen != stage.freeze:
-            (learner.freeze if stage.freeze else learner.unfreeze)()
-        max_lr: Any = self.curves[stage.name][1] if stage.max_lr == "auto" else stage.max_lr
-        if stage.schedule == "constant":
-            self._timed(stage.name, lambda: learner.fit(stage.epochs, max_lr, title=stage.name))
-        else:
-            shape = {"pct_start": stage.pct_start, "div": stage.div, "final_div": stage.final_div}
-            self._timed(stage.name, lambda: learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name))
+            self._sweep(stage, needed=stage.max_lr == "auto")
+        max_lr: Any = self.sweeps[stage.name].chosen if stage.max_lr == "auto" else stage.max_lr
+        shape = {"pct_start": stage.pct_start, "div": stage.div, "final_div": stage.final_div}
+        try:
+            if stage.schedule == "constant":
+                self._timed(stage.name, lambda: learner.fit(stage.epochs, max_lr, title=stage.name))
+            else:
+                self._timed(stage.name, lambda: learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name))
+        finally:
+            self.folder.write_csv("history.csv", learner.history)
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
-        self.folder.write_csv("history.csv", learner.history)
+        # After every stage, so that what a later one loses is only its own.
+        with self.folder.atomic("model.keras") as path:
+            learner.save(path)
 
     def _predict(self, split: str) -> Outcome:
         labels, images = self.data.splits[split].labels, self.data.splits[split].images
@@ -193,7 +202,7 @@ class _Run:
             stages=self.accuracy,
             tta_accuracy=valid.figures["tta"].accuracy if "tta" in valid.figures else None,
             test_accuracy={kind: figures.accuracy for kind, figures in test.figures.items()} if test else None,
-            suggested_lrs={name: curve.suggestions() for name, (curve, _) in self.curves.items()},
+            suggested_lrs={name: dict(sweep.suggestions) for name, sweep in self.sweeps.items()},
             history=self.learner.history,
             folder=self.folder.path,
             seconds=self.seconds,
@@ -238,14 +247,6 @@ class _Run:
             if "tta" in outcome.figures:
                 rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, self.seconds[f"{split} tta"]))
         self.console.print(ladder_table(rungs))
-        for split, outcome in outcomes.items():
-            plain = outcome.figures["plain"].accuracy
-            if outcome.last.accuracy < plain:
-                self._say(
-                    f"test-time augmentation is worse than the plain prediction on {split}: "
-                    f"{outcome.last.accuracy:.2%} against {plain:.2%}; look at tta.flip and tta.scale.",
-                    "yellow",
-                )
         self._say(f"model, figures and plots: {self.folder.path}")
 
 

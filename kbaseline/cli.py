@@ -1,5 +1,6 @@
 """The command line: a thin skin over `run_baseline` that turns errors into one line and an exit code."""
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ class _Commands(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click knows what to do when the reader of a pipe has gone
             if ctx.params.get("debug"):
                 raise
             reason = " ".join(str(error).split())[:300]

@@ -6,10 +6,11 @@ Loads neither Keras nor JAX, so that `--help` and a bad key answer at once.
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from kbaseline.errors import ConfigError, did_you_mean
 
@@ -55,13 +56,13 @@ class ModelConfig(Section):
 
     backbone: str = "resnet50"
     """A name from the zoo, or the path of a saved `.keras` model that takes RGB 0-255."""
-    weights: str = "imagenet"
-    """`imagenet`, `cifar10` (resnet20), `none`, or the path of a weights file. A `.keras` backbone
-    keeps the weights it was saved with, unless a file or `none` is named."""
+    weights: str = "auto"
+    """`auto`: what the backbone comes with (`imagenet`; `cifar10` for resnet20; those a `.keras` model
+    was saved with). Or one of these names, `none` for random ones, or the path of a weights file."""
     train_bn: bool = True
     """Keep BatchNorm of a frozen body training, as fastai does."""
     bn_momentum: float = Field(0.9, gt=0, lt=1)
-    """Momentum of the running statistics of every BatchNorm; 0.9 is what PyTorch calls 0.1."""
+    """Momentum of the running statistics of the backbone's BatchNorm; 0.9 is what PyTorch calls 0.1."""
     hidden: int = Field(512, ge=1)
     """Units of the head's hidden layer."""
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -109,7 +110,7 @@ class LRFindConfig(Section):
     """First rate."""
     end_lr: Rate = 10.0
     """Rate the sweep heads for."""
-    steps: int = Field(100, ge=10, le=100_000)
+    steps: int = Field(100, ge=20, le=100_000)
     """Training steps."""
     suggestion: Literal["valley", "steep", "slide", "minimum"] = "valley"
     """The rule behind `max_lr: auto`."""
@@ -164,8 +165,9 @@ class TTAConfig(Section):
     """Weight of the plain prediction; the mean over the views has the rest."""
     scale: float = Field(1.35, ge=1, le=10)
     """Magnification of a corner view."""
-    flip: bool = True
-    """Mirror every second four views. The original always does; wrong for text and digits."""
+    flip: bool | Literal["auto"] = "auto"
+    """Mirror every second four views, as the original always does. `auto`: unless the source is known
+    to be spoilt by it, as `digits` is; set it to false for text and the like."""
 
 
 class RuntimeConfig(Section):
@@ -285,10 +287,25 @@ def describe(config: Config) -> str:
             for position, (key, sub) in enumerate(type(item).model_fields.items()):
                 dash = "  " if not isinstance(value, tuple) else "- " if position == 0 else "  "
                 entry = f"{dash}{key}: {_flow(getattr(item, key))}"
-                note = " ".join((sub.description or "").split())
+                note = f"{' '.join((sub.description or '').split())}{_rule(sub)}"
                 lines.append(f"{entry:<36} # {note}" if number == 0 else entry)
         lines.append("")
     return "\n".join(lines)
+
+
+def _rule(field: FieldInfo) -> str:
+    """The values a setting may take and its default, for a comment."""
+    choices = [repr(c) for part in (field.annotation, *get_args(field.annotation)) for c in _choices(part)]
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [f"{sign} {getattr(m, key):g}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
+    rules = [" | ".join(choices)] * bool(choices) + [", ".join(bounds)] * bool(bounds)
+    if not field.is_required():
+        rules.append(f"default {_flow(field.default)}")
+    return f" ({'; '.join(rules)})" if rules else ""
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _flow(value: Any) -> str:

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from kbaseline.backbones import ZOO
+from kbaseline.backbones import BUNDLED_RESNET20, ZOO
 from kbaseline.config import Config
 from kbaseline.data.image_data import default_cache_dir
-from kbaseline.results import environment
+from kbaseline.runtime import environment
 
 
 def diagnose(config: Config, console: Console | None = None) -> None:
@@ -26,7 +27,7 @@ def diagnose(config: Config, console: Console | None = None) -> None:
         table.add_row(name, str(value))
     table.add_row("cache", str(default_cache_dir(config.data.cache_dir)))
     for name, (found, remark) in {"data": data_status(config), "weights": weights_status(config)}.items():
-        table.add_row(name, f"[green]here[/]: {remark}" if found else f"[yellow]missing[/]: {remark}")
+        table.add_row(name, f"[green]here[/]: {escape(remark)}" if found else f"[yellow]missing[/]: {escape(remark)}")
     (console or Console()).print(table)
 
 
@@ -42,19 +43,29 @@ def data_status(config: Config) -> tuple[bool, str]:
     if kind == "folder":
         path = Path(name).expanduser()
         return path.is_dir(), str(path) if path.is_dir() else f"no folder {path}"
-    return True, f"{config.data.source} comes with scikit-learn"
+    if config.data.source == "digits":
+        return True, "digits comes with scikit-learn"
+    return False, f"no source {config.data.source!r}; give tfds:NAME, folder:PATH or digits"
 
 
 def weights_status(config: Config) -> tuple[bool, str]:
     """Whether the backbone's weights are on this machine, and where they are or what to do."""
     backbone, weights = config.model.backbone, config.model.weights
-    if backbone.endswith(".keras") or weights not in ("none", *(row.pretrained for row in ZOO.values())):
-        path = Path(backbone if backbone.endswith(".keras") else weights).expanduser()
+    named = {"auto", "none"} | {row.pretrained for row in ZOO.values()}
+    if backbone.endswith(".keras") or weights not in named:
+        path = Path(weights if weights not in named else backbone).expanduser()
         return path.is_file(), str(path) if path.is_file() else f"no file {path}"
-    if weights == "none" or backbone not in ZOO:
-        return backbone in ZOO, f"{backbone}, from nothing" if backbone in ZOO else f"no backbone {backbone!r}"
-    file = ZOO[backbone].file
-    if file is None:
-        return True, f"{backbone} comes with kbaseline"
-    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models" / file
-    return home.is_file(), str(home) if home.is_file() else f"{home} is not there; `kbaseline fit` downloads it"
+    if backbone not in ZOO:
+        return False, f"no backbone {backbone!r}; known are {', '.join(ZOO)}"
+    row = ZOO[backbone]
+    if weights not in ("auto", "none", row.pretrained):
+        return False, f"{backbone} has no weights {weights!r}; give auto, {row.pretrained} or none"
+    if weights == "none":
+        return True, f"none wanted for {backbone}"
+    file = BUNDLED_RESNET20 if row.file is None else keras_home() / "models" / row.file
+    return file.is_file(), str(file) if file.is_file() else f"{file} is not there; `kbaseline fit` downloads it"
+
+
+def keras_home() -> Path:
+    """Where Keras keeps what it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()

@@ -11,18 +11,24 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from kbaseline.backbones import ZOO
 from kbaseline.config import Config, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
+from kbaseline.data.image_data import checked_images
 from kbaseline.errors import DataError, InputError, RunError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
 from kbaseline.progress import PredictBar, StageTable, SweepBar
+from kbaseline.results import Sweep, write_sweeps
+from kbaseline.run_folder import RunFolder
+from kbaseline.runtime import dtype_policy, enable_compilation_cache
 from kbaseline.schedules import CosineCycle, OneCycle
 from kbaseline.tta import tta_predict
+
+PLAIN_RATE = 3e-3
+"""fastai's rate where none is given: of the head; a tenth of it for the body."""
 
 MaxLR = float | slice | tuple[float | None, float]
 
@@ -67,7 +73,7 @@ class Learner:
     Args:
         data: what to learn from.
         backbone: a name from the zoo or the path of a `.keras` model; default: the configuration's.
-        weights: `"imagenet"`, `"cifar10"`, `"none"` or a file; default: the backbone's own.
+        weights: `"auto"` for those the backbone comes with, `"none"` or a file; default: the configuration's.
         config: everything else, as `load_config` takes it: a `Config`, a mapping, a YAML file. Its `data` section
             gives only the batch size here.
         console: where progress goes; default: standard output. `Console(quiet=True)` keeps silent.
@@ -92,10 +98,10 @@ class Learner:
         config: Config | Mapping[str, Any] | str | Path | None = None,
         console: Console | None = None,
     ) -> None:
-        if backbone is not None and weights is None and backbone in ZOO:
-            weights = ZOO[backbone].pretrained
         chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
+        if self.config.runtime.compilation_cache:
+            enable_compilation_cache()
         self.data = data
         self.console = console or Console()
         self.model = self._build()
@@ -112,7 +118,7 @@ class Learner:
     def _build(self) -> keras.Model:
         settings = self.config.model
         before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(_policy(self.config.runtime.precision))
+        keras.config.set_dtype_policy(dtype_policy(self.config.runtime.precision))
         try:
             return build_classifier(
                 self.data.num_classes,
@@ -138,8 +144,12 @@ class Learner:
         unfreeze(self.model)
         self.frozen, self._optimizer = False, None
 
-    def lr_find(self, title: str = "lr_find") -> LRCurve:
-        """Sweeps the learning rate, the same for all layers, and leaves no trace in the model.
+    def lr_find(self, out: str | Path | None = None, *, title: str = "lr_find") -> LRCurve:
+        """Sweeps the learning rate, the same for all layers, prints what it suggests, and leaves no trace in the model.
+
+        Args:
+            out: a folder that takes the curve as `lr_find.csv` and `lr_find.png`, suggestions marked.
+            title: stands before the suggestions.
 
         Returns:
             The curve; `curve.suggest("valley")` reads a rate off it.
@@ -147,30 +157,39 @@ class Learner:
         Raises:
             LRFinderError: too few points, or a loss that never falls or is not finite.
         """
+        curve = self.lr_sweep()
+        suggestions = curve.suggestions()
+        if out is not None:
+            Path(out).mkdir(parents=True, exist_ok=True)
+            write_sweeps(RunFolder(Path(out)), {title: Sweep(curve, suggestions)})
+        found = ", ".join(f"{rule} {rate:.2e}" for rule, rate in suggestions.items())
+        self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
+        return curve
+
+    def lr_sweep(self) -> LRCurve:
+        """The sweep of `lr_find` alone, whose curve may be one that suggests nothing."""
         settings = self.config.lr_find
         finder = LRFinder(settings.start_lr, settings.end_lr, settings.steps, stop_factor=settings.stop_factor)
+        # In an order of their own, so that the sweep moves no later draw.
+        train = self.data.train
         batches = ImageBatches(
-            self.data.train.images,
-            self.data.train.labels,
-            self.config.data.batch_size,
-            shuffle=True,
-            seed=self.config.seed + 1,  # its own order, so that the sweep moves no later draw
+            train.images, train.labels, self.config.data.batch_size, shuffle=True, seed=self.config.seed + 1
         )
         kept = self._optimizer
-        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
-        self._optimizer = kept
+        beta_1 = 0.9 if kept is None else kept._beta_1
+        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, beta_1))
         try:
             with SweepBar(settings.steps, self.console) as bar:
                 epochs = math.ceil(settings.steps / len(batches))
                 self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar])
         finally:
             finder.restore()
-        curve = finder.curve
-        found = ", ".join(f"{rule} {rate:.2e}" for rule, rate in curve.suggestions().items())
-        self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
-        return curve
+            self._optimizer = kept
+            self._compile(kept or self._at_rates([*[PLAIN_RATE / 10] * 2, PLAIN_RATE], PLAIN_RATE, 0.9))
+            self._optimizer = kept
+        return finder.curve
 
-    def fit(self, epochs: int, lr: MaxLR = slice(3e-3), *, title: str = "fit") -> list[dict[str, Any]]:
+    def fit(self, epochs: int, lr: MaxLR = slice(PLAIN_RATE), *, title: str = "fit") -> list[dict[str, Any]]:
         """Trains at constant rates, beta_1 0.9.
 
         Args:
@@ -192,7 +211,7 @@ class Learner:
     def fit_one_cycle(
         self,
         epochs: int,
-        max_lr: MaxLR = slice(3e-3),
+        max_lr: MaxLR = slice(PLAIN_RATE),
         *,
         pct_start: float = 0.3,
         div: float = 25.0,
@@ -248,6 +267,8 @@ class Learner:
         self._optimizer = optimizer
 
     def _train(self, optimizer: LayerwiseAdamW, epochs: int, title: str) -> list[dict[str, Any]]:
+        if epochs < 1:
+            raise InputError(f"{title}: epochs must be at least 1; got {epochs}.")
         self._compile(optimizer)
         first = int(optimizer.iterations)
         valid = ImageBatches(self.data.valid.images, self.data.valid.labels, 2 * self.config.data.batch_size)
@@ -264,9 +285,11 @@ class Learner:
         self._record(optimizer, first, title)
         self.history += table.rows
         if len(table.rows) < epochs or not math.isfinite(table.rows[-1]["train_loss"]):
+            steps = int(optimizer.iterations) - first
+            highest = max(row["lr"] for row in self.applied[-steps:])
             raise RunError(
-                f"{title}: the loss is not finite after {int(optimizer.iterations) - first} steps at a rate of "
-                f"{float(np.asarray(optimizer.learning_rate)):.1e}; lower max_lr (the finder suggests one)."
+                f"{title}: the loss is not finite after {steps} steps at rates up to {highest:.1e}; lower max_lr "
+                "(the finder suggests one)."
             )
         return table.rows
 
@@ -282,7 +305,19 @@ class Learner:
             self.applied.append(row)
 
     def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """Probabilities, float32 `(number, classes)`, of uint8 images `(number, height, width, 3)`, 0-255."""
+        """Probabilities of classes.
+
+        Args:
+            images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
+            batch_size: images at once; default: twice that of training.
+
+        Returns:
+            Float32 `(number, classes)`.
+
+        Raises:
+            DataError: no images, or values outside 0-255.
+        """
+        images = checked_images("prediction", images)
         size = min(batch_size or 2 * self.config.data.batch_size, len(images))
         batches = ImageBatches(images, batch_size=size, pad=True)
         with PredictBar("predict", len(batches), self.console) as bar:
@@ -308,6 +343,7 @@ class Learner:
         held, settings = self._split(split), self.config.tta
         if settings is None:
             raise InputError("tta: the configuration leaves it out (tta: null); give it a section.")
+        flip = self.data.flip_safe if settings.flip == "auto" else settings.flip
         looks = 4 * self.config.data.batch_size
         batches = math.ceil(len(held) / max(1, looks // (1 + settings.views)))
         begin = time.perf_counter()
@@ -318,7 +354,7 @@ class Learner:
                 settings.views,
                 None,
                 settings.scale,
-                settings.flip,
+                flip,
                 batch_size=looks,
                 seed=self.config.seed,
                 callbacks=[bar],
@@ -326,13 +362,17 @@ class Learner:
         seconds = time.perf_counter() - begin
         mixed = settings.beta * plain + (1 - settings.beta) * mean
         names = self.data.class_names
-        return TTAResult(
-            evaluate_predictions(plain, held.labels, names),
-            evaluate_predictions(mixed, held.labels, names),
-            mixed,
-            plain,
-            seconds,
+        result = TTAResult(
+            plain=evaluate_predictions(plain, held.labels, names),
+            tta=evaluate_predictions(mixed, held.labels, names),
+            probabilities=mixed,
+            plain_probabilities=plain,
+            seconds=seconds,
         )
+        text = f"tta on {split}: {result.tta.accuracy:.2%}, plain {result.plain.accuracy:.2%}"
+        remark = "" if result.helped else "; worse than plain: look at tta.flip and tta.scale"
+        self.console.print(text + remark, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
+        return result
 
     def _split(self, name: str) -> Any:
         if name not in self.data.splits:
@@ -351,12 +391,3 @@ class _StopWhenNotFinite(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if not math.isfinite((logs or {})["loss"]):
             self.model.stop_training = True
-
-
-def _policy(precision: str) -> str:
-    """The Keras dtype policy of a `runtime.precision`."""
-    if precision == "auto":
-        import jax
-
-        precision = "bfloat16" if jax.default_backend() == "gpu" else "float32"
-    return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]

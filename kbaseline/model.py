@@ -21,7 +21,7 @@ def build_classifier(
     num_classes: int,
     size: int = 128,
     backbone: str = "resnet50",
-    weights: str = "imagenet",
+    weights: str = "auto",
     *,
     transforms: Mapping[str, Any] | None = None,
     hidden: int = 512,
@@ -35,7 +35,7 @@ def build_classifier(
         num_classes: number of classes, at least 2.
         size: side of the square the backbone sees, in pixels.
         backbone: a name from the zoo, or the path of a `.keras` model that takes RGB 0-255.
-        weights: `"imagenet"`, `"cifar10"`, `"none"`, or the path of a weights file.
+        weights: `"auto"`, `"imagenet"`, `"cifar10"`, `"none"`, or the path of a weights file; see `load_backbone`.
         transforms: arguments of `RandomTransforms`.
         hidden: units of the head's hidden layer.
         dropout: before the last layer; half of it before the hidden layer.
@@ -64,7 +64,12 @@ def build_classifier(
     x = RandomTransforms(size, **(transforms or {}), seed=next(seeds), name="transforms")(images)
     if preprocessing is not None:
         x = ImageNetPreprocessing(preprocessing, name="preprocessing")(x)
-    logits = _head(body(x), num_classes, hidden, dropout, seeds)
+    try:
+        features = body(x)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}).") from None
+    logits = _head(features, num_classes, hidden, dropout, seeds)
     return keras.Model(images, logits, name="kbaseline")
 
 

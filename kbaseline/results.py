@@ -1,8 +1,5 @@
 """What a run found, as the files of its run folder: curves, history, predictions, plots, `result.json`."""
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +10,7 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation
 from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.run_folder import RunFolder
+from kbaseline.runtime import environment
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +33,35 @@ class Outcome:
         return self.figures.get("tta", self.figures["plain"])
 
 
-def write_curves(folder: RunFolder, curves: Mapping[str, tuple[LRCurve, float | None]]) -> None:
-    """`lr_find.csv` and `lr_find.png`: every stage's sweep, and the rate that was trained at."""
-    folder.write_csv(
-        "lr_find.csv", [{"stage": name, **row} for name, (curve, _) in curves.items() for row in curve.rows()]
-    )
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A stage's learning-rate sweep.
+
+    Attributes:
+        curve: what it saw.
+        suggestions: rule -> rate; empty if the curve is one that suggests nothing.
+        chosen: the rate trained at, or None.
+    """
+
+    curve: LRCurve
+    suggestions: Mapping[str, float]
+    chosen: float | None = None
+
+
+def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
+    """`lr_find.csv` and `lr_find.png`: every stage's sweep, by the stage's name."""
+    rows = [{"stage": name, **row} for name, sweep in sweeps.items() for row in sweep.curve.rows()]
+    folder.write_csv("lr_find.csv", rows)
     panels = [
         {
             "title": name,
-            "lrs": curve.lrs,
-            "losses": curve.losses,
-            "smoothed": curve.smoothed,
-            "suggestions": curve.suggestions(),
-            "chosen": chosen,
+            "lrs": sweep.curve.lrs,
+            "losses": sweep.curve.losses,
+            "smoothed": sweep.curve.smoothed,
+            "suggestions": sweep.suggestions,
+            "chosen": sweep.chosen,
         }
-        for name, (curve, chosen) in curves.items()
+        for name, sweep in sweeps.items()
     ]
     folder.write_figure("lr_find.png", plot_lr_find(panels))
 
@@ -88,18 +100,3 @@ def write_results(
         for split, outcome in outcomes.items()
     }
     folder.write_json("result.json", {**summary, "figures": figures, "history": history, "environment": environment()})
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device and processor count that figures were measured with."""
-    import jax
-
-    packages = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-datasets")
-    return {
-        **{name: importlib.metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cpus": os.cpu_count(),
-    }

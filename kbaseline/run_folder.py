@@ -65,6 +65,19 @@ class RunFolder:
             ) from None
         return cls(path)
 
+    @staticmethod
+    def check(out: Path | None) -> None:
+        """Refuses what `create` would refuse, without making anything, so that a run can ask before it downloads.
+
+        Raises:
+            InputError: `out` holds something already, or cannot be looked into.
+        """
+        try:
+            if out is not None:
+                _refuse_used(Path(out).expanduser())
+        except OSError as error:
+            raise InputError(f"run folder {str(out)!r}: cannot be looked into ({_reason(error)}).") from None
+
     @contextmanager
     def atomic(self, name: str) -> Iterator[Path]:
         """Yields a temporary path with the suffix of `name`; on leaving, what was written there becomes `name`.
@@ -156,15 +169,19 @@ def _first_free(wanted: Path) -> Path:
 
 def _empty(wanted: Path) -> Path:
     """Makes and returns `wanted`, which may exist if there is nothing in it."""
+    _refuse_used(wanted)
+    wanted.mkdir(parents=True, exist_ok=True)
+    return wanted
+
+
+def _refuse_used(wanted: Path) -> None:
     if wanted.exists() and not wanted.is_dir():
         raise InputError(f"run folder {str(wanted)!r}: is a file. Name another folder with --out.")
-    wanted.mkdir(parents=True, exist_ok=True)
-    if any(wanted.iterdir()):
+    if wanted.exists() and any(wanted.iterdir()):
         raise InputError(
             f"run folder {str(wanted)!r}: exists and is not empty, and nothing is overwritten. "
             "Name another folder with --out, or empty this one."
         )
-    return wanted
 
 
 def _reason(error: OSError) -> str:

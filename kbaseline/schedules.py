@@ -29,7 +29,7 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
 
     Args:
         start, peak, end: values before the first step, at step `a` and after the last step.
-        total_steps: length of the cycle in optimizer steps, at least 2.
+        total_steps: length of the cycle in optimizer steps, at least 1.
         pct_start: fraction of the steps that lead to the peak, in (0, 1).
         start_step: the optimizer's `iterations` when the cycle begins, so that an optimizer that has
             already trained can run one.
@@ -47,8 +47,8 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
         pct_start: float = 0.3,
         start_step: int = 0,
     ) -> None:
-        if total_steps < 2:
-            raise InputError(f"total_steps must be at least 2; got {total_steps}. Train longer or shrink the batch.")
+        if total_steps < 1:
+            raise InputError(f"total_steps must be at least 1; got {total_steps}.")
         if not 0 < pct_start < 1:
             raise InputError(f"pct_start must lie in (0, 1); got {pct_start}.")
         self.start, self.peak, self.end = float(start), float(peak), float(end)
@@ -62,7 +62,7 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
     def __call__(self, step: Any) -> Any:
         """Value at optimizer step `step` (an integer or an integer tensor), a float32 scalar."""
         since = ops.cast(step - self.start_step, "float32")
-        up, down = self.peak_step, self.total_steps - self.peak_step
+        up, down = self.peak_step, max(1, self.total_steps - self.peak_step)
         left_up = ops.square(ops.sin(math.pi / 2 * ops.clip((up - since) / up, 0.0, 1.0)))
         left_down = ops.square(ops.sin(math.pi / 2 * ops.clip((self.total_steps - since) / down, 0.0, 1.0)))
         rise = self.start * left_up + self.peak * (1 - left_up)

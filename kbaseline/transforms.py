@@ -16,7 +16,7 @@ from keras import ops
 
 from kbaseline.errors import InputError
 
-# Columns of the table of uniform random numbers that `random_geometry` and `random_lighting` draw from.
+# Columns of the table of uniform random numbers that `RandomTransforms` draws.
 _WARP, _ROTATE, _ZOOM, _ZOOM_ROW, _ZOOM_COL, _FLIP = range(6)
 _P_WARP, _P_ROTATE, _P_ZOOM, _M0 = range(6, 10)  # _M0 is the first of the warp's four magnitudes
 _GEOMETRY_DRAWS = 13
@@ -231,7 +231,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        # The output is float32 whatever the policy: bfloat16 cannot tell 254 from 255.
+        # The output is float32 whatever the policy: bfloat16 has no fractions of a level above 128.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         for name, value, low, high in (
             ("max_zoom", max_zoom, 1, math.inf),

@@ -86,7 +86,7 @@ def tta_predict(
     scale: float = 1.35,
     flip: bool = True,
     *,
-    from_logits: bool = True,
+    from_logits: bool | None = None,
     batch_size: int = 256,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -104,7 +104,8 @@ def tta_predict(
         beta: weight of the plain prediction, in [0, 1]; None gives both parts.
         scale: magnification of a view, at least 1.
         flip: mirror views 4-7. Wrong for text and digits.
-        from_logits: whether the model gives logits rather than probabilities.
+        from_logits: whether the model gives logits rather than probabilities; None: unless its last layer is a
+            softmax.
         batch_size: looks (images times 1 + views) the network sees at once.
         seed: fixes the draws.
         callbacks: Keras callbacks for `predict`, for a progress bar.
@@ -123,7 +124,10 @@ def tta_predict(
         raise InputError(f"beta must lie in [0, 1] or be None; got {beta}.")
     if scale < 1:
         raise InputError(f"scale must be at least 1; got {scale}.")
+    if not len(images):
+        raise InputError("images: there are none; give at least one.")
     transforms, network = _split(model, images.shape[1:3])
+    from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
     looks = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
     source = keras.Input(images.shape[1:], dtype=images.dtype.name)
     predictor = keras.Model(source, looks(source))
@@ -133,10 +137,15 @@ def tta_predict(
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 
 
+def _ends_in_softmax(model: keras.Model) -> bool:
+    last = model.layers[-1]
+    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+
+
 def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms, keras.Model]:
     """The transforms a model begins with, and the rest of it; identity transforms for a model without them."""
     for layer in model.layers:
-        if isinstance(layer, RandomTransforms):
+        if isinstance(layer, RandomTransforms) and layer.input is model.inputs[0]:
             return layer, keras.Model(layer.output, model.output)
     if not hasattr(model, "output_shape"):
         raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it is a subclass.")

@@ -12,7 +12,19 @@ import kbaseline
 PACKAGE = Path(kbaseline.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
-    *("errors", "config", "schedules", "data", "transforms", "backbones", "model", "optimizer", "lr_finder", "tta"),
+    *(
+        "errors",
+        "config",
+        "schedules",
+        "data",
+        "runtime",
+        "transforms",
+        "backbones",
+        "model",
+        "optimizer",
+        "lr_finder",
+        "tta",
+    ),
     *("metrics", "run_folder", "progress", "report", "results", "learner", "baseline", "doctor", "cli"),
 ]
 """A module imports only from those to its left; the pipeline, read left to right."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from kbaseline import BaselineResult, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.config import Config, load_config
-from kbaseline.errors import ConfigError, DataError, InputError, ModelError
+from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
 
 QUIET = Console(quiet=True)
 STAGES = [
@@ -126,6 +126,36 @@ def test_saved_model_gives_the_stored_predictions(run):
     with np.load(run.folder / "predictions.npz") as arrays:
         np.testing.assert_array_equal(arrays["valid_labels"], data.valid.labels)
         np.testing.assert_allclose(probabilities, arrays["valid_plain_probabilities"], atol=1e-5)
+
+
+def test_a_sweep_that_suggests_nothing_ends_only_a_run_that_needs_it(recipe, tmp_path, monkeypatch):
+    """Where `max_lr` is a number the run goes on and the raw curve is kept; `auto` is an error, curve kept too."""
+    from kbaseline.learner import Learner
+    from kbaseline.lr_finder import LRCurve
+
+    short = LRCurve(np.array([1e-7, 1e-6]), np.array([2.0, np.nan]), np.array([2.0, np.nan]))
+    monkeypatch.setattr(Learner, "lr_sweep", lambda self: short)
+    stage = {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2}
+    result = run_baseline(recipe, out=tmp_path / "number", console=QUIET, stages=[stage], **{"data.limit": 200})
+    assert result.suggested_lrs == {"head": {}}
+    assert len(rows(result.folder / "lr_find.csv")) == 2
+    with pytest.raises(LRFinderError, match="0 usable points of 2 steps"):
+        run_baseline(recipe, out=tmp_path / "auto", console=QUIET, stages=[{**stage, "max_lr": "auto"}])
+    assert (tmp_path / "auto" / "lr_find.csv").exists()
+
+
+def test_a_run_that_fails_late_keeps_what_it_had(recipe, tmp_path):
+    """When the second stage diverges, the first one's model and every epoch's row are there (invariant)."""
+    stages = [
+        {"name": "good", "freeze": True, "epochs": 1, "max_lr": 1e-2, "lr_find": False},
+        {"name": "bad", "freeze": False, "epochs": 2, "max_lr": 100.0, "schedule": "constant", "lr_find": False},
+    ]
+    changes = {"stages": stages, "data.limit": 200, "optimizer.weight_decay": 1.0}
+    with pytest.raises(RunError, match="not finite"):
+        run_baseline(recipe, out=tmp_path / "run", console=QUIET, **changes)
+    assert keras.models.load_model(tmp_path / "run" / "model.keras").output_shape == (None, 10)
+    assert rows(tmp_path / "run" / "history.csv")[0]["stage"] == "good"
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):

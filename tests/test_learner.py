@@ -106,6 +106,27 @@ def test_a_plain_fit_after_one_cycle_keeps_its_last_momentum(digits, tiny):
     assert learn.applied[-1]["lr"] == pytest.approx(1e-3)
 
 
+def test_lr_find_writes_its_curve_and_leaves_the_rates(digits, tiny, tmp_path: Path):
+    """`lr_find(folder)` writes CSV and PNG; the model keeps its own optimizer, not the sweep's (invariant)."""
+    learn = learner(digits, tiny)
+    learn.lr_find(tmp_path / "sweep")
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"lr_find.csv", "lr_find.png"}
+    assert float(learn.model.optimizer.learning_rate) == pytest.approx(3e-3)
+    learn.fit_one_cycle(1, 1e-3)
+    optimizer = learn.model.optimizer
+    learn.lr_find()
+    assert learn.model.optimizer is optimizer
+
+
+def test_augmented_views_of_digits_are_not_mirrored(digits, tiny):
+    """By default TTA mirrors, but not where the source says that a mirrored image is another sign (invariant)."""
+    auto, off, on = (
+        learner(digits, tiny, tta={"flip": flip, "scale": 1.1}).tta().probabilities for flip in ("auto", False, True)
+    )
+    np.testing.assert_array_equal(auto, off)
+    assert not np.allclose(auto, on)
+
+
 def test_the_finder_moves_nothing_that_a_later_fit_does(digits, tiny):
     """Training after `lr_find` ends with bitwise the weights of training without it (determinism)."""
     ends = []
@@ -174,5 +195,11 @@ def test_what_the_learner_refuses(digits, tiny):
         learn.tta()
     with pytest.raises(ConfigError, match="model"):
         learner(digits, tiny, modle={})
+    with pytest.raises(DataError, match=r"values must lie in 0-255; got 0-1"):
+        learn.predict(np.full((2, 8, 8, 3), 0.5))
+    with pytest.raises(DataError, match="there are none"):
+        learn.predict(np.zeros((0, 8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match="epochs must be at least 1"):
+        learn.fit(0)
     with pytest.raises(DataError, match="do not fill one batch of 1024"):
         learner(digits, tiny, data={"batch_size": 1024})

@@ -33,6 +33,16 @@ def test_backend_becomes_jax_where_nothing_has_chosen():
     assert done.stdout.strip() == "jax", done.stderr
 
 
+def test_a_library_that_only_looks_for_keras_does_no_harm():
+    """kbaseline's classes are registered although somebody asked for Keras' spec before importing it."""
+    script = (
+        "import kbaseline, importlib.util; assert importlib.util.find_spec('keras')\n"
+        "import keras; print(keras.saving.get_registered_object('kbaseline>RandomTransforms').__name__)"
+    )
+    done = python(script)
+    assert done.stdout.strip() == "RandomTransforms", done.stderr
+
+
 @pytest.mark.parametrize("order", ["import kbaseline, keras", "import keras, kbaseline"])
 def test_another_backend_is_named(order):
     """If another backend was chosen already, a warning names it and the remedy, whichever is imported first."""
@@ -54,6 +64,7 @@ def test_the_articles_snippet_runs_on_digits(tmp_path):
     plain = re.search(r"plain ([\d.]+)%, with test-time augmentation ([\d.]+)%", done.stdout)
     assert plain, done.stdout
     assert float(plain[1]) > 80
+    assert float(plain[2]) > 80
 
 
 @pytest.mark.parametrize("number", range(3))

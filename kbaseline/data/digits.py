@@ -30,5 +30,5 @@ def load_digits(config: DataConfig, seed: int) -> ImageData:
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     everything = Split(np.repeat(grey[..., None], 3, axis=-1), digits.target.astype(np.int32))
     names = tuple(str(name) for name in digits.target_names)
-    data = ImageData(everything, everything, names, config.size, source=config.source)
+    data = ImageData(everything, everything, names, config.size, source=config.source, flip_safe=False)
     return choose(data, config, seed, has_valid=False)

@@ -46,6 +46,7 @@ class ImageData:
             pixels where they can, so that resize and augmentation make one resample in the model.
         source: where the images came from.
         skipped: one line for each unreadable image that was left out.
+        flip_safe: whether a mirrored image still shows its class, as far as the source knows.
     """
 
     train: Split
@@ -55,6 +56,7 @@ class ImageData:
     test: Split | None = None
     source: str = "arrays"
     skipped: tuple[str, ...] = field(default=())
+    flip_safe: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -167,9 +169,13 @@ class ImageData:
         )
 
 
-def _checked(name: str, images: Any, labels: Any) -> Split:
-    """Images as uint8 `(number, height, width, 3)` and labels as int32 `(number,)`, or a `DataError`."""
-    images, labels = np.asanyarray(images), np.asarray(labels)
+def checked_images(name: str, images: Any) -> np.ndarray:
+    """Images as uint8 `(number, height, width, 3)`.
+
+    Raises:
+        DataError: none at all, another shape or dtype, or values outside 0-255.
+    """
+    images = np.asanyarray(images)
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=-1)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -178,8 +184,12 @@ def _checked(name: str, images: Any, labels: Any) -> Split:
         images = np.repeat(images, 3, axis=-1)
     if not len(images):
         raise DataError(f"{name} images: there are none; give at least one for each class.")
-    if images.dtype != np.uint8:
-        images = _as_uint8(name, images)
+    return images if images.dtype == np.uint8 else _as_uint8(name, images)
+
+
+def _checked(name: str, images: Any, labels: Any) -> Split:
+    """Images as uint8 `(number, height, width, 3)` and labels as int32 `(number,)`, or a `DataError`."""
+    images, labels = checked_images(name, images), np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
