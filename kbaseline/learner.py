@@ -284,7 +284,7 @@ class Learner:
             )
         self._record(optimizer, first, title)
         self.history += table.rows
-        if len(table.rows) < epochs or not math.isfinite(table.rows[-1]["train_loss"]):
+        if not all(math.isfinite(table.rows[-1][name]) for name in ("train_loss", "valid_loss")):
             steps = int(optimizer.iterations) - first
             highest = max(row["lr"] for row in self.applied[-steps:])
             raise RunError(
@@ -389,5 +389,5 @@ class _StopWhenNotFinite(keras.callbacks.Callback):  # type: ignore[misc]
     """Keras' TerminateOnNaN looks at every batch, which makes each step wait for the accelerator."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if not math.isfinite((logs or {})["loss"]):
+        if not all(math.isfinite((logs or {})[name]) for name in ("loss", "val_loss")):
             self.model.stop_training = True
