@@ -107,7 +107,7 @@ def test_doctor_tells_what_is_here_and_what_is_missing(tmp_path, monkeypatch):
 
 def test_fit_and_find_lr_write_their_folders(tmp_path):
     """The two commands run on digits from the shell, print the ladder, and leave whole folders."""
-    small = ["--config", "quickstart", "--set", "data.limit=200", "--set", "lr_find.steps=12"]
+    small = ["--config", "quickstart", "--set", "data.limit=200", "--set", "lr_find.steps=20"]
     small += ["--set", "data.size=16", "--set", "stages=[{name: head, freeze: true, epochs: 1, max_lr: 0.01}]"]
     out = tmp_path / "run"
     done = subprocess.run(

@@ -133,7 +133,7 @@ def test_sweep_golden() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: OneCycle(1e-3, 1), "total_steps must be at least 2; got 1"),
+        (lambda: OneCycle(1e-3, 0), "total_steps must be at least 1; got 0"),
         (lambda: OneCycle(1e-3, 10, pct_start=0.0), "pct_start"),
         (lambda: OneCycle(1e-3, 10, pct_start=1.0), "pct_start"),
         (lambda: OneCycle(0.0, 10), "positive"),

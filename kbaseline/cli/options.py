@@ -1,0 +1,44 @@
+"""What several commands share: the options that choose a configuration, and how they are read."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kbaseline.errors import InputError
+
+
+def settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that choose a configuration."""
+    for option in (
+        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."),
+        click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE."),
+        click.option("--config", metavar="FILE", help="A YAML file or a bundled name. Default: the article's."),
+    ):
+        command = option(command)
+    return command
+
+
+out = click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder. Default: runs/<name>, numbered."
+)
+
+
+def resolve(config: str | None, source: str | None, assignments: tuple[str, ...]) -> Any:
+    """The configuration those options ask for. Raises `ConfigError` as `load_config` does."""
+    from kbaseline.config import load_config, parse_assignments
+
+    changes = {**({"data.source": source} if source else {}), **parse_assignments(assignments)}
+    return load_config(config, changes)
+
+
+def require_jax() -> None:
+    """Refuses another Keras backend before Keras is imported.
+
+    Raises:
+        InputError: `KERAS_BACKEND` names another one.
+    """
+    if (backend := os.environ.get("KERAS_BACKEND", "jax")) != "jax":
+        raise InputError(f"KERAS_BACKEND is {backend!r}: kbaseline runs on 'jax'; unset it or set it to jax.")
