@@ -218,7 +218,7 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
         if not _is_download_error(error):
             raise
         raise DownloadError(
-            f"weights {row.pretrained!r} of {name}: could not be fetched ({' '.join(str(error).split())[-120:]}). "
+            f"weights {row.pretrained!r} of {name}: could not be fetched ({' '.join(str(error).split())[:240]}). "
             "Give a file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
             "`kbaseline fit --config quickstart`, which needs no network."
         ) from None

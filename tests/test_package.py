@@ -19,6 +19,23 @@ def python(script: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
 
 
+FEW_DIGITS = """
+import sklearn.datasets
+def few(load=sklearn.datasets.load_digits):
+    digits = load()
+    digits.images, digits.target = digits.images[:500], digits.target[:500]
+    return digits
+sklearn.datasets.load_digits = few
+"""
+
+
+def python_on_few_digits(script: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a script as it stands, in a world whose digits are 500, so that compiling is most of its time."""
+    return subprocess.run(
+        [sys.executable, "-c", FEW_DIGITS + script], capture_output=True, text=True, check=False, cwd=folder
+    )
+
+
 def test_public_names_exist_and_are_documented():
     """Every name of `__all__` can be imported and has a docstring."""
     for name in kbaseline.__all__:
@@ -52,27 +69,22 @@ def test_another_backend_is_named(order):
 
 
 def test_the_articles_snippet_runs_on_digits(tmp_path):
-    """docs/article.py runs word for word on the bundled data and weights (at 16 pixels here, for time)."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "article.py"), "digits", "16", "resnet20"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
+    """docs/article.py runs word for word on bundled data and weights (fewer digits at 16 pixels here, for time)."""
+    script = (
+        f"import sys\nsys.argv = ['article.py', 'digits', '16', 'resnet20']\n{(ROOT / 'docs/article.py').read_text()}"
     )
+    done = python_on_few_digits(script, tmp_path)
     assert done.returncode == 0, done.stderr
     plain = re.search(r"plain ([\d.]+)%, with test-time augmentation ([\d.]+)%", done.stdout)
     assert plain, done.stdout
-    assert float(plain[1]) > 80
-    assert float(plain[2]) > 80
+    assert float(plain[1]) > 50
+    assert float(plain[2]) > 50
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_readme_python_blocks_run(number, tmp_path):
-    """Every Python block of the README runs as it stands."""
+    """Every Python block of the README runs as it stands, here on fewer digits."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 3
-    done = subprocess.run(
-        [sys.executable, "-c", blocks[number]], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    done = python_on_few_digits(blocks[number], tmp_path)
     assert done.returncode == 0, done.stderr
