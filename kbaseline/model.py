@@ -8,6 +8,7 @@ from keras import layers
 
 from kbaseline.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
 from kbaseline.errors import ModelError
+from kbaseline.pointwise import use_matrix_products
 from kbaseline.transforms import RandomTransforms
 
 BACKBONE = "backbone"
@@ -69,6 +70,7 @@ def build_classifier(
     except ValueError as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}).") from None
+    use_matrix_products(body)
     logits = _head(features, num_classes, hidden, dropout, seeds)
     return keras.Model(images, logits, name="kbaseline")
 

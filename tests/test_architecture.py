@@ -20,6 +20,7 @@ RANKS = [
         "runtime",
         "transforms",
         "backbones",
+        "pointwise",
         "model",
         "optimizer",
         "lr_finder",
