@@ -15,7 +15,7 @@ from kbaseline.data.sources import load_source
 from kbaseline.errors import ConfigError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import evaluate_predictions
+from kbaseline.metrics import evaluate_predictions, percent
 from kbaseline.progress import ladder_table
 from kbaseline.results import Outcome, Sweep, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
@@ -130,9 +130,10 @@ class _Run:
         """Trains every stage, predicts, writes."""
         for stage in self.config.stages:
             self._stage(stage)
-        outcomes: dict[str, Outcome] = {
-            split: self._predict(split) for split in ("valid", "test") if split in self.data.splits
-        }
+        outcomes = {"valid": self._predict("valid", {})}
+        if "test" in self.data.splits:
+            fitted = {kind: found.calibration.temperature for kind, found in outcomes["valid"].figures.items()}
+            outcomes["test"] = self._predict("test", fitted)
         result = self._result(outcomes)
         self._write(outcomes, result)
         self._say_ladder(outcomes, result)
@@ -185,15 +186,20 @@ class _Run:
         with self.folder.atomic("model.keras") as path:
             learner.save(path)
 
-    def _predict(self, split: str) -> Outcome:
+    def _predict(self, split: str, temperatures: Mapping[str, float]) -> Outcome:
+        """Predictions of a split and their figures, calibrated by temperatures from elsewhere if there are any."""
         labels, images = self.data.splits[split].labels, self.data.splits[split].images
         if self.config.tta is None:
-            plain = self.learner.predict(images)
-            figures = evaluate_predictions(plain, labels, self.data.class_names)
-            return Outcome(labels, {"plain": plain}, {"plain": figures})
-        found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
-        probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
-        return Outcome(labels, probabilities, {"plain": found.plain, "tta": found.tta})
+            probabilities = {"plain": self.learner.predict(images)}
+        else:
+            found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
+            probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
+        names = self.data.class_names
+        figures = {
+            kind: evaluate_predictions(p, labels, names, temperature=temperatures.get(kind))
+            for kind, p in probabilities.items()
+        }
+        return Outcome(labels, probabilities, figures)
 
     def _result(self, outcomes: Mapping[str, Outcome]) -> BaselineResult:
         valid, test = outcomes["valid"], outcomes.get("test")
@@ -247,6 +253,9 @@ class _Run:
             if "tta" in outcome.figures:
                 rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, self.seconds[f"{split} tta"]))
         self.console.print(ladder_table(rungs))
+        last = (outcomes.get("test") or outcomes["valid"]).last
+        low, high = last.interval
+        self._say(f"{rungs[-1][0]}: 95 % interval {percent(low)} to {percent(high)}, on {len(last.labels):,} images")
         self._say(f"model, figures and plots: {self.folder.path}")
 
 

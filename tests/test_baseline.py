@@ -1,6 +1,7 @@
 """The whole recipe on real digits: what a run writes, and that it can be trusted."""
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -178,17 +179,28 @@ def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
     with np.load(tmp_path / "run" / "predictions.npz") as arrays:
         assert len(arrays["test_labels"]) == 16
         assert len(arrays["valid_labels"]) == 12
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())["figures"]
+    for kind in ("plain", "tta"):
+        valid, test = (figures[split][kind]["calibration"] for split in ("valid", "test"))
+        assert test["temperature"] == valid["temperature"]
+        assert (valid["cross_fitted"], test["cross_fitted"]) == (True, False)
     assert not (tmp_path / "run" / "lr_find.csv").exists()
 
 
 def test_without_tta_the_last_stage_decides(recipe, tmp_path):
-    """`tta: null` leaves test-time augmentation out of result and files."""
+    """`tta: null` leaves test-time augmentation out of result and files; the summary ends with the last stage's."""
+    console = Console(file=io.StringIO(), width=80)
     changes = {"stages": [{**STAGES[0], "max_lr": 1e-2, "lr_find": False, "epochs": 1}], "data.limit": 200}
-    result = run_baseline(recipe, out=tmp_path / "run", console=QUIET, tta=None, **changes)
+    result = run_baseline(recipe, out=tmp_path / "run", console=console, tta=None, **changes)
     assert result.tta_accuracy is None
     assert result.accuracy == pytest.approx(result.stages["head"], abs=1e-6)
     with np.load(tmp_path / "run" / "predictions.npz") as arrays:
         assert "valid_tta_probabilities" not in arrays
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())["figures"]["valid"]["plain"]
+    low, high = figures["interval"]
+    assert low < result.accuracy < high
+    summary = f"head: 95 % interval {100 * low:.2f} % to {100 * high:.2f} %, on {figures['images']} images"
+    assert summary in console.file.getvalue()
 
 
 def test_find_learning_rate_trains_nothing(recipe, tmp_path):
