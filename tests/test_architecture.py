@@ -19,6 +19,7 @@ RANKS = [
         "data",
         "runtime",
         "transforms",
+        "zoo",
         "backbones",
         "model",
         "optimizer",

@@ -25,6 +25,8 @@ out = click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder. Default: runs/<name>, numbered."
 )
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
 
 def resolve(config: str | None, source: str | None, assignments: tuple[str, ...]) -> Any:
     """The configuration those options ask for. Raises `ConfigError` as `load_config` does."""
