@@ -19,6 +19,7 @@ from kbaseline.metrics import evaluate_predictions, percent
 from kbaseline.progress import ladder_table
 from kbaseline.results import Outcome, Sweep, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
+from kbaseline.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 Found = TypeVar("Found")
@@ -69,7 +70,9 @@ def run_baseline(
         InputError: the configuration, the data or the model breaks a rule; nothing was written.
         RunError: a download or the training failed.
     """
-    return _Run(load_config(config, _flattened(overrides)), out, console).whole_recipe()
+    settings = load_config(config, _flattened(overrides))
+    require_trackers(settings.runtime.log)
+    return _Run(settings, out, console).whole_recipe()
 
 
 def find_learning_rate(
@@ -127,7 +130,17 @@ class _Run:
         return self.sweeps[stage.name].curve
 
     def whole_recipe(self) -> BaselineResult:
-        """Trains every stage, predicts, writes."""
+        """Trains every stage, predicts, writes, and tells the trackers."""
+        with tracking(self.folder.path, self.config, self.console) as trackers:
+            self.learner.callbacks += trackers
+            outcomes, result = self._climb()
+            final = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
+            for tracker in trackers:
+                tracker.log({name: value for name, value in final.items() if value is not None})
+        self._say_ladder(outcomes, result)
+        return result
+
+    def _climb(self) -> tuple[dict[str, Outcome], BaselineResult]:
         for stage in self.config.stages:
             self._stage(stage)
         outcomes = {"valid": self._predict("valid", {})}
@@ -136,8 +149,7 @@ class _Run:
             outcomes["test"] = self._predict("test", fitted)
         result = self._result(outcomes)
         self._write(outcomes, result)
-        self._say_ladder(outcomes, result)
-        return result
+        return outcomes, result
 
     def _timed(self, name: str, work: Callable[[], Found]) -> Found:
         begin = time.perf_counter()

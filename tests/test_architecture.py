@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     *(
         "errors",
+        "keys",
         "config",
         "schedules",
         "data",
@@ -26,7 +27,19 @@ RANKS = [
         "lr_finder",
         "tta",
     ),
-    *("calibration", "metrics", "run_folder", "progress", "report", "results", "learner", "baseline", "doctor", "cli"),
+    *(
+        "calibration",
+        "metrics",
+        "run_folder",
+        "progress",
+        "report",
+        "results",
+        "learner",
+        "trackers",
+        "baseline",
+        "doctor",
+        "cli",
+    ),
 ]
 """A module imports only from those to its left; the pipeline, read left to right."""
 
