@@ -15,7 +15,7 @@ from kbaseline.data.sources import load_source
 from kbaseline.errors import ConfigError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import evaluate_predictions, percent
+from kbaseline.metrics import evaluate_predictions, interval
 from kbaseline.progress import ladder_table
 from kbaseline.results import Outcome, Sweep, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
@@ -239,6 +239,7 @@ class _Run:
                 "class_names": list(data.class_names),
                 "images": {name: len(split) for name, split in data.splits.items()},
                 "size": data.size,
+                "flip_safe": data.flip_safe,
                 "skipped": list(data.skipped),
             },
         }
@@ -266,8 +267,7 @@ class _Run:
                 rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, self.seconds[f"{split} tta"]))
         self.console.print(ladder_table(rungs))
         last = (outcomes.get("test") or outcomes["valid"]).last
-        low, high = last.interval
-        self._say(f"{rungs[-1][0]}: 95 % interval {percent(low)} to {percent(high)}, on {len(last.labels):,} images")
+        self._say(f"{rungs[-1][0]}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
         self._say(f"model, figures and plots: {self.folder.path}")
 
 

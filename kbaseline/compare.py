@@ -16,7 +16,7 @@ from rich.text import Text
 from kbaseline.errors import InputError
 from kbaseline.finished import FinishedRun
 from kbaseline.keys import flattened
-from kbaseline.metrics import accuracy_interval, clock, percent
+from kbaseline.metrics import accuracy_interval, clock, interval, percent
 from kbaseline.progress import rate
 from kbaseline.report import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, _figure, _style
 from kbaseline.run_folder import RunFolder
@@ -176,12 +176,11 @@ def _ladders(runs: Sequence[dict[str, Any]]) -> Table:
 
 
 def _cells(rung: dict[str, Any]) -> tuple[Text | str, ...]:
-    low, high = rung["interval"]
     speed = rung["images_per_s"]
     return (
         Text(rung["rung"]),
         percent(rung["accuracy"]),
-        f"{100 * low:.2f} – {100 * high:.2f} %",
+        interval(rung["interval"]),
         clock(rung["seconds"]),
         "" if speed is None else rate(speed),
     )

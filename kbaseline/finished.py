@@ -17,6 +17,9 @@ from kbaseline.errors import InputError
 SPLITS = ("valid", "test")
 """The splits whose predictions a run keeps, if it has them."""
 
+_NEEDED = {"stages", "tta_accuracy", "test_accuracy", "seconds", "history", "data.images", "data.flip_safe"}
+"""What is read of `result.json`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -67,12 +70,14 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         names, predictions = _read_predictions(folder / "predictions.npz")
-        expected = {"stages", "seconds", "seed", "data", "history"} - set(result)
+        missing = _NEEDED - {*result, *(f"data.{name}" for name in result.get("data", {}))}
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{noun}: its files cannot be read ({reason}); they are damaged. Run it again.") from None
-    if expected:
-        raise InputError(f"{noun}: result.json lacks {', '.join(sorted(expected))}; another version wrote it.")
+    if missing:
+        raise InputError(
+            f"{noun}: result.json lacks {', '.join(sorted(missing))}; another version wrote it. Run again."
+        )
     return FinishedRun(folder, config, result, names, predictions)
 
 

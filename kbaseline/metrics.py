@@ -208,6 +208,12 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"
 
 
+def interval(ends: Sequence[float]) -> str:
+    """`93.21 – 95.67 %` for (0.9321, 0.9567). How every table of a run writes an interval of accuracies."""
+    low, high = ends
+    return f"{100 * low:.2f} – {100 * high:.2f} %"
+
+
 def clock(seconds: float | None) -> str:
     """`01:23`, or `1:02:03` from an hour on; a dash for None and NaN. How every table of a run writes a time."""
     if seconds is None or math.isnan(seconds):

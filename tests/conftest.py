@@ -73,7 +73,11 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
             "test_accuracy": accuracy.get("test"),
             "seconds": {"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
             "seed": config.seed,
-            "data": {"source": "digits", "images": {split: len(o.labels) for split, o in outcomes.items()}},
+            "data": {
+                "source": "digits",
+                "images": {split: len(o.labels) for split, o in outcomes.items()},
+                "flip_safe": True,
+            },
         }
         write_results(folder, outcomes, history, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}], summary)
         return folder.path

@@ -13,10 +13,11 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from kbaseline import BaselineResult, run_baseline
+from kbaseline import BaselineResult, ImageData, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.config import Config, load_config
 from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
+from kbaseline.saved import load
 
 QUIET = Console(quiet=True)
 STAGES = [
@@ -118,8 +119,6 @@ def test_saved_model_gives_the_stored_predictions(run):
     """model.keras takes raw uint8 pixels and gives the logits behind the stored probabilities (invariant)."""
     from sklearn.datasets import load_digits
 
-    from kbaseline.data import ImageData
-
     assert len(load_digits().target) == 1797
     data = ImageData.from_source("digits", size=16, seed=3)
     model = keras.models.load_model(run.folder / "model.keras")
@@ -157,6 +156,17 @@ def test_a_run_that_fails_late_keeps_what_it_had(recipe, tmp_path):
     assert keras.models.load_model(tmp_path / "run" / "model.keras").output_shape == (None, 10)
     assert rows(tmp_path / "run" / "history.csv")[0]["stage"] == "good"
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_loaded_run_predicts_as_it_did(run):
+    """Reference: the predictions the run kept, plain and with test-time augmentation, from the same images."""
+    saved = load(run.folder)
+    assert saved.class_names == tuple("0123456789")
+    images = ImageData.from_source("digits", size=16, seed=3).valid.images
+    with np.load(run.folder / "predictions.npz") as kept:
+        for kind in ("plain", "tta"):
+            expected = kept[f"valid_{kind}_probabilities"]
+            np.testing.assert_allclose(saved.predict(images, tta=kind == "tta"), expected, atol=1e-5)
 
 
 def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
@@ -199,7 +209,7 @@ def test_without_tta_the_last_stage_decides(recipe, tmp_path):
     figures = json.loads((tmp_path / "run" / "result.json").read_text())["figures"]["valid"]["plain"]
     low, high = figures["interval"]
     assert low < result.accuracy < high
-    summary = f"head: 95 % interval {100 * low:.2f} % to {100 * high:.2f} %, on {figures['images']} images"
+    summary = f"head: 95 % interval {100 * low:.2f} – {100 * high:.2f} %, on {figures['images']} images"
     assert summary in console.file.getvalue()
 
 
