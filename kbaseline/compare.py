@@ -166,12 +166,12 @@ def _ladders(runs: Sequence[dict[str, Any]]) -> Table:
             table.add_row()
         about = (
             Text(run["run"], style="bold"),
-            Text(f"{run['backbone']}, {run['size']} px", style="dim"),
+            Text(f"{Path(run['backbone']).name}, {run['size']} px", style="dim"),
             Text(f"seed {run['seed']}, {clock(run['seconds'])} in all", style="dim"),
         )
         for line, rung in zip_longest(about, run["rungs"]):
             cells = _cells(rung) if rung else ("",) * 5
-            table.add_row(line or "", *cells, style="")
+            table.add_row(line or "", *cells)
     return table
 
 
