@@ -18,7 +18,7 @@ from kbaseline.finished import FinishedRun
 from kbaseline.keys import flattened
 from kbaseline.metrics import accuracy_interval, clock, interval, percent
 from kbaseline.progress import rate
-from kbaseline.report import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, _figure, _style
+from kbaseline.report import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
 from kbaseline.run_folder import RunFolder
 
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, GREY)
@@ -63,7 +63,7 @@ def plot_comparison(found: dict[str, Any], runs: Sequence[FinishedRun]) -> Figur
         found: what `comparison` found.
         runs: the same runs.
     """
-    figure = _figure(max(3.4, 1.6 + 0.4 * len(runs)))
+    figure = Figure(figsize=(6.9, max(3.4, 1.6 + 0.4 * len(runs))), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     for number, (summary, run) in enumerate(zip(found["runs"], runs, strict=True)):
         colour, marker = _COLOURS[number % len(_COLOURS)], "osD^v"[number % 5]
@@ -95,7 +95,7 @@ def plot_comparison(found: dict[str, Any], runs: Sequence[FinishedRun]) -> Figur
     left.xaxis.set_major_formatter(shown)
     right.yaxis.set_major_formatter(shown)
     for axes in (left, right):
-        _style(axes)
+        style_axes(axes)
     return figure
 
 
