@@ -1,9 +1,7 @@
-"""The model zoo: name -> backbone, its preprocessing, its weights and its layer groups."""
+"""Backbones of the zoo or of a file: built, filled with weights, and cut into layer groups."""
 
 import warnings
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,43 +10,13 @@ import keras
 from keras import layers
 
 from kbaseline.errors import DownloadError, ModelError, did_you_mean
+from kbaseline.zoo import BUNDLED_RESNET20, ZOO, Backbone
 
 DOWNLOAD_TIMEOUT = 20.0
 """Seconds without an answer after which a download of weights is given up."""
 
 
-BUNDLED_RESNET20 = Path(__file__).parent / "weights" / "resnet20_cifar10.weights.h5"
-"""Trained by configs/pretrain-resnet20.yaml; see docs/pretrained.md."""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One row of the zoo.
-
-    Attributes:
-        build: `build(include_top=False, weights=..., input_shape=...)` -> a Keras model.
-        preprocessing: how RGB 0-255 becomes what the network was trained on: a mode of
-            `keras.applications.imagenet_utils.preprocess_input`, or None where the network does it itself.
-        file: the downloaded weights' name in Keras' cache; None for weights that come with kbaseline.
-        pretrained: the name of the weights there are.
-    """
-
-    build: Callable[..., keras.Model]
-    preprocessing: str | None = None
-    file: str | None = None
-    pretrained: str = "imagenet"
-
-
-def _application(name: str, **options: Any) -> Callable[..., keras.Model]:
-    def build(**arguments: Any) -> keras.Model:
-        return getattr(keras.applications, name)(**options, **arguments)
-
-    return build
-
-
-def resnet20(
-    weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3), **_: Any
-) -> keras.Model:
+def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3)) -> keras.Model:
     """ResNet-20 for small images, 0.27 M parameters (https://arxiv.org/abs/1512.03385, section 4.2).
 
     Args:
@@ -78,31 +46,6 @@ def resnet20(
     if weights is not None:
         model.load_weights(BUNDLED_RESNET20 if weights == "cifar10" else weights)
     return model
-
-
-_CLASSIC = "{}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-
-ZOO: dict[str, Backbone] = {
-    "resnet20": Backbone(resnet20, "tf", pretrained="cifar10"),
-    "resnet50": Backbone(_application("ResNet50"), "caffe", _CLASSIC.format("resnet50")),
-    "resnet101": Backbone(_application("ResNet101"), "caffe", _CLASSIC.format("resnet101")),
-    "resnet152": Backbone(_application("ResNet152"), "caffe", _CLASSIC.format("resnet152")),
-    "resnet50_v2": Backbone(_application("ResNet50V2"), "tf", _CLASSIC.format("resnet50v2")),
-    "resnet101_v2": Backbone(_application("ResNet101V2"), "tf", _CLASSIC.format("resnet101v2")),
-    "densenet121": Backbone(_application("DenseNet121"), "torch", _CLASSIC.format("densenet121")),
-    "mobilenet_v2": Backbone(
-        _application("MobileNetV2"), "tf", "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
-    ),
-    "mobilenet_v3_large": Backbone(
-        _application("MobileNetV3Large"), None, "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5"
-    ),
-    "efficientnet_b0": Backbone(_application("EfficientNetB0"), None, "efficientnetb0_notop.h5"),
-    "efficientnetv2_b0": Backbone(_application("EfficientNetV2B0"), None, "efficientnetv2-b0_notop.h5"),
-    "efficientnetv2_s": Backbone(_application("EfficientNetV2S"), None, "efficientnetv2-s_notop.h5"),
-    "convnext_tiny": Backbone(_application("ConvNeXtTiny"), None, "convnext_tiny_notop.h5"),
-    "convnext_small": Backbone(_application("ConvNeXtSmall"), None, "convnext_small_notop.h5"),
-    "xception": Backbone(_application("Xception"), "tf", _CLASSIC.format("xception")),
-}
 
 
 @keras.saving.register_keras_serializable(package="kbaseline")
@@ -174,7 +117,7 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
             raise ModelError(
                 f"weights {weights!r}: {what} for {name}; give {row.pretrained!r}, 'none' or a weights file's path."
             )
-    model = row.build(include_top=False, weights=None, input_shape=(None, None, 3))
+    model = _built(row, None)
     if weights != "none":
         _fill(model, weights)
     _follow_policy(model)
@@ -201,13 +144,20 @@ def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return [leaf for child in inside for leaf in leaves(child)]
 
 
+def _built(row: Backbone, weights: str | None) -> keras.Model:
+    if row.application is None:
+        return resnet20(weights)
+    build = getattr(keras.applications, row.application)
+    return build(include_top=False, weights=weights, input_shape=(None, None, 3))
+
+
 def _pretrained(name: str, row: Backbone) -> keras.Model:
     import socket
 
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # without it a dead network hangs for minutes
     try:
-        return row.build(include_top=False, weights=row.pretrained, input_shape=(None, None, 3))
+        return _built(row, row.pretrained)
     except Exception as error:
         if isinstance(error, OSError | ValueError) and not _is_download_error(error):
             reason = " ".join(str(error).split())[:160]

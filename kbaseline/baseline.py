@@ -15,10 +15,11 @@ from kbaseline.data.sources import load_source
 from kbaseline.errors import ConfigError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import evaluate_predictions
+from kbaseline.metrics import evaluate_predictions, interval
 from kbaseline.progress import ladder_table
 from kbaseline.results import Outcome, Sweep, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
+from kbaseline.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 Found = TypeVar("Found")
@@ -69,7 +70,9 @@ def run_baseline(
         InputError: the configuration, the data or the model breaks a rule; nothing was written.
         RunError: a download or the training failed.
     """
-    return _Run(load_config(config, _flattened(overrides)), out, console).whole_recipe()
+    settings = load_config(config, _flattened(overrides))
+    require_trackers(settings.runtime.log)
+    return _Run(settings, out, console).whole_recipe()
 
 
 def find_learning_rate(
@@ -127,16 +130,26 @@ class _Run:
         return self.sweeps[stage.name].curve
 
     def whole_recipe(self) -> BaselineResult:
-        """Trains every stage, predicts, writes."""
-        for stage in self.config.stages:
-            self._stage(stage)
-        outcomes: dict[str, Outcome] = {
-            split: self._predict(split) for split in ("valid", "test") if split in self.data.splits
-        }
-        result = self._result(outcomes)
-        self._write(outcomes, result)
+        """Trains every stage, predicts, writes, and tells the trackers."""
+        with tracking(self.folder.path, self.config, self.console) as trackers:
+            self.learner.callbacks += trackers
+            outcomes, result = self._climb()
+            final = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
+            for tracker in trackers:
+                tracker.log({name: value for name, value in final.items() if value is not None})
         self._say_ladder(outcomes, result)
         return result
+
+    def _climb(self) -> tuple[dict[str, Outcome], BaselineResult]:
+        for stage in self.config.stages:
+            self._stage(stage)
+        outcomes = {"valid": self._predict("valid", {})}
+        if "test" in self.data.splits:
+            fitted = {kind: found.calibration.temperature for kind, found in outcomes["valid"].figures.items()}
+            outcomes["test"] = self._predict("test", fitted)
+        result = self._result(outcomes)
+        self._write(outcomes, result)
+        return outcomes, result
 
     def _timed(self, name: str, work: Callable[[], Found]) -> Found:
         begin = time.perf_counter()
@@ -185,15 +198,20 @@ class _Run:
         with self.folder.atomic("model.keras") as path:
             learner.save(path)
 
-    def _predict(self, split: str) -> Outcome:
+    def _predict(self, split: str, temperatures: Mapping[str, float]) -> Outcome:
+        """Predictions of a split and their figures, calibrated by temperatures from elsewhere if there are any."""
         labels, images = self.data.splits[split].labels, self.data.splits[split].images
         if self.config.tta is None:
-            plain = self.learner.predict(images)
-            figures = evaluate_predictions(plain, labels, self.data.class_names)
-            return Outcome(labels, {"plain": plain}, {"plain": figures})
-        found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
-        probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
-        return Outcome(labels, probabilities, {"plain": found.plain, "tta": found.tta})
+            probabilities = {"plain": self.learner.predict(images)}
+        else:
+            found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
+            probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
+        names = self.data.class_names
+        figures = {
+            kind: evaluate_predictions(p, labels, names, temperature=temperatures.get(kind))
+            for kind, p in probabilities.items()
+        }
+        return Outcome(labels, probabilities, figures)
 
     def _result(self, outcomes: Mapping[str, Outcome]) -> BaselineResult:
         valid, test = outcomes["valid"], outcomes.get("test")
@@ -221,6 +239,7 @@ class _Run:
                 "class_names": list(data.class_names),
                 "images": {name: len(split) for name, split in data.splits.items()},
                 "size": data.size,
+                "flip_safe": data.flip_safe,
                 "skipped": list(data.skipped),
             },
         }
@@ -247,6 +266,8 @@ class _Run:
             if "tta" in outcome.figures:
                 rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, self.seconds[f"{split} tta"]))
         self.console.print(ladder_table(rungs))
+        last = (outcomes.get("test") or outcomes["valid"]).last
+        self._say(f"{rungs[-1][0]}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
         self._say(f"model, figures and plots: {self.folder.path}")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from kbaseline.errors import ConfigError, did_you_mean
+from kbaseline.keys import parse_yaml, read_yaml, with_override
 
 Rate = Annotated[float, Field(gt=0, le=100)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -177,6 +178,8 @@ class RuntimeConfig(Section):
     """`auto`: bfloat16 on GPUs that have it, float32 elsewhere. Head and loss are always float32."""
     compilation_cache: bool = True
     """Keep JAX's compiled programs in the user's cache folder, so that a second run starts faster."""
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Trackers that get every epoch's figures besides `history.csv`: any of `tensorboard`, `wandb`, `mlflow`."""
 
 
 class Config(Section):
@@ -245,11 +248,14 @@ def load_config(
         tree = {}
     else:
         path = _config_file(source)
-        where, tree = str(path), _read_yaml(path)
+        where, tree = str(path), read_yaml(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: the top level must be keys and values; got {type(tree).__name__}.")
     for key, value in (overrides or {}).items():
-        tree = _with_override(tree, key.split("."), value, key)
+        if key.startswith("stages."):
+            # Whoever names none of their own changes one of the default stages.
+            tree = {"stages": Config().model_dump(mode="json")["stages"], **tree}
+        tree = with_override(tree, key.split("."), value, key)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -267,7 +273,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {item!r}: must read KEY=VALUE, for instance --set data.size=96.")
-        parsed[key.strip()] = _scalar(text, f"--set {item!r}")
+        parsed[key.strip()] = parse_yaml(text, f"--set {item!r}")
     return parsed
 
 
@@ -324,70 +330,6 @@ def _config_file(source: str | Path) -> Path:
         f"config file {str(source)!r}: no such file; give a YAML file or one of the bundled "
         f"{', '.join(bundled) or '(none found)'}.{did_you_mean(path.stem, bundled)}"
     )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (`1e-3`), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _scalar(text: str, where: str) -> Any:
-    try:
-        return _floats(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not readable as YAML ({_one_line(error)}).") from None
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return _scalar(path.read_text(encoding="utf-8"), str(path)) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r}: cannot be read ({_one_line(error)}).") from None
-
-
-def _floats(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as a text; take it as the number everyone means."""
-    if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_floats(item) for item in value]
-    if isinstance(value, str) and value[:1] in "0123456789+-." and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
-    """A copy of `tree` with the value at `parts` replaced."""
-    if not parts:
-        return value
-    head, rest = parts[0], parts[1:]
-    if isinstance(tree, list | tuple):
-        if not head.isdigit() or int(head) >= len(tree):
-            raise ConfigError(f"{whole}: {head!r} must be a position from 0 to {len(tree) - 1}.")
-        return [_with_override(item, rest, value, whole) if i == int(head) else item for i, item in enumerate(tree)]
-    if not isinstance(tree, dict | type(None)):
-        raise ConfigError(f"{whole}: there is nothing called {head!r} below {tree!r}; shorten the key.")
-    tree = dict(tree or {})
-    if head == "stages" and rest and head not in tree:
-        tree[head] = Config().model_dump(mode="json")[head]
-    return {**tree, head: _with_override(tree.get(head), rest, value, whole)}
 
 
 def _first_problem(error: ValidationError, tree: Any) -> str:

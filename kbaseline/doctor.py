@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kbaseline.backbones import BUNDLED_RESNET20, ZOO
 from kbaseline.config import Config
 from kbaseline.data.image_data import default_cache_dir
 from kbaseline.runtime import environment
+from kbaseline.zoo import ZOO
 
 
 def diagnose(config: Config, console: Console | None = None) -> None:
@@ -62,10 +62,5 @@ def weights_status(config: Config) -> tuple[bool, str]:
         return False, f"{backbone} has no weights {weights!r}; give auto, {row.pretrained} or none"
     if weights == "none":
         return True, f"none wanted for {backbone}"
-    file = BUNDLED_RESNET20 if row.file is None else keras_home() / "models" / row.file
+    file = row.weights_file
     return file.is_file(), str(file) if file.is_file() else f"{file} is not there; `kbaseline fit` downloads it"
-
-
-def keras_home() -> Path:
-    """Where Keras keeps what it downloads."""
-    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()

@@ -82,6 +82,7 @@ class Learner:
         model: the Keras model, uint8 images in, float32 logits out.
         history: one row an epoch, over all fits.
         applied: one row a step, over all fits: stage, step, learning rate of each layer group, momentum.
+        callbacks: Keras callbacks of every fit, for instance trackers; empty, for you to add to.
 
     Raises:
         ModelError: see `build_classifier`.
@@ -108,6 +109,7 @@ class Learner:
         self.frozen = False
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []
+        self.callbacks: list[keras.callbacks.Callback] = []
         self._optimizer: LayerwiseAdamW | None = None
         self._batches = ImageBatches(
             data.train.images, data.train.labels, self.config.data.batch_size, shuffle=True, seed=self.config.seed
@@ -280,7 +282,7 @@ class Learner:
                 shuffle=False,  # the batches have their own order; Keras' comes from global random state
                 validation_data=valid,
                 verbose=0,
-                callbacks=[table, _StopWhenNotFinite()],
+                callbacks=[table, _StopWhenNotFinite(), *self.callbacks],
             )
         self._record(optimizer, first, title)
         self.history += table.rows

@@ -1,20 +1,24 @@
-"""From probabilities and labels to numbers: accuracy, loss, a table per class, the confusion matrix, the worst images.
+"""From probabilities and labels to numbers: accuracy and its interval, calibration, tables, the worst images.
 
 Knows neither the model nor Keras: it takes arrays.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kbaseline.calibration import Calibration, calibrate, losses
 from kbaseline.errors import InputError
 
-_SMALLEST = 1e-7
-"""Probabilities below it count as it, as in Keras, so that one confident mistake does not make the loss infinite."""
+CONFIDENCE = 0.95
+"""Of every interval."""
+
+_MOST_TOP = 5
+"""Top-k accuracy is top-5, or fewer where five classes would be all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,13 @@ class Evaluation:
 
     Attributes:
         accuracy: fraction of the images whose most probable class is theirs, 0 to 1.
+        interval: 95 % confidence interval of the accuracy; see `accuracy_interval`.
+        balanced_accuracy: mean recall of the classes that have images, 0 to 1.
+        macro_f1: mean F1 of the classes that have images or predictions, 0 to 1.
+        top_k: 5, or one less than the classes there are.
+        top_k_accuracy: fraction of the images whose class is among the `top_k` most probable, 0 to 1.
         loss: mean of -log of the probability of an image's own class, in nats.
+        calibration: expected calibration error, before and after a temperature.
         per_class: for each class its `class` (name), `precision`, `recall`, `f1` (0 to 1; 0 where undefined)
             and `support` (images).
         confusion: int64 (classes, classes): images by actual class (row) and predicted class (column).
@@ -33,7 +43,13 @@ class Evaluation:
     """
 
     accuracy: float
+    interval: tuple[float, float]
+    balanced_accuracy: float
+    macro_f1: float
+    top_k: int
+    top_k_accuracy: float
     loss: float
+    calibration: Calibration
     per_class: list[dict[str, Any]]
     confusion: NDArray[np.int64]
     class_names: tuple[str, ...]
@@ -46,18 +62,18 @@ class Evaluation:
         Each has its `index`, `loss` (nats), `predicted` and `actual` (class names), and the probabilities of both,
         `p_predicted` and `p_actual`.
         """
-        losses = _losses(self.probabilities, self.labels)
+        worst = losses(self.probabilities, self.labels)
         predicted = self.probabilities.argmax(axis=1)
         return [
             {
                 "index": int(i),
-                "loss": float(losses[i]),
+                "loss": float(worst[i]),
                 "predicted": self.class_names[predicted[i]],
                 "actual": self.class_names[self.labels[i]],
                 "p_predicted": float(self.probabilities[i, predicted[i]]),
                 "p_actual": float(self.probabilities[i, self.labels[i]]),
             }
-            for i in np.argsort(-losses, kind="stable")[: max(k, 0)]
+            for i in np.argsort(-worst, kind="stable")[: max(k, 0)]
         ]
 
     def most_confused(self, min_count: int = 1) -> list[tuple[str, str, int]]:
@@ -70,22 +86,50 @@ class Evaluation:
         return sorted(pairs, key=lambda pair: -pair[2])
 
     def to_dict(self) -> dict[str, Any]:
-        """Accuracy, loss, table and confusion matrix in plain Python, for JSON; not the single images."""
+        """All figures, the table and the confusion matrix in plain Python, for JSON; not the single images."""
         return {
+            "images": len(self.labels),
             "accuracy": self.accuracy,
+            "interval": list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "top_k": self.top_k,
+            "top_k_accuracy": self.top_k_accuracy,
             "loss": self.loss,
+            "calibration": asdict(self.calibration),
             "per_class": [dict(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),
         }
 
 
-def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> Evaluation:
+@dataclass(frozen=True)
+class Paired:
+    """Two ways of predicting the same images, compared image by image.
+
+    Attributes:
+        difference: accuracy of the second less that of the first, -1 to 1.
+        only_first: images that only the first has right.
+        only_second: images that only the second has right.
+        p_value: of McNemar's exact test: how often chance alone would make them differ at least as much.
+    """
+
+    difference: float
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def evaluate_predictions(
+    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, temperature: float | None = None
+) -> Evaluation:
     """Scores predictions.
 
     Args:
         probabilities: (images, classes), 0 to 1, every row summing to 1.
         labels: integers (images,), 0 to classes - 1.
         class_names: a name for each class.
+        temperature: one fitted on other predictions of the network, for the figures of calibration; None fits it on
+            these, crosswise (see `Calibration`).
 
     Raises:
         InputError: shapes that do not belong together, labels outside the classes, or rows that are no
@@ -94,16 +138,27 @@ def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, class_name
     names = tuple(class_names)
     p, y = _checked(np.asarray(probabilities), np.asarray(labels), len(names))
     # scikit-learn takes a second to import; help and configuration do without.
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
     predicted, every = p.argmax(axis=1), np.arange(len(names))
-    columns = precision_recall_fscore_support(y, predicted, labels=every, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(y, predicted, labels=every, zero_division=0)
+    right = int((predicted == y).sum())
+    top_k = max(1, min(_MOST_TOP, len(names) - 1))
+    leading = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
     return Evaluation(
-        accuracy=float((predicted == y).mean()),
-        loss=float(_losses(p, y).mean()),
+        accuracy=right / len(y),
+        interval=accuracy_interval(right, len(y)),
+        # scikit-learn's balanced_accuracy_score is this mean, with a warning where a class has no images.
+        balanced_accuracy=float(recall[support > 0].mean()),
+        macro_f1=float(f1_score(y, predicted, average="macro", zero_division=0)),
+        top_k=top_k,
+        # scikit-learn's top_k_accuracy_score lets the last of equals lead, where argmax takes the first.
+        top_k_accuracy=float((leading == y[:, None]).any(axis=1).mean()),
+        loss=float(losses(p, y).mean()),
+        calibration=calibrate(p, y, temperature),
         per_class=[
             {"class": name, "precision": float(a), "recall": float(b), "f1": float(c), "support": int(d)}
-            for name, a, b, c, d in zip(names, *columns, strict=True)
+            for name, a, b, c, d in zip(names, precision, recall, f1, support, strict=True)
         ],
         confusion=np.asarray(confusion_matrix(y, predicted, labels=every), dtype=np.int64),
         class_names=names,
@@ -112,9 +167,51 @@ def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, class_name
     )
 
 
+def accuracy_interval(right: int, images: int) -> tuple[float, float]:
+    """95 % confidence interval of an accuracy, both ends 0 to 1: Wilson's score interval, which stays inside 0 to 1.
+
+    It tells how far the figure would move with other images of the same kind, not with another seed.
+
+    Args:
+        right: images predicted right.
+        images: all of them, at least 1.
+    """
+    from scipy.stats import binomtest
+
+    ends = binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def compare_paired(first: Evaluation, second: Evaluation) -> Paired:
+    """Compares two predictions of the same images, the first perhaps plain and the second with TTA.
+
+    Raises:
+        InputError: they are not of the same images.
+    """
+    if not np.array_equal(first.labels, second.labels):
+        raise InputError("paired comparison: both must predict the same images; their labels differ.")
+    from scipy.stats import binomtest
+
+    a, b = (found.probabilities.argmax(axis=1) == found.labels for found in (first, second))
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    differing = only_first + only_second
+    return Paired(
+        difference=(only_second - only_first) / len(a),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=float(binomtest(only_first, differing).pvalue) if differing else 1.0,
+    )
+
+
 def percent(fraction: float | None) -> str:
     """`94.56 %` for 0.9456; a dash for None and NaN. How every table of a run writes an accuracy."""
     return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"
+
+
+def interval(ends: Sequence[float]) -> str:
+    """`93.21 – 95.67 %` for (0.9321, 0.9567). How every table of a run writes an interval of accuracies."""
+    low, high = ends
+    return f"{100 * low:.2f} – {100 * high:.2f} %"
 
 
 def clock(seconds: float | None) -> str:
@@ -124,12 +221,6 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
-
-
-def _losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-log of the probability of each image's own class, float64 (images,)."""
-    own = probabilities[np.arange(len(labels)), labels]
-    return np.asarray(-np.log(np.clip(own, _SMALLEST, 1.0)), dtype=np.float64)
 
 
 def _checked(

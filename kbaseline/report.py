@@ -154,7 +154,7 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
     axes.set_yticks(list(shown), names, fontsize=size, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    _style(axes)
+    style_axes(axes)
     axes.tick_params(labelsize=size)
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
@@ -185,7 +185,7 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """A light grid, no box, dark grey letters."""
     axes.grid(color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -235,7 +235,7 @@ def _stages_line(
 
 def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], named: bool) -> None:
     """A line where a stage begins, and its name above, if there are several stages."""
-    _style(axes)
+    style_axes(axes)
     starts = _boundaries(rows)
     if len(starts) < 2:
         return
@@ -279,7 +279,7 @@ def _curve(axes: Axes, curve: Mapping[str, Any]) -> None:
         axes.set_ylim(*limits)
     axes.set_xlabel("learning rate")
     axes.set_title(str(curve["title"]), parse_math=False)
-    _style(axes)
+    style_axes(axes)
     if curve["suggestions"] or curve.get("chosen") is not None:
         # Below the panel, where it can cover nothing.
         axes.legend(**_LEGEND, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, columnspacing=1.5)

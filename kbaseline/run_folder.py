@@ -41,18 +41,19 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, out: Path | None, name: str) -> Self:
+    def create(cls, out: Path | None, name: str, under: Path = Path("runs")) -> Self:
         """Makes the folder of a new run.
 
         Args:
-            out: the folder to use, absent or empty; None for `runs/NAME` in the working folder, or the
-                first of `runs/NAME-2`, `runs/NAME-3`, ... that is free.
+            out: the folder to use, absent or empty; None for `NAME` in `under`, or the first of `NAME-2`,
+                `NAME-3`, ... that is free.
             name: the run's name.
+            under: where folders are numbered; `runs/` in the working folder.
 
         Raises:
             InputError: `out` holds something already, or the folder cannot be made or written to.
         """
-        wanted = Path("runs") / name if out is None else Path(out).expanduser()
+        wanted = under / name if out is None else Path(out).expanduser()
         try:
             path = _first_free(wanted) if out is None else _empty(wanted)
             probe = path / f".probe.{secrets.token_hex(4)}"

@@ -8,11 +8,18 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+
+from kbaseline.config import load_config
+from kbaseline.metrics import evaluate_predictions
+from kbaseline.results import Outcome, write_results
+from kbaseline.run_folder import RunFolder
 
 # `jax_numpy_rank_promotion="raise"` is left out: Keras' own Dense layer adds a bias (units,) to (batch, units).
 
@@ -35,3 +42,58 @@ def _seeds() -> None:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run."""
     return np.random.default_rng(20200401)
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Callable[..., Path]:
+    """Makes run folders as a run leaves them, but with predictions drawn at random and no model."""
+
+    def make(
+        name: str, /, *, images: int = 100, right: int = 80, tta: bool = True, test: int = 0, **changes: Any
+    ) -> Path:
+        tree: dict[str, Any] = {"name": "digits", "data": {"source": "digits"}}
+        config = load_config(tree if tta else {**tree, "tta": None}, changes)
+        kinds = ("plain", "tta") if tta else ("plain",)
+        outcomes = {
+            split: _outcome(number, count, right if split == "valid" else count, kinds)
+            for number, (split, count) in enumerate((("valid", images), ("test", test)))
+            if count
+        }
+        accuracy = {split: {k: f.accuracy for k, f in o.figures.items()} for split, o in outcomes.items()}
+        history = [
+            {"stage": stage, "epoch": 1, "accuracy": value, "images_per_s": speed, "seconds": 2.5, "valid_loss": 1.0}
+            for stage, value, speed in (("head", 0.5, 100.0), ("finetune", accuracy["valid"]["plain"], 300.0))
+        ]
+        folder = RunFolder.create(tmp_path / name, name)
+        folder.write_text("config.yaml", config.to_yaml())
+        summary = {
+            "accuracy": accuracy.get("test", accuracy["valid"])[kinds[-1]],
+            "stages": {row["stage"]: row["accuracy"] for row in history},
+            "tta_accuracy": accuracy["valid"].get("tta"),
+            "test_accuracy": accuracy.get("test"),
+            "seconds": {"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
+            "seed": config.seed,
+            "data": {
+                "source": "digits",
+                "images": {split: len(o.labels) for split, o in outcomes.items()},
+                "flip_safe": True,
+            },
+        }
+        write_results(folder, outcomes, history, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}], summary)
+        return folder.path
+
+    return make
+
+
+def _outcome(seed: int, images: int, right: int, kinds: tuple[str, ...]) -> Outcome:
+    """Predictions of three classes, the first `right` of them right; TTA puts one more right if there is one."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, size=images)
+    probabilities = {}
+    for position, kind in enumerate(kinds):
+        said = labels.copy()
+        said[min(right + position, images) :] += 1
+        sure = rng.uniform(0.5, 1.0, size=(images, 1))
+        probabilities[kind] = np.where(np.eye(3)[said % 3] > 0, sure, (1 - sure) / 2).astype(np.float32)
+    figures = {kind: evaluate_predictions(p, labels, ("cat", "dog", "emu")) for kind, p in probabilities.items()}
+    return Outcome(labels, probabilities, figures)

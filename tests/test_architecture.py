@@ -14,11 +14,13 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     *(
         "errors",
+        "keys",
         "config",
         "schedules",
         "data",
         "runtime",
         "transforms",
+        "zoo",
         "backbones",
         "pointwise",
         "model",
@@ -26,7 +28,24 @@ RANKS = [
         "lr_finder",
         "tta",
     ),
-    *("metrics", "run_folder", "progress", "report", "results", "learner", "baseline", "doctor", "cli"),
+    *(
+        "calibration",
+        "metrics",
+        "run_folder",
+        "finished",
+        "progress",
+        "report",
+        "results",
+        "learner",
+        "trackers",
+        "baseline",
+        "saved",
+        "evaluate",
+        "evaluate_tables",
+        "compare",
+        "doctor",
+        "cli",
+    ),
 ]
 """A module imports only from those to its left; the pipeline, read left to right."""
 

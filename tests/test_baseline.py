@@ -1,6 +1,7 @@
 """The whole recipe on real digits: what a run writes, and that it can be trusted."""
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -12,10 +13,11 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from kbaseline import BaselineResult, run_baseline
+from kbaseline import BaselineResult, ImageData, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.config import Config, load_config
 from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
+from kbaseline.saved import load
 
 QUIET = Console(quiet=True)
 STAGES = [
@@ -117,8 +119,6 @@ def test_saved_model_gives_the_stored_predictions(run):
     """model.keras takes raw uint8 pixels and gives the logits behind the stored probabilities (invariant)."""
     from sklearn.datasets import load_digits
 
-    from kbaseline.data import ImageData
-
     assert len(load_digits().target) == 1797
     data = ImageData.from_source("digits", size=16, seed=3)
     model = keras.models.load_model(run.folder / "model.keras")
@@ -158,6 +158,17 @@ def test_a_run_that_fails_late_keeps_what_it_had(recipe, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_loaded_run_predicts_as_it_did(run):
+    """Reference: the predictions the run kept, plain and with test-time augmentation, from the same images."""
+    saved = load(run.folder)
+    assert saved.class_names == tuple("0123456789")
+    images = ImageData.from_source("digits", size=16, seed=3).valid.images
+    with np.load(run.folder / "predictions.npz") as kept:
+        for kind in ("plain", "tta"):
+            expected = kept[f"valid_{kind}_probabilities"]
+            np.testing.assert_allclose(saved.predict(images, tta=kind == "tta"), expected, atol=1e-5)
+
+
 def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
     """With a validation split held out of train, the accuracy reported is that of the untouched test split."""
     for split, count in (("train", 30), ("test", 8)):
@@ -178,17 +189,28 @@ def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
     with np.load(tmp_path / "run" / "predictions.npz") as arrays:
         assert len(arrays["test_labels"]) == 16
         assert len(arrays["valid_labels"]) == 12
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())["figures"]
+    for kind in ("plain", "tta"):
+        valid, test = (figures[split][kind]["calibration"] for split in ("valid", "test"))
+        assert test["temperature"] == valid["temperature"]
+        assert (valid["cross_fitted"], test["cross_fitted"]) == (True, False)
     assert not (tmp_path / "run" / "lr_find.csv").exists()
 
 
 def test_without_tta_the_last_stage_decides(recipe, tmp_path):
-    """`tta: null` leaves test-time augmentation out of result and files."""
+    """`tta: null` leaves test-time augmentation out of result and files; the summary ends with the last stage's."""
+    console = Console(file=io.StringIO(), width=80)
     changes = {"stages": [{**STAGES[0], "max_lr": 1e-2, "lr_find": False, "epochs": 1}], "data.limit": 200}
-    result = run_baseline(recipe, out=tmp_path / "run", console=QUIET, tta=None, **changes)
+    result = run_baseline(recipe, out=tmp_path / "run", console=console, tta=None, **changes)
     assert result.tta_accuracy is None
     assert result.accuracy == pytest.approx(result.stages["head"], abs=1e-6)
     with np.load(tmp_path / "run" / "predictions.npz") as arrays:
         assert "valid_tta_probabilities" not in arrays
+    figures = json.loads((tmp_path / "run" / "result.json").read_text())["figures"]["valid"]["plain"]
+    low, high = figures["interval"]
+    assert low < result.accuracy < high
+    summary = f"head: 95 % interval {100 * low:.2f} – {100 * high:.2f} %, on {figures['images']} images"
+    assert summary in console.file.getvalue()
 
 
 def test_find_learning_rate_trains_nothing(recipe, tmp_path):

@@ -44,7 +44,7 @@ def test_help_is_complete_and_loads_nothing_heavy(command):
     if command:
         assert all(option in done.stdout for option in ("--config", "--set", "--data"))
     else:
-        assert all(name in done.stdout for name in ("fit", "find-lr", "config", "doctor"))
+        assert all(name in done.stdout for name in ("fit", "find-lr", "config", "doctor", "backbones"))
 
 
 def test_config_prints_what_it_reads_back():

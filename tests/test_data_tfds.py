@@ -21,7 +21,7 @@ from kbaseline.config import DataConfig
 from kbaseline.data import decode, network, progress
 from kbaseline.data.cifar import cifar_builder
 from kbaseline.data.records import TFRecords
-from kbaseline.data.sources import load_source
+from kbaseline.data.sources import load_labelled, load_source
 from kbaseline.errors import DataError, DownloadError, RunError
 
 COARSE, FINE = [f"coarse{number}" for number in range(20)], [f"fine{number}" for number in range(100)]
@@ -322,6 +322,21 @@ def test_any_other_set_of_any_sizes():
     for split in data.splits.values():
         np.testing.assert_array_equal(split.images[:, 8, 8, 0] % 2, split.labels)
     assert "tensorflow" not in sys.modules
+
+
+def test_a_split_of_a_set_is_scored_alone(monkeypatch):
+    """As a set to score on, a split keeps all its images, and only they are decoded; classes go by name."""
+    examples = {
+        "train": [{"image": picture(number), "label": number % 2} for number in range(10)],
+        "test": [{"image": picture(100 + number), "label": number % 2} for number in range(4)],
+    }
+    made_up("ScoredGreys", GREY, examples)
+    opened, genuine = [], decode.decode
+    monkeypatch.setattr(decode, "decode", lambda *args: (opened.append(1), genuine(*args))[1])
+    found = load_labelled(DataConfig(source="tfds:scored_greys", size=8, limit=2), ["b", "a"])
+    shades = found.images[:, 4, 4, 0]
+    assert (found.split, sorted(shades.tolist()), len(opened)) == ("test", [100, 101, 102, 103], 4)
+    np.testing.assert_array_equal(found.labels, 1 - shades % 2)
 
 
 def test_a_bad_image_is_named_by_its_number():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kbaseline.errors import InputError
-from kbaseline.metrics import clock, evaluate_predictions, percent
+from kbaseline.metrics import accuracy_interval, clock, compare_paired, evaluate_predictions, percent
 
 NAMES = ("cat", "dog", "emu")
 # Predictions: cat, dog, cat, dog, dog. Nobody says emu.
@@ -77,10 +77,94 @@ def test_most_confused_is_sorted_and_leaves_out_the_diagonal(evaluation):
 
 
 def test_to_dict_is_plain(evaluation):
-    """The figures survive JSON unchanged."""
+    """Invariant: the figures survive JSON unchanged."""
     found = evaluation.to_dict()
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["accuracy", "loss", "per_class", "confusion"]
+    assert list(found) == [
+        *("images", "accuracy", "interval", "balanced_accuracy", "macro_f1", "top_k", "top_k_accuracy", "loss"),
+        *("calibration", "per_class", "confusion"),
+    ]
+    assert found["calibration"]["cross_fitted"] is True
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3 (Wilson)
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (29, 29, 0.8830, 1.0),
+    ],
+)
+def test_accuracy_interval_is_wilsons(right, images, low, high):
+    """Golden: the published intervals of Newcombe 1998 (Statistics in Medicine 17, 857-872); the last by symmetry."""
+    assert accuracy_interval(right, images) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
+
+
+def test_the_interval_is_that_of_the_accuracy(evaluation):
+    """Reference: Wilson's formula written out for two right of five."""
+    z, n, p = 1.959963984540054, 5, 0.4
+    middle, half = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    assert evaluation.interval == (pytest.approx(low, rel=1e-12), pytest.approx(high, rel=1e-12))
+
+
+def test_means_over_classes(evaluation):
+    """Golden: mean recall of 1, 1/2, 0; mean F1 of 2/3, 2/5, 0."""
+    assert evaluation.balanced_accuracy == pytest.approx(0.5)
+    assert evaluation.macro_f1 == pytest.approx((2 / 3 + 2 / 5) / 3)
+
+
+def test_a_class_without_images_spoils_no_mean():
+    """Reference: scikit-learn's own means; classes that occur nowhere are left out of both."""
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    labels = np.array([0, 0, 1, 1, 1])
+    p = np.eye(5)[[0, 0, 1, 0, 1]]
+    found = evaluate_predictions(p, labels, list("abcde"))
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, p.argmax(axis=1)))
+    assert found.macro_f1 == pytest.approx(f1_score(labels, p.argmax(axis=1), average="macro"))
+    assert found.macro_f1 > 0.7
+
+
+@pytest.mark.parametrize(("classes", "k"), [(2, 1), (3, 2), (6, 5), (30, 5)])
+def test_top_k_accuracy(classes, k, rng):
+    """Reference: the rank of every image's own class, counted one by one."""
+    p = rng.dirichlet(np.ones(classes), size=200)
+    labels = rng.integers(0, classes, size=200)
+    ranks = [sum(value > row[label] for value in row) for row, label in zip(p, labels, strict=True)]
+    found = evaluate_predictions(p, labels, [str(i) for i in range(classes)])
+    assert found.top_k == k
+    assert found.top_k_accuracy == pytest.approx(np.mean([rank < k for rank in ranks]), abs=1e-12)
+    assert 0 < found.accuracy <= found.top_k_accuracy < 1
+
+
+def test_among_equals_the_first_label_leads():
+    """Invariant: top-1 of a network that says nothing is its accuracy, whatever k is."""
+    p = np.full((3, 3), 1 / 3)
+    found = evaluate_predictions(p, [0, 1, 2], NAMES)
+    assert (found.accuracy, found.top_k_accuracy) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+
+
+def test_paired_comparison_is_mcnemars():
+    """Reference: the binomial tails written out, for 1 image that only the first has right and 6 only the second."""
+    labels = np.zeros(20, int)
+    first, second = np.zeros((20, 2)), np.zeros((20, 2))
+    first[:, 0] = second[:, 0] = 1
+    first[:6] = [0, 1]
+    second[6] = [0, 1]
+    a, b = (evaluate_predictions(p, labels, ["a", "b"]) for p in (first, second))
+    found = compare_paired(a, b)
+    assert (found.only_first, found.only_second, found.difference) == (1, 6, 0.25)
+    assert found.p_value == pytest.approx(2 * (1 + 7) / 2**7)
+    assert compare_paired(b, a).difference == -0.25
+    assert compare_paired(a, a).p_value == 1.0
+
+
+def test_only_the_same_images_are_paired(evaluation):
+    """Predictions of other images are refused."""
+    with pytest.raises(InputError, match="same images"):
+        compare_paired(evaluation, evaluate_predictions(PROBABILITIES, LABELS[::-1].copy(), NAMES))
 
 
 @pytest.mark.parametrize(

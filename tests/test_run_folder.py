@@ -64,10 +64,11 @@ def test_create_refuses_a_folder_it_cannot_write_to(tmp_path, monkeypatch):
 
 
 def test_create_counts_up_under_runs(tmp_path, monkeypatch):
-    """Without `out`, each run has a folder of its own under `runs/`."""
+    """Without `out`, each run has a folder of its own under `runs/`, or under what is named instead."""
     monkeypatch.chdir(tmp_path)
     made = [RunFolder.create(None, "quick").path.as_posix() for _ in range(3)]
     assert made == ["runs/quick", "runs/quick-2", "runs/quick-3"]
+    assert RunFolder.create(None, "quick", tmp_path / "there").path == tmp_path / "there" / "quick"
 
 
 def test_create_never_gives_two_runs_one_folder(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from kbaseline.cli.looking import doctor, show_config
+from kbaseline.cli.judging import compare, evaluate
+from kbaseline.cli.looking import backbones, doctor, show_config
 from kbaseline.cli.training import find_lr, fit
 from kbaseline.errors import KBaselineError
 
@@ -52,5 +53,5 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, show_config, doctor):
+for _command in (fit, find_lr, evaluate, compare, show_config, doctor, backbones):
     main.add_command(_command)

@@ -1,8 +1,10 @@
-"""The commands that only look: `config` and `doctor`."""
+"""The commands that only look: `config`, `doctor` and `backbones`."""
+
+import json
 
 import click
 
-from kbaseline.cli.options import require_jax, resolve, settings
+from kbaseline.cli.options import as_json, require_jax, resolve, settings
 
 
 @click.command("config")
@@ -23,3 +25,20 @@ def doctor(config: str | None, source: str | None, assignments: tuple[str, ...])
     from kbaseline.doctor import diagnose
 
     diagnose(chosen)
+
+
+@click.command()
+@as_json
+def backbones(as_json: bool) -> None:
+    """List the zoo: name, parameters, image size, preprocessing, and whether the weights are here.
+
+    Preprocessing is part of the model; images always go in as RGB 0-255.
+    """
+    from rich.console import Console
+
+    from kbaseline.zoo import zoo_rows, zoo_table
+
+    if as_json:
+        click.echo(json.dumps(zoo_rows(), indent=2))
+    else:
+        Console().print(zoo_table())

@@ -1,7 +1,7 @@
 """What several commands share: the options that choose a configuration, and how they are read."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,16 @@ out = click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder. Default: runs/<name>, numbered."
 )
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
-def resolve(config: str | None, source: str | None, assignments: tuple[str, ...]) -> Any:
-    """The configuration those options ask for. Raises `ConfigError` as `load_config` does."""
+
+def resolve(
+    config: str | None, source: str | None, assignments: tuple[str, ...], further: Mapping[str, Any] | None = None
+) -> Any:
+    """The configuration those options and `further` changes ask for. Raises `ConfigError` as `load_config` does."""
     from kbaseline.config import load_config, parse_assignments
 
-    changes = {**({"data.source": source} if source else {}), **parse_assignments(assignments)}
+    changes = {**({"data.source": source} if source else {}), **parse_assignments(assignments), **(further or {})}
     return load_config(config, changes)
 
 

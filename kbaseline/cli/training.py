@@ -9,13 +9,21 @@ from kbaseline.cli.options import out, require_jax, resolve, settings
 
 @click.command()
 @settings
+@click.option(
+    "--log",
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    multiple=True,
+    help="Also log every epoch there; repeatable.",
+)
 @out
-def fit(config: str | None, source: str | None, assignments: tuple[str, ...], out: Path | None) -> None:
+def fit(
+    config: str | None, source: str | None, assignments: tuple[str, ...], log: tuple[str, ...], out: Path | None
+) -> None:
     """Run the whole recipe: find a rate, train, fine-tune, predict with test-time augmentation.
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    chosen = resolve(config, source, assignments)
+    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {})
     require_jax()
     from kbaseline.baseline import run_baseline
 

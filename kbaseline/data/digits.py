@@ -26,9 +26,14 @@ def load_digits(config: DataConfig, seed: int) -> ImageData:
     Raises:
         DataError: fewer than two classes are left by `config.limit`.
     """
-    digits = import_module("sklearn.datasets").load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    everything = Split(np.repeat(grey[..., None], 3, axis=-1), digits.target.astype(np.int32))
-    names = tuple(str(name) for name in digits.target_names)
+    everything, names = all_digits()
     data = ImageData(everything, everything, names, config.size, source=config.source, flip_safe=False)
     return choose(data, config, seed, has_valid=False)
+
+
+def all_digits() -> tuple[Split, tuple[str, ...]]:
+    """All images and labels, and the names of the labels."""
+    digits = import_module("sklearn.datasets").load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    names = tuple(str(name) for name in digits.target_names)
+    return Split(np.repeat(grey[..., None], 3, axis=-1), digits.target.astype(np.int32)), names

@@ -66,19 +66,28 @@ def load_folder(path: str, config: DataConfig, seed: int, console: Console | Non
         DataError: the folder, a class or an image breaks a rule.
         RunError: the cache folder cannot be written.
     """
+    listing = list_folder(path)
+    if len(listing.class_names) < 2:
+        raise DataError(_too_few(_root(path), listing.class_names, path))
+    return prepare(listing, config, seed, console)
+
+
+def list_folder(path: str) -> Listing:
+    """The photos below a folder by split and class, none decoded; see `load_folder`.
+
+    Raises:
+        DataError: the folder or a class breaks a rule.
+    """
     root = _root(path)
     tree = {name: _classes(root, folder) for name, folder in _split_folders(root).items()}
     names = tuple(sorted(tree["train"]))
-    if len(names) < 2:
-        raise DataError(_too_few(root, names, path))
     _check_same_classes(root, tree)
     files = [file for classes in tree.values() for name in names for file in classes[name]]
     labels = {
         split: np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
         for split, classes in tree.items()
     }
-    listing = Listing(_FolderPictures(root, files), labels, names, f"folder {str(root)!r}")
-    return prepare(listing, config, seed, console)
+    return Listing(_FolderPictures(root, files), labels, names, f"folder {str(root)!r}")
 
 
 def _root(path: str) -> Path:

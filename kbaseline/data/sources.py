@@ -1,13 +1,15 @@
 """Reads a source string (`tfds:NAME`, `folder:PATH`, `digits`) into `ImageData`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from kbaseline.config import DataConfig
-from kbaseline.data.digits import load_digits
-from kbaseline.data.folder import load_folder
+from kbaseline.data.digits import all_digits, load_digits
+from kbaseline.data.folder import list_folder, load_folder
 from kbaseline.data.image_data import ImageData
+from kbaseline.data.labelled import Labelled, chosen_split, matched, prepare_labelled
 from kbaseline.errors import DataError, did_you_mean
 
 _FORMS = "tfds:NAME, folder:PATH or digits"
@@ -40,6 +42,37 @@ def load_source(config: DataConfig, seed: int, console: Console | None = None) -
         return load_tfds(rest, config, seed, console)
     if config.source == "digits":
         return load_digits(config, seed)
+    raise DataError(_unknown(config.source))
+
+
+def load_labelled(
+    config: DataConfig, class_names: Sequence[str], split: str | None = None, console: Console | None = None
+) -> Labelled:
+    """Loads images to score a trained network on: nothing is held out and nothing left out, whatever `config` says.
+
+    Args:
+        config: its `source`, and how photos are read: `size`, `resize`, `on_bad_image`, `data_dir`, `cache_dir`.
+        class_names: the network's classes; the source's are matched to them by name, in any order.
+        split: `train`, `valid`, `test` or `all`; None for test, else valid, else all: a plain folder of class folders
+            is one set.
+        console: where work of more than two seconds shows its progress; None shows nothing.
+
+    Raises:
+        DataError: an unknown source or split, data that breaks a rule, or a class that is not the network's.
+        DownloadError, RunError: as `load_source`.
+    """
+    kind, colon, rest = config.source.partition(":")
+    if kind == "folder" and colon:
+        return prepare_labelled(list_folder(rest), class_names, split, config, console)
+    if kind == "tfds" and colon:
+        from kbaseline.data.tfds import listed_tfds
+
+        with listed_tfds(rest, config, console) as listing:
+            return prepare_labelled(listing, class_names, split, config, console)
+    if config.source == "digits":
+        everything, names = all_digits()
+        chosen = chosen_split({"train": everything.labels}, split, "digits")
+        return Labelled(everything.images, matched(everything.labels, names, class_names, "digits"), chosen)
     raise DataError(_unknown(config.source))
 
 

@@ -44,13 +44,24 @@ def load_tfds(name: str, config: DataConfig, seed: int, console: Console | None 
         DownloadError: the set is not here and could not be fetched.
         RunError: TFDS fails, or a folder cannot be written.
     """
+    with listed_tfds(name, config, console) as listing:
+        return prepare(listing, config, seed, console)
+
+
+@contextmanager
+def listed_tfds(name: str, config: DataConfig, console: Console | None) -> Iterator[Listing]:
+    """The images of a TFDS set by split and class, none decoded; TFDS is silent until the block ends.
+
+    Raises:
+        DataError, DownloadError, RunError: see `load_tfds`.
+    """
     with _quiet():
         builder = _builder(name, config)
         image_key, label_key = _keys(name, builder.info)
         if not builder.is_prepared():
             _download_and_prepare(name, builder, console)
             builder = _builder(name, config)
-        return prepare(_listing(name, builder, image_key, label_key, config, console), config, seed, console)
+        yield _listing(name, builder, image_key, label_key, config, console)
 
 
 @contextmanager

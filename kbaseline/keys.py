@@ -1,0 +1,100 @@
+"""Settings as text: YAML read strictly, and dotted keys that reach into what it holds.
+
+Knows nothing of the settings themselves.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kbaseline.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (`1e-3`), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A text read as YAML, where `1e-3` is a number and no key stands twice.
+
+    Raises:
+        ConfigError: no YAML; the message begins with `where`.
+    """
+    try:
+        return _floats(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not readable as YAML ({_one_line(error)}).") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """A file read as YAML; an empty one is an empty mapping.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r}: cannot be read ({_one_line(error)}).") from None
+
+
+def _floats(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as a text; take it as the number everyone means."""
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, str) and value[:1] in "0123456789+-." and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
+    """A copy of `tree` with the value at `parts` replaced, `whole` being the key in messages.
+
+    Raises:
+        ConfigError: the key leads outside a list, or below a plain value.
+    """
+    if not parts:
+        return value
+    head, rest = parts[0], parts[1:]
+    if isinstance(tree, list | tuple):
+        if not head.isdigit() or int(head) >= len(tree):
+            raise ConfigError(f"{whole}: {head!r} must be a position from 0 to {len(tree) - 1}.")
+        return [with_override(item, rest, value, whole) if i == int(head) else item for i, item in enumerate(tree)]
+    if not isinstance(tree, dict | type(None)):
+        raise ConfigError(f"{whole}: there is nothing called {head!r} below {tree!r}; shorten the key.")
+    tree = dict(tree or {})
+    return {**tree, head: with_override(tree.get(head), rest, value, whole)}
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"stages": [{"epochs": 5}]}` -> `{"stages.0.epochs": 5}`: every plain value under its dotted key."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if items is None:
+        return {prefix: tree}
+    return {key: value for name, item in items for key, value in flattened(item, _joined(prefix, name)).items()}
+
+
+def _joined(prefix: str, name: Any) -> str:
+    return f"{prefix}.{name}" if prefix else str(name)
