@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kbaseline.learner import Learner
     from kbaseline.lr_finder import LRFinder
     from kbaseline.optimizer import LayerwiseAdamW
+    from kbaseline.saved import load
     from kbaseline.schedules import OneCycle
     from kbaseline.transforms import RandomTransforms
     from kbaseline.tta import tta_predict
@@ -35,6 +36,7 @@ _HOME = {
     "Learner": "learner",
     "OneCycle": "schedules",
     "RandomTransforms": "transforms",
+    "load": "saved",
     "run_baseline": "baseline",
     "tta_predict": "tta",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "Learner",
     "OneCycle",
     "RandomTransforms",
+    "load",
     "run_baseline",
     "tta_predict",
 ]

@@ -9,6 +9,7 @@ import click
 from kbaseline.cli.judging import compare, evaluate
 from kbaseline.cli.looking import backbones, doctor, show_config
 from kbaseline.cli.training import find_lr, fit
+from kbaseline.cli.using import predict
 from kbaseline.errors import KBaselineError
 
 _EPILOG = "Start here, with no download and no GPU: kbaseline fit --config quickstart"
@@ -53,5 +54,5 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, evaluate, compare, show_config, doctor, backbones):
+for _command in (fit, find_lr, evaluate, compare, predict, show_config, doctor, backbones):
     main.add_command(_command)

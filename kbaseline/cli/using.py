@@ -1,0 +1,41 @@
+"""The commands that use a finished run: `predict`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from kbaseline.cli.options import as_json, require_jax
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True)
+@click.option("--tta", is_flag=True, help="With test-time augmentation, as the run was configured; slower.")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes shown for each image.")
+@as_json
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bool, as_csv: bool) -> None:
+    """Predict IMAGES (files, folders, patterns) with a finished run.
+
+    Standard output holds the predictions alone. Files that cannot be read are named on standard error and left out;
+    the exit code is 2 if there is nothing left.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv: give one of them.")
+    require_jax()
+    from rich.console import Console
+
+    from kbaseline.predict import find_images, predict_files, print_predictions
+    from kbaseline.saved import load
+
+    files, aside = find_images(images), Console(stderr=True)
+    found = predict_files(load(run), files, tta=tta, console=aside)
+    for file, reason in found.bad.items():
+        aside.print(f"skipped: {file}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(found.rows(top), indent=2))
+    elif as_csv:
+        click.echo(found.to_csv(top), nl=False)
+    else:
+        print_predictions(found, top, Console())
