@@ -25,7 +25,8 @@ RANKS = [
         "lr_finder",
         "tta",
     ),
-    *("metrics", "run_folder", "progress", "report", "results", "learner", "baseline", "doctor", "cli"),
+    *("metrics", "run_folder", "progress", "report", "results", "interrupts", "checkpoint", "session", "training"),
+    *("learner", "baseline", "doctor", "cli"),
 ]
 """A module imports only from those to its left; the pipeline, read left to right."""
 
