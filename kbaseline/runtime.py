@@ -40,6 +40,7 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _DETERMINISTIC in flags:
         return
+    # JAX has no public way to ask.
     if jax._src.xla_bridge.backends_are_initialized():
         if jax.default_backend() == "gpu":
             raise InputError(
