@@ -141,7 +141,7 @@ def resume(folder: Path) -> str:
     text, _ = process.communicate()
     if process.returncode:
         raise click.ClickException(f"{folder}: could not be resumed: {text}")
-    found = re.search(r"goes on after (.*)|(starts anew)|(is finished)", text)
+    found = re.search(r"goes on (.*)|(starts anew)|(is finished)", text)
     return found[1] or found[2] or found[3] if found else "?"
 
 
@@ -207,7 +207,7 @@ def table(rows: list[tuple[Any, ...]], verdict: str) -> str:
     import keras
 
     setting = f"Keras {keras.__version__}, JAX {jax.__version__}, {platform.system()}, {os.cpu_count()} CPU cores"
-    head = "| kill | during | seconds after the folder was there | resumed after | against the run left alone |"
+    head = "| kill | during | seconds after the folder was there | it went on | against the run left alone |"
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([f"{verdict} {setting}.", "", head, "|---|---|---|---|---|", *lines])
 

@@ -60,6 +60,7 @@ def run_baseline(
         raise InputError("resume: the run folder holds the configuration; leave out config, out and every change.")
     folder = RunFolder.reopen(Path(resume))
     if finished(folder):
+        folder.tidy()
         (console or Console()).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
         return read_result(folder)
     return _Run(load_config(folder.path / "config.yaml"), None, console, folder).whole_recipe()
@@ -106,25 +107,33 @@ class _Run:
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
         RunFolder.check(None if out is None else Path(out))
+        # Locked first where there is a folder, which is made last where there is none: a run that cannot begin leaves
+        # none.
         session = Session(resumed, config, self._say, resumed=True) if resumed else None
-        keras.utils.set_random_seed(config.seed)
-        self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
-        self._say_data()
-        self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
-        if session is None:
-            # Made only now: a run that cannot begin leaves no folder.
-            folder = RunFolder.create(None if out is None else Path(out), config.name)
-            session = Session(folder, config, self._say, resumed=False)
-        self.session: Session = session
-        self.folder = session.folder
-        session.begin(self.data, self.seconds)
+        try:
+            keras.utils.set_random_seed(config.seed)
+            self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
+            self._say_data()
+            self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
+            if session is None:
+                folder = RunFolder.create(None if out is None else Path(out), config.name)
+                session = Session(folder, config, self._say, resumed=False)
+            self.session, self.folder = session, session.folder
+            session.begin(self.data, self.seconds)
+        except BaseException:
+            if session is not None:
+                session.close()
+            raise
 
     def only_sweep(self, stage: StageConfig) -> LRCurve:
         """A stage's learning-rate sweep, and its files."""
+        self.session.interrupts.advice = "nothing was trained"
         with self.session:
             self._set_frozen(stage)
-            self._sweep(stage, needed=True)
-            self.session.finish()
+            try:
+                self._sweep(stage, needed=True)
+            finally:
+                self.session.finish()
         return self.sweeps[stage.name].curve
 
     def whole_recipe(self) -> BaselineResult:

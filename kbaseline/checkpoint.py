@@ -19,9 +19,11 @@ between two steps, and on SIGINT and SIGTERM. A finished run has a `result.json`
 
 import hashlib
 import json
+import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +102,13 @@ class Checkpoints:
         self._lock.release()
 
     def clear(self) -> None:
-        """Removes all checkpoints, by one rename, and lets another process in: the run is finished."""
+        """Removes all checkpoints, by one rename first, and lets another process in: the run is finished."""
         self.close()
-        old = self.folder.path.with_name(".checkpoints")
-        shutil.rmtree(old, ignore_errors=True)
-        self.folder.path.replace(old)
-        shutil.rmtree(old, ignore_errors=True)
+        old = self.folder.path.with_name(f".checkpoints.{secrets.token_hex(4)}")
+        # Where that fails, they stay and the run counts as not finished; its results are there all the same.
+        with suppress(OSError):
+            self.folder.path.replace(old)
+            shutil.rmtree(old)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint and lets go of all but the last two.

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ FIGURE_DPI = 130
 """Dots an inch of every PNG: a figure 6.9 inches wide is 900 pixels wide."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
-"""Names of the files that `RunFolder.atomic` writes to."""
+"""Names of what is being made, or being removed."""
 
 
 class RunFolder:
@@ -122,10 +123,10 @@ class RunFolder:
                 temporary.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Removes the temporary files that a process which was killed has left."""
+        """Removes the temporary files and folders that a process which was killed has left."""
         for path in self.path.glob(".*"):
             if _TEMPORARY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes `text` as UTF-8 and returns the file's path. Raises `RunError` as `atomic` does."""

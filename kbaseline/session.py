@@ -57,6 +57,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.interrupts.__exit__(kind, error, trace)
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
         self._checkpoints.close()
 
     def begin(self, data: ImageData, seconds: dict[str, float]) -> None:
@@ -81,7 +85,8 @@ class Session:
             self.folder.write_text("config.yaml", self._config.to_yaml())
             self._say(f"run folder: {self.folder.path}")
             return
-        self.folder.tidy()
+        for folder in (self.folder, self._checkpoints.folder):
+            folder.tidy()
         self.start = self._checkpoints.newest()
         if self.start is None:
             self._say(f"{self.folder.path}: no checkpoint that can be used; the run starts anew", "yellow")
@@ -91,10 +96,11 @@ class Session:
         self._record["sweeps"] |= earlier["sweeps"]
         for part, spent in earlier["seconds"].items():
             seconds.setdefault(part, spent)
-        stage = self._config.stages[self.start.stage].name
-        self._say(
-            f"{self.folder.path}: goes on after {self.start.epoch} epochs and {self.start.batch} batches of {stage}"
+        stage, epoch, batch = self._config.stages[self.start.stage], self.start.epoch, self.start.batch
+        place = (
+            f"at {stage.name}, epoch {epoch + 1}, batch {batch + 1}" if epoch < stage.epochs else f"after {stage.name}"
         )
+        self._say(f"{self.folder.path}: goes on {place}")
 
     def _compare(self, earlier: Mapping[str, Any]) -> None:
         for what in ("config", "data"):

@@ -130,7 +130,7 @@ def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_p
     damage(sorted(run.glob("checkpoints/*.npz"))[-1])
     with cut_at(1, 0, 1):
         run_baseline(resume=run, console=console)
-    assert "goes on after 1 epochs and 4 batches of head" in screen.getvalue()
+    assert "goes on at head, epoch 2, batch 5" in screen.getvalue()
     with cut_at(2, 0, 0):
         run_baseline(resume=run, console=QUIET)
     monkeypatch.setattr(Learner, "lr_sweep", lambda self: pytest.fail("swept again"))
