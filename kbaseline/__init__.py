@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from kbaseline.baseline import BaselineResult, run_baseline
+    from kbaseline.baseline import run_baseline
     from kbaseline.data import ImageData
     from kbaseline.learner import Learner
     from kbaseline.lr_finder import LRFinder
     from kbaseline.optimizer import LayerwiseAdamW
+    from kbaseline.results import BaselineResult
     from kbaseline.saved import load
     from kbaseline.schedules import OneCycle
     from kbaseline.transforms import RandomTransforms
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "BaselineResult": "baseline",
+    "BaselineResult": "results",
     "ImageData": "data",
     "LRFinder": "lr_finder",
     "LayerwiseAdamW": "optimizer",

@@ -2,57 +2,38 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import keras
 from rich.console import Console
 
+from kbaseline.checkpoint import finished
 from kbaseline.config import Config, StageConfig, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.sources import load_source
-from kbaseline.errors import ConfigError, LRFinderError, did_you_mean
+from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
+from kbaseline.keys import flattened
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions, interval
 from kbaseline.progress import ladder_table
-from kbaseline.results import Outcome, Sweep, write_results, write_sweeps
+from kbaseline.results import BaselineResult, Outcome, Sweep, read_result, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
+from kbaseline.session import Session
 from kbaseline.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
-class BaselineResult:
-    """What a run found.
-
-    Attributes:
-        accuracy: of the last rung: with test-time augmentation where the recipe has it, else of the last stage. On
-            the test split if the data has one besides validation, else on validation.
-        stages: validation accuracy after each stage, by name.
-        tta_accuracy: validation accuracy with test-time augmentation, or None.
-        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
-        suggested_lrs: the finder's suggestions, stage -> rule -> rate.
-        history: one row an epoch: stage, epoch, train_loss, valid_loss, accuracy, images_per_s, seconds.
-        folder: the run folder.
-        seconds: wall-clock seconds of each part.
-    """
-
-    accuracy: float
-    stages: dict[str, float]
-    tta_accuracy: float | None
-    test_accuracy: dict[str, float] | None
-    suggested_lrs: dict[str, dict[str, float]]
-    history: list[dict[str, Any]]
-    folder: Path
-    seconds: dict[str, float]
-
-
 def run_baseline(
-    config: ConfigLike = None, *, out: str | Path | None = None, console: Console | None = None, **overrides: Any
+    config: ConfigLike = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    console: Console | None = None,
+    **overrides: Any,
 ) -> BaselineResult:
     """Runs the whole recipe: data, model, each stage with its learning-rate finder, test-time augmentation, run folder.
 
@@ -62,17 +43,33 @@ def run_baseline(
     Args:
         config: a `Config`, a mapping, a YAML file, the name of a bundled one, or None for the article's recipe.
         out: the run folder; default `runs/<name>`, numbered if there is one already.
+        resume: the folder of a run to go on with, however it ended. It holds the configuration, so that nothing else
+            may be given. The result is that of a run never interrupted: on a CPU with the same versions bit by bit,
+            times apart.
         console: where progress goes; default: standard output.
         **overrides: keys of the configuration; a mapping changes only the keys it names, e.g.
             `data={"limit": 500}`; dotted keys can be given as `**{"data.limit": 500}`.
 
     Raises:
-        InputError: the configuration, the data or the model breaks a rule; nothing was written.
+        InputError: the configuration, the data or the model breaks a rule, or another process runs in the folder;
+            nothing was written.
         RunError: a download or the training failed.
+        KeyboardInterrupt: SIGINT or SIGTERM; the run can be resumed.
     """
-    settings = load_config(config, _flattened(overrides))
+    if resume is None:
+        settings = load_config(config, flattened(overrides, lists=False))
+        require_trackers(settings.runtime.log)
+        return _Run(settings, out, console).whole_recipe()
+    if config is not None or out is not None or overrides:
+        raise InputError("resume: the run folder holds the configuration; leave out config, out and every change.")
+    folder = RunFolder.reopen(Path(resume))
+    if finished(folder):
+        folder.tidy()
+        (console or Console()).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
+        return read_result(folder)
+    settings = load_config(folder.path / "config.yaml")
     require_trackers(settings.runtime.log)
-    return _Run(settings, out, console).whole_recipe()
+    return _Run(settings, None, console, folder).whole_recipe()
 
 
 def find_learning_rate(
@@ -96,7 +93,7 @@ def find_learning_rate(
         InputError: as for `run_baseline`, or there is no such stage.
         LRFinderError: too few points, or a loss that never falls or is not finite.
     """
-    settings = load_config(config, _flattened(overrides))
+    settings = load_config(config, flattened(overrides, lists=False))
     stages = {item.name: item for item in settings.stages}
     if stage is not None and stage not in stages:
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
@@ -108,31 +105,50 @@ def find_learning_rate(
 class _Run:
     """One run of the recipe; what it writes becomes visible file by file, each whole."""
 
-    def __init__(self, config: Config, out: str | Path | None, console: Console | None) -> None:
+    def __init__(
+        self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
+    ) -> None:
         self.config, self.console = config, console or Console()
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
         RunFolder.check(None if out is None else Path(out))
-        keras.utils.set_random_seed(config.seed)
-        self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
-        self._say_data()
-        self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
-        # Made only now: a run that cannot begin leaves no folder.
-        self.folder = RunFolder.create(None if out is None else Path(out), config.name)
-        self.folder.write_text("config.yaml", config.to_yaml())
-        self._say(f"run folder: {self.folder.path}")
+        # Locked first where there is a folder, which is made last where there is none: a run that cannot begin leaves
+        # none.
+        session = Session(resumed, config, self._say, resumed=True) if resumed else None
+        try:
+            keras.utils.set_random_seed(config.seed)
+            self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
+            self._say_data()
+            self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
+            if session is None:
+                folder = RunFolder.create(None if out is None else Path(out), config.name)
+                session = Session(folder, config, self._say, resumed=False)
+            self.session, self.folder = session, session.folder
+            session.begin(self.data, self.seconds)
+        except BaseException:
+            if session is not None:
+                session.close()
+            raise
 
     def only_sweep(self, stage: StageConfig) -> LRCurve:
         """A stage's learning-rate sweep, and its files."""
-        self._set_frozen(stage)
-        self._sweep(stage, needed=True)
+        self.session.interrupts.advice = "nothing was trained"
+        with self.session:
+            self._set_frozen(stage)
+            try:
+                self._sweep(stage, needed=True)
+            finally:
+                self.session.finish()
         return self.sweeps[stage.name].curve
 
     def whole_recipe(self) -> BaselineResult:
         """Trains every stage, predicts, writes, and tells the trackers."""
-        with tracking(self.folder.path, self.config, self.console) as trackers:
+        with self.session, tracking(self.folder.path, self.config, self.console) as trackers:
+            self.learner.session = self.session
             self.learner.callbacks += trackers
+            for tracker in trackers:
+                tracker.epochs = len(self.session.start.record["history"]) if self.session.start else 0
             outcomes, result = self._climb()
             final = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
             for tracker in trackers:
@@ -141,14 +157,15 @@ class _Run:
         return result
 
     def _climb(self) -> tuple[dict[str, Outcome], BaselineResult]:
-        for stage in self.config.stages:
-            self._stage(stage)
+        for number, stage in enumerate(self.config.stages):
+            self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
         outcomes = {"valid": self._predict("valid", {})}
         if "test" in self.data.splits:
             fitted = {kind: found.calibration.temperature for kind, found in outcomes["valid"].figures.items()}
             outcomes["test"] = self._predict("test", fitted)
         result = self._result(outcomes)
         self._write(outcomes, result)
+        self.session.finish()
         return outcomes, result
 
     def _timed(self, name: str, work: Callable[[], Found]) -> Found:
@@ -164,7 +181,7 @@ class _Run:
     def _sweep(self, stage: StageConfig, *, needed: bool) -> None:
         """Sweeps and writes the curve; one that suggests nothing ends the run only if a suggestion is needed."""
         title = f"{stage.name} lr_find"
-        curve = self._timed(title, self.learner.lr_sweep)
+        curve = self.session.curve(stage.name, lambda: self._timed(title, self.learner.lr_sweep))
         suggestions: dict[str, float] = {}
         problem: LRFinderError | None = None
         try:
@@ -179,8 +196,9 @@ class _Run:
         found = ", ".join(f"{rule} {value:.2e}" for rule, value in suggestions.items())
         self._say(f"{title}: suggested rates: {found}" if found else f"{title}: {problem}", None if found else "yellow")
 
-    def _stage(self, stage: StageConfig) -> None:
-        learner = self.learner
+    def _stage(self, stage: StageConfig, *, trained: bool) -> None:
+        """Sweeps and trains; of a stage that an earlier process `trained`, the learner takes what it needs."""
+        learner, before = self.learner, len(self.learner.history)
         self._set_frozen(stage)
         if stage.lr_find:
             self._sweep(stage, needed=stage.max_lr == "auto")
@@ -188,15 +206,18 @@ class _Run:
         shape = {"pct_start": stage.pct_start, "div": stage.div, "final_div": stage.final_div}
         try:
             if stage.schedule == "constant":
-                self._timed(stage.name, lambda: learner.fit(stage.epochs, max_lr, title=stage.name))
+                learner.fit(stage.epochs, max_lr, title=stage.name)
             else:
-                self._timed(stage.name, lambda: learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name))
+                learner.fit_one_cycle(stage.epochs, max_lr, **shape, title=stage.name)
         finally:
-            self.folder.write_csv("history.csv", learner.history)
+            if not trained:
+                self.folder.write_csv("history.csv", learner.history)
+        self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
-        # After every stage, so that what a later one loses is only its own.
-        with self.folder.atomic("model.keras") as path:
-            learner.save(path)
+        if not trained:
+            # After every stage, so that what a later one loses is only its own.
+            with self.folder.atomic("model.keras") as path:
+                learner.save(path)
 
     def _predict(self, split: str, temperatures: Mapping[str, float]) -> Outcome:
         """Predictions of a split and their figures, calibrated by temperatures from elsewhere if there are any."""
@@ -269,14 +290,3 @@ class _Run:
         last = (outcomes.get("test") or outcomes["valid"]).last
         self._say(f"{rungs[-1][0]}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
         self._say(f"model, figures and plots: {self.folder.path}")
-
-
-def _flattened(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"limit": 5}}` -> `{"data.limit": 5}`, so that a mapping changes only the keys it names."""
-    flat: dict[str, Any] = {}
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            flat.update(_flattened(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -180,6 +180,10 @@ class RuntimeConfig(Section):
     """Keep JAX's compiled programs in the user's cache folder, so that a second run starts faster."""
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Trackers that get every epoch's figures besides `history.csv`: any of `tensorboard`, `wandb`, `mlflow`."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Minutes between two checkpoints within an epoch; there is one after every epoch besides."""
+    deterministic: bool = False
+    """Make a GPU compute the same bits twice, at a price in speed; a CPU does in any case."""
 
 
 class Config(Section):
@@ -242,10 +246,8 @@ def load_config(
     where = "configuration"
     if isinstance(source, Config):
         tree: Any = source.model_dump(mode="json")
-    elif isinstance(source, Mapping):
-        tree = dict(source)
-    elif source is None:
-        tree = {}
+    elif isinstance(source, Mapping | None):
+        tree = dict(source or {})
     else:
         path = _config_file(source)
         where, tree = str(path), read_yaml(path)
@@ -301,17 +303,14 @@ def describe(config: Config) -> str:
 
 def _rule(field: FieldInfo) -> str:
     """The values a setting may take and its default, for a comment."""
-    choices = [repr(c) for part in (field.annotation, *get_args(field.annotation)) for c in _choices(part)]
+    parts = (field.annotation, *get_args(field.annotation))
+    choices = [repr(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     bounds = [f"{sign} {getattr(m, key):g}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
     rules = [" | ".join(choices)] * bool(choices) + [", ".join(bounds)] * bool(bounds)
     if not field.is_required():
         rules.append(f"default {_flow(field.default)}")
     return f" ({'; '.join(rules)})" if rules else ""
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def _flow(value: Any) -> str:

@@ -88,12 +88,20 @@ def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
     return {**tree, head: with_override(tree.get(head), rest, value, whole)}
 
 
-def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"stages": [{"epochs": 5}]}` -> `{"stages.0.epochs": 5}`: every plain value under its dotted key."""
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
-    if items is None:
+def flattened(tree: Any, prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
+    """`{"stages": [{"epochs": 5}]}` -> `{"stages.0.epochs": 5}`: every plain value under its dotted key.
+
+    With `lists` false a list counts as a plain value.
+    """
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif lists and isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
         return {prefix: tree}
-    return {key: value for name, item in items for key, value in flattened(item, _joined(prefix, name)).items()}
+    parts = (flattened(item, _joined(prefix, name), lists=lists) for name, item in items)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _joined(prefix: str, name: Any) -> str:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from kbaseline.config import Config, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
-from kbaseline.errors import DataError, InputError, RunError
+from kbaseline.errors import DataError, InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
@@ -23,8 +24,10 @@ from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
 from kbaseline.progress import PredictBar, StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
-from kbaseline.runtime import dtype_policy, enable_compilation_cache
-from kbaseline.schedules import CosineCycle, OneCycle
+from kbaseline.runtime import dtype_policy, enable_compilation_cache, make_deterministic, short_of_memory
+from kbaseline.schedules import OneCycle
+from kbaseline.session import Session
+from kbaseline.training import Stage, applied_rates, train
 from kbaseline.tta import tta_predict
 
 PLAIN_RATE = 3e-3
@@ -83,6 +86,7 @@ class Learner:
         history: one row an epoch, over all fits.
         applied: one row a step, over all fits: stage, step, learning rate of each layer group, momentum.
         callbacks: Keras callbacks of every fit, for instance trackers; empty, for you to add to.
+        session: keeps checkpoints of the fits and knows where an earlier process got to; None keeps none.
 
     Raises:
         ModelError: see `build_classifier`.
@@ -103,6 +107,8 @@ class Learner:
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
         if self.config.runtime.compilation_cache:
             enable_compilation_cache()
+        if self.config.runtime.deterministic:
+            make_deterministic()
         self.data = data
         self.console = console or Console()
         self.model = self._build()
@@ -110,6 +116,8 @@ class Learner:
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []
         self.callbacks: list[keras.callbacks.Callback] = []
+        self.session: Session | None = None
+        self._fits = 0
         self._optimizer: LayerwiseAdamW | None = None
         self._batches = ImageBatches(
             data.train.images, data.train.labels, self.config.data.batch_size, shuffle=True, seed=self.config.seed
@@ -181,7 +189,7 @@ class Learner:
         beta_1 = 0.9 if kept is None else kept._beta_1
         self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, beta_1))
         try:
-            with SweepBar(settings.steps, self.console) as bar:
+            with SweepBar(settings.steps, self.console) as bar, self._memory("learning-rate sweep"):
                 epochs = math.ceil(settings.steps / len(batches))
                 self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar])
         finally:
@@ -203,7 +211,7 @@ class Learner:
             One row an epoch.
 
         Raises:
-            RunError: the loss is not finite.
+            RunError: the loss is not finite, or the accelerator's memory does not suffice.
         """
         rates = spread_rates(lr, 3)
         beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
@@ -235,7 +243,7 @@ class Learner:
             One row an epoch.
 
         Raises:
-            RunError: the loss is not finite.
+            RunError: the loss is not finite, or the accelerator's memory does not suffice.
         """
         rates = spread_rates(max_lr, 3)
         start = 0 if self._optimizer is None else int(self._optimizer.iterations)
@@ -272,38 +280,38 @@ class Learner:
         if epochs < 1:
             raise InputError(f"{title}: epochs must be at least 1; got {epochs}.")
         self._compile(optimizer)
-        first = int(optimizer.iterations)
-        valid = ImageBatches(self.data.valid.images, self.data.valid.labels, 2 * self.config.data.batch_size)
-        images = len(self._batches) * self.config.data.batch_size
-        with StageTable(title, epochs, images, self.console) as table:
-            self.model.fit(
-                self._batches,
-                epochs=epochs,
-                shuffle=False,  # the batches have their own order; Keras' comes from global random state
-                validation_data=valid,
-                verbose=0,
-                callbacks=[table, _StopWhenNotFinite(), *self.callbacks],
-            )
-        self._record(optimizer, first, title)
-        self.history += table.rows
-        if not all(math.isfinite(table.rows[-1][name]) for name in ("train_loss", "valid_loss")):
-            steps = int(optimizer.iterations) - first
-            highest = max(row["lr"] for row in self.applied[-steps:])
-            raise RunError(
-                f"{title}: the loss is not finite after {steps} steps at rates up to {highest:.1e}; lower max_lr "
-                "(the finder suggests one)."
-            )
-        return table.rows
+        size, train_steps = self.config.data.batch_size, len(self._batches)
+        stage = Stage(self._fits, title, epochs, train_steps, int(optimizer.iterations))
+        self._fits += 1
+        before, start = len(self.history), self.session.start if self.session else None
+        if start is not None and start.stage > stage.number:
+            # An earlier process trained it; the state comes with a later stage.
+            optimizer.build(self.model.trainable_variables)
+            optimizer.iterations.assign(stage.first + epochs * train_steps)
+            self._batches.go_to(self._batches.epoch + 1 + epochs)
+            self.history += start.record["history"][before : before + epochs]
+        else:
+            table = StageTable(title, epochs, train_steps * size, self.console)
+            valid = ImageBatches(self.data.valid.images, self.data.valid.labels, 2 * size)
+            try:
+                with self._memory(title):
+                    train(
+                        self.model, self._batches, valid, stage, table, list(self.history), self.session, self.callbacks
+                    )
+            finally:
+                self.history += table.rows
+        self._record(optimizer, stage)
+        return self.history[before:]
 
-    def _record(self, optimizer: LayerwiseAdamW, first: int, title: str) -> None:
-        steps = np.arange(first, int(optimizer.iterations))
-        rate, beta_1 = optimizer._learning_rate, optimizer._beta_1
-        rates = np.asarray(rate(steps) if isinstance(rate, CosineCycle) else np.full(len(steps), float(rate)))
-        momenta = np.asarray(beta_1(steps) if callable(beta_1) else np.full(len(steps), beta_1))
+    def _memory(self, what: str) -> AbstractContextManager[None]:
+        return short_of_memory(what, self.config.data.batch_size)
+
+    def _record(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
+        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))
         offset = len(self.applied)
-        for index, (lr, momentum) in enumerate(zip(rates, momenta, strict=True)):
+        for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
             groups = {f"lr_{i}": float(lr) * factor for i, factor in enumerate(optimizer.multipliers)}
-            row = {"stage": title, "step": offset + index, "lr": float(lr), "momentum": float(momentum), **groups}
+            row = {"stage": stage.title, "step": offset + index, "lr": float(lr), "momentum": float(momentum), **groups}
             self.applied.append(row)
 
     def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
@@ -322,7 +330,7 @@ class Learner:
         images = checked_images("prediction", images)
         size = min(batch_size or 2 * self.config.data.batch_size, len(images))
         batches = ImageBatches(images, batch_size=size, pad=True)
-        with PredictBar("predict", len(batches), self.console) as bar:
+        with PredictBar("predict", len(batches), self.console) as bar, self._memory("prediction"):
             logits = self.model.predict(batches, verbose=0, callbacks=[bar])[: len(images)]
         return np.asarray(keras.ops.softmax(logits))
 
@@ -349,7 +357,7 @@ class Learner:
         looks = 4 * self.config.data.batch_size
         batches = math.ceil(len(held) / max(1, looks // (1 + settings.views)))
         begin = time.perf_counter()
-        with PredictBar("tta", batches, self.console) as bar:
+        with PredictBar("tta", batches, self.console) as bar, self._memory("tta"):
             plain, mean = tta_predict(
                 self.model,
                 held.images,
@@ -385,11 +393,3 @@ class Learner:
         """Writes the model, optimizer included, as a `.keras` file."""
         self.model.save(path)
         return self
-
-
-class _StopWhenNotFinite(keras.callbacks.Callback):  # type: ignore[misc]
-    """Keras' TerminateOnNaN looks at every batch, which makes each step wait for the accelerator."""
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if not all(math.isfinite((logs or {})[name]) for name in ("loss", "val_loss")):
-            self.model.stop_training = True

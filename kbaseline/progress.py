@@ -127,15 +127,29 @@ class StageTable(BatchBar):
         super().__init__(console)
         self.stage, self.epochs, self.images_per_epoch = stage, epochs, images_per_epoch
         self.rows: list[dict[str, Any]] = []
-        self._running = False
-        self._began = self._trained = 0.0
+        self._running = self._headed = False
+        self._began = self._trained = self._earlier = 0.0
         self._batches = 0
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the running epoch, 0 between two."""
+        return time.perf_counter() - self._began if self._running else 0.0
+
+    def go_on(self, rows: Sequence[dict[str, Any]], elapsed: float) -> None:
+        """Takes over from an earlier process: its rows, and its seconds of the epoch that goes on."""
+        self.rows, self._earlier = list(rows), elapsed
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Prints the header."""
+        """Prints the header, and the rows there are; once, into however many fits the stage is cut."""
+        if self._headed:
+            return
+        self._headed = True
         count = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         self._print(Text.assemble((self.stage, "bold"), f"  {count}"))
         self._print(Text(_line(list(_WIDTHS)), style="dim"))
+        for row in self.rows:
+            self._print_row(row)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clocks and the bar."""
@@ -143,7 +157,7 @@ class StageTable(BatchBar):
         self._running, self._trained, self._batches = True, 0.0, 0
         label = f"{self.stage} {epoch + 1}/{self.epochs}"
         self._open(label, steps, images_per_batch=self.images_per_epoch / steps if steps else 0.0)
-        self._began = time.perf_counter()
+        self._began, self._earlier = time.perf_counter() - self._earlier, 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar."""
@@ -190,14 +204,17 @@ class StageTable(BatchBar):
                 "seconds": seconds,
             }
         )
-        losses = ["-" if loss is None else f"{loss:.6f}" for loss in (train_loss, valid_loss)]
-        shown = "-" if speed is None else rate(speed)
-        self._print(Text(_line([str(epoch + 1), *losses, percent(accuracy), shown, clock(seconds)])))
+        self._print_row(self.rows[-1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leaves nothing behind."""
         self._running = False
         self.close()
+
+    def _print_row(self, row: dict[str, Any]) -> None:
+        losses = ["-" if row[name] is None else f"{row[name]:.6f}" for name in ("train_loss", "valid_loss")]
+        speed = "-" if row["images_per_s"] is None else rate(row["images_per_s"])
+        self._print(Text(_line([str(row["epoch"]), *losses, percent(row["accuracy"]), speed, clock(row["seconds"])])))
 
     def _print(self, text: Text) -> None:
         # Soft wrap: a row cut in two is no row.

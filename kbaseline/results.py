@@ -1,16 +1,45 @@
 """What a run found, as the files of its run folder: curves, history, predictions, plots, `result.json`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kbaseline.errors import InputError
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation
 from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import environment
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """What a run found.
+
+    Attributes:
+        accuracy: of the last rung: with test-time augmentation where the recipe has it, else of the last stage. On
+            the test split if the data has one besides validation, else on validation.
+        stages: validation accuracy after each stage, by name.
+        tta_accuracy: validation accuracy with test-time augmentation, or None.
+        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
+        suggested_lrs: the finder's suggestions, stage -> rule -> rate.
+        history: one row an epoch: stage, epoch, train_loss, valid_loss, accuracy, images_per_s, seconds.
+        folder: the run folder.
+        seconds: wall-clock seconds of each part.
+    """
+
+    accuracy: float
+    stages: dict[str, float]
+    tta_accuracy: float | None
+    test_accuracy: dict[str, float] | None
+    suggested_lrs: dict[str, dict[str, float]]
+    history: list[dict[str, Any]]
+    folder: Path
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +93,21 @@ def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
         for name, sweep in sweeps.items()
     ]
     folder.write_figure("lr_find.png", plot_lr_find(panels))
+
+
+def read_result(folder: RunFolder) -> BaselineResult:
+    """The result of a run that is finished.
+
+    Raises:
+        InputError: its `result.json` cannot be read.
+    """
+    path = folder.path / "result.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: stored[name] for name in BaselineResult.__dataclass_fields__ if name != "folder"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{str(path)!r}: cannot be read ({' '.join(str(error).split())}).") from None
+    return BaselineResult(**found, folder=folder.path)
 
 
 def write_results(

@@ -10,7 +10,9 @@ import io
 import json
 import math
 import os
+import re
 import secrets
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 FIGURE_DPI = 130
 """Dots an inch of every PNG: a figure 6.9 inches wide is 900 pixels wide."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+"""Names of what is being made, or being removed."""
 
 
 class RunFolder:
@@ -66,6 +71,18 @@ class RunFolder:
             ) from None
         return cls(path)
 
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Takes the folder of an earlier run.
+
+        Raises:
+            InputError: no run has begun there.
+        """
+        path = Path(path).expanduser()
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"run folder {str(path)!r}: holds no config.yaml, so no run has begun there; start one.")
+        return cls(path)
+
     @staticmethod
     def check(out: Path | None) -> None:
         """Refuses what `create` would refuse, without making anything, so that a run can ask before it downloads.
@@ -98,12 +115,19 @@ class RunFolder:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(final)
+            _sync_names(final.parent)
         except OSError as error:
             raise RunError(f"cannot write {str(final)!r}: {_reason(error)}. {_remedy(error)}") from None
         finally:
             # After the rename there is nothing left here; after a failure there may be, or no folder either.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Removes the temporary files and folders that a process which was killed has left."""
+        for path in self.path.glob(".*"):
+            if _TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes `text` as UTF-8 and returns the file's path. Raises `RunError` as `atomic` does."""
@@ -153,6 +177,16 @@ class RunFolder:
         return self.path / name
 
 
+def _sync_names(folder: Path) -> None:
+    """Sees to it that a rename outlives a power cut, where the system can open a folder."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _first_free(wanted: Path) -> Path:
     """Makes and returns `wanted`, or `wanted-2`, ... whichever does not exist."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +226,7 @@ def _reason(error: OSError) -> str:
 
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Free some space and run again."
+        return "Free some space; `kbaseline fit --resume` goes on from the last checkpoint."
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return "The run folder has been moved or removed; run again and leave it in place."
     return "Check the folder and the disk and run again."

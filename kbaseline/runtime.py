@@ -3,11 +3,16 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
 from kbaseline.data.image_data import default_cache_dir
+from kbaseline.errors import InputError, RunError
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def dtype_policy(precision: str) -> str:
@@ -24,6 +29,53 @@ def enable_compilation_cache() -> None:
     """Keeps JAX's compiled programs in the user's cache folder, unless JAX was told another place already."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "jax"))
+
+
+def make_deterministic() -> None:
+    """Makes a GPU compute the same bits twice; XLA reads its flag only as JAX starts. A CPU does so in any case.
+
+    Raises:
+        InputError: JAX has already started on a GPU without it.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _DETERMINISTIC in flags:
+        return
+    # JAX has no public way to ask.
+    if jax._src.xla_bridge.backends_are_initialized():
+        if jax.default_backend() == "gpu":
+            raise InputError(
+                "runtime.deterministic: JAX has started in this process without it; set it in a fresh process, "
+                f"or XLA_FLAGS={_DETERMINISTIC} in the environment."
+            )
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
+
+
+@contextmanager
+def short_of_memory(what: str, batch: int) -> Iterator[None]:
+    """Turns XLA's report that the accelerator's memory does not suffice into one line.
+
+    Args:
+        what: what is being done.
+        batch: `data.batch_size`.
+
+    Raises:
+        RunError: see above.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Keras puts its variables back after a failed step, and fails at that too, for the step has taken them.
+        seen: BaseException | None = error
+        while seen is not None and "RESOURCE_EXHAUSTED" not in str(seen):
+            seen = seen.__context__
+        if seen is None:
+            raise
+        smaller = f"data.batch_size to {batch // 2} or less" if batch > 1 else "data.size lower"
+        raise RunError(
+            f"{what}: data.batch_size {batch} does not fit into the memory of {jax.devices()[0].device_kind}; set "
+            f"{smaller}, or take a smaller backbone."
+        ) from None
 
 
 def environment() -> dict[str, Any]:

@@ -36,6 +36,10 @@ RANKS = [
         "progress",
         "report",
         "results",
+        "interrupts",
+        "checkpoint",
+        "session",
+        "training",
         "learner",
         "trackers",
         "baseline",
@@ -214,3 +218,11 @@ def test_kbaseline_chooses_jax_where_nothing_has_chosen() -> None:
     ask = "import os; os.environ.pop('KERAS_BACKEND', 0); {}; import kbaseline; print(os.environ['KERAS_BACKEND'])"
     assert run(ask.format("pass")) == "jax"
     assert run(ask.format("os.environ['KERAS_BACKEND'] = 'numpy'")) == "numpy"
+
+
+def test_deterministic_tells_xla_before_jax_starts() -> None:
+    """Golden: `runtime.deterministic` sets XLA's flag, beside those there are, and JAX starts with it."""
+    ask = "import os; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=false'; from kbaseline import runtime\n"
+    ask += "runtime.make_deterministic(); runtime.make_deterministic(); import jax; jax.devices()\n"
+    told = run(ask + "print(os.environ['XLA_FLAGS'])")
+    assert told == "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"

@@ -127,3 +127,14 @@ def test_fewer_images_than_a_batch() -> None:
     with pytest.raises(DataError, match=r"3 images do not fill one batch of 4; set data\.batch_size to 2"):
         ImageBatches(numbered(3), np.arange(3), 4, shuffle=True)
     assert numbers(ImageBatches(numbered(3), np.arange(3), 4)) == [[0, 1, 2]]
+
+
+def test_an_epoch_can_be_entered_in_its_middle() -> None:
+    """Invariant: after `go_to(e, k)` the next epoch gives the batches of epoch e + 1 from the k-th on, in order."""
+    steady, entered = (ImageBatches(numbered(50), np.arange(50), 8, shuffle=True, seed=5) for _ in range(2))
+    for _ in range(4):
+        steady.on_epoch_end()
+    entered.go_to(3, 2)
+    entered.on_epoch_end()
+    assert numbers(entered) == numbers(steady)[2:]
+    assert len(entered) == 4

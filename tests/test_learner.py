@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from kbaseline import ImageData, Learner
+from kbaseline.data.batches import ImageBatches
 from kbaseline.errors import ConfigError, DataError, InputError, RunError
+from kbaseline.runtime import short_of_memory
 
 QUIET = Console(quiet=True)
 
@@ -184,6 +186,40 @@ def test_a_loss_that_is_not_finite_is_an_error(digits, tiny):
     learn.unfreeze()
     with pytest.raises(RunError, match=r"not finite .* lower max_lr"):
         learn.fit(3, 1e30)
+
+
+def test_the_step_whose_loss_is_not_finite_is_named(digits, tiny):
+    """Found without waiting at every step, it is the first one that a callback which does wait sees (reference)."""
+    seen: list[float] = []
+
+    class Waiting(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(logs["loss"])
+
+    learn = learner(digits, tiny, data={"batch_size": 16})
+    learn.unfreeze()
+    batches = ImageBatches(digits.train.images, digits.train.labels, 16, shuffle=True, seed=42)
+    learn._compile(learn._at_rates([1e12] * 3, 1e12, 0.9))
+    learn.model.fit(batches, shuffle=False, verbose=0, callbacks=[Waiting()])
+    step = 1 + next(index for index, loss in enumerate(seen) if not np.isfinite(loss))
+    learn = learner(digits, tiny, data={"batch_size": 16})
+    learn.unfreeze()
+    with pytest.raises(RunError, match=rf"loss is not finite at step {step} of 120, after rates up to 1.0e\+12; lower"):
+        learn.fit(3, 1e12)
+    assert 1 < step < 10
+
+
+def test_memory_that_does_not_suffice_is_one_line():
+    """XLA's own report of an array of 128 TiB becomes the batch size that was tried and what to set."""
+    with pytest.raises(RunError, match=r"head: data.batch_size 64 does not fit .* set data.batch_size to 32 or less"):
+        too_large()
+    with pytest.raises(RuntimeError, match="another"), short_of_memory("head", 64):
+        raise RuntimeError("another")
+
+
+def too_large() -> None:
+    with short_of_memory("head", 64):
+        keras.ops.zeros(2**47, "uint8").block_until_ready()
 
 
 def test_what_the_learner_refuses(digits, tiny):

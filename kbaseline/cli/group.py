@@ -26,9 +26,9 @@ class _Commands(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; what the run folder holds is whole.", err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as stop:
+            click.echo(str(stop) or "Interrupted; what the run folder holds is whole.", err=True)
+            ctx.exit(getattr(stop, "exit_code", 130))
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:

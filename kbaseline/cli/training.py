@@ -16,18 +16,27 @@ from kbaseline.cli.options import out, require_jax, resolve, settings
     help="Also log every epoch there; repeatable.",
 )
 @out
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Continue the run of that folder, as it is set."
+)
 def fit(
-    config: str | None, source: str | None, assignments: tuple[str, ...], log: tuple[str, ...], out: Path | None
+    config: str | None,
+    source: str | None,
+    assignments: tuple[str, ...],
+    log: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
 ) -> None:
     """Run the whole recipe: find a rate, train, fine-tune, predict with test-time augmentation.
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {})
+    own = resume is None or config or source or assignments or log
+    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if own else None
     require_jax()
     from kbaseline.baseline import run_baseline
 
-    run_baseline(chosen, out=out)
+    run_baseline(chosen, out=out, resume=resume)
 
 
 @click.command("find-lr")

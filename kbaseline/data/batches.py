@@ -44,7 +44,17 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
             )
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.shuffle, self.seed, self.pad = shuffle, seed, pad
-        self.epoch = 0
+        self.epoch = self._skipped = 0
+        self._order = self._next_order()
+
+    def go_to(self, epoch: int, skipped: int = 0) -> None:
+        """Makes `model.fit`, which draws a new order as it begins, go on with the epoch after this one.
+
+        Args:
+            epoch: counted from 0.
+            skipped: leave out this many batches at the beginning of every epoch.
+        """
+        self.epoch, self._skipped = epoch, skipped
         self._order = self._next_order()
 
     def _next_order(self) -> np.ndarray:
@@ -54,10 +64,11 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __len__(self) -> int:
         rounded = math.floor if self.shuffle else math.ceil
-        return rounded(len(self.images) / self.batch_size)
+        return rounded(len(self.images) / self.batch_size) - self._skipped
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """Batch `index`: uint8 `(batch, height, width, 3)`, and int32 labels `(batch,)` if there are any."""
+        index += self._skipped
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         if self.pad and len(chosen) < self.batch_size:
             chosen = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")

@@ -1,5 +1,6 @@
 """`ImageData`: the one form in which every source hands its images to training."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +69,14 @@ class ImageData:
         """The splits there are, by name."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
+
+    def fingerprint(self) -> str:
+        """A digest of class names, labels and image sizes, which differs where images were added, moved or removed."""
+        digest = hashlib.sha256(repr((self.class_names, self.size)).encode())
+        for name, split in self.splits.items():
+            digest.update(f"{name} {split.images.shape}".encode())
+            digest.update(np.ascontiguousarray(split.labels).tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def from_source(cls, source: str, size: int = 128, *, seed: int = 42, **options: Any) -> Self:

@@ -1,0 +1,82 @@
+"""SIGINT and SIGTERM during a run: the step is finished and saved first, a second signal stops at once.
+
+Python runs a handler between two of its own instructions, so a signal also waits for the compilation or the
+accelerator's call that is under way.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run.
+
+    Not an `Exception`, as Python's own `KeyboardInterrupt` is none: nobody catches it by accident.
+
+    Args:
+        number: the signal's.
+        advice: what to do next.
+    """
+
+    def __init__(self, number: int, advice: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
+        self.exit_code = 128 + number
+
+
+class Interrupts:
+    """Takes over SIGINT and SIGTERM, in the main thread, for as long as the context lasts.
+
+        with Interrupts("continue with ...") as interrupts:
+            with interrupts.deferred():   # a signal is only noted here
+                ...
+                interrupts.raise_if_asked()   # between two steps
+            ...   # and raises `Stopped` at once here
+
+    Args:
+        advice: what `Stopped` says after the signal's name.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+        self.asked: int | None = None
+        self._deferring = False
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Python lets no other thread set handlers.
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._noted) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Notes the first signal instead of raising, until `raise_if_asked` or the end of the block."""
+        self._deferring = True
+        try:
+            yield
+            self.raise_if_asked()
+        finally:
+            self._deferring = False
+
+    def raise_if_asked(self) -> None:
+        """Raises `Stopped` if a signal was noted."""
+        if self.asked is not None:
+            raise Stopped(self.asked, self.advice)
+
+    def _noted(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None or not self._deferring:
+            raise Stopped(number, self.advice)
+        self.asked = number
+        # The plain call: whatever the signal interrupted may hold the lock of a Python stream.
+        os.write(2, f"{signal.Signals(number).name}: finishing this step; once more stops at once\n".encode())
