@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from kbaseline.report import ladder_markdown, plot_confusion, plot_history, plot_lr_find, plot_schedule
+from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
 
 
 def drawn(figure):
@@ -213,12 +213,19 @@ def test_figures_are_900_pixels_wide_and_not_pyplots():
     assert done.stdout.strip() == "False"
 
 
-def test_ladder_markdown():
-    """Golden: a Markdown table; a bar in a name does not end its cell."""
-    assert ladder_markdown([("head", 0.9412, 83.0), ("a|b", math.nan, None), ("tta", 0.9612, 3723.0)]) == (
-        "| stage | accuracy | time |\n"
-        "|---|---:|---:|\n"
-        "| head | 94.12 % | 01:23 |\n"
-        "| a\\|b | - | - |\n"
-        "| tta | 96.12 % | 1:02:03 |\n"
-    )
+def test_narrow_figures_put_their_panels_under_each_other():
+    """On a phone's width no two panels share a row, and letters keep the size they have in a wide one."""
+    curves = [sweep(), sweep()]
+    for plot, arguments in ((plot_lr_find, curves), (plot_history, history()), (plot_schedule, schedule_rows())):
+        narrow, wide = drawn(plot(arguments, width=4.0)), plot(arguments)
+        assert narrow.get_figwidth() == 4
+        upper, lower = (axes.get_position() for axes in narrow.axes)
+        assert upper.y0 > lower.y1
+        sizes = [figure.axes[0].yaxis.label.get_size() for figure in (narrow, wide)]
+        assert sizes[0] == sizes[1]
+
+
+def test_a_share_of_nothing_is_transparent():
+    """The confusion matrix lets the paper through where there is nothing, light or dark, and is opaque at 100 %."""
+    image = plot_confusion([[4, 0], [0, 4]], ["a", "b"]).axes[0].images[0]
+    assert image.cmap(image.norm([0.0, 1.0]))[:, 3].tolist() == [0, 1]
