@@ -17,7 +17,7 @@ from rich.console import Console
 from kbaseline.config import Config
 from kbaseline.data import ImageData
 from kbaseline.gradcam import grad_cam
-from kbaseline.metrics import Evaluation, clock, compare_paired, percent
+from kbaseline.metrics import Evaluation, clock, compare_paired, interval, percent
 from kbaseline.pictures import SMALL, chart, heat_picture, picture
 from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.results import Outcome, Sweep
@@ -81,7 +81,7 @@ def render_report(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"percent": percent, "clock": clock}
+    pages.filters |= {"percent": percent, "clock": clock, "interval": interval}
     data, split = contents.data, "test" if "test" in contents.outcomes else "valid"
     outcome = contents.outcomes[split]
     last = outcome.last
@@ -107,7 +107,7 @@ def render_report(contents: Contents) -> str:
         confused=last.most_confused()[:_PAIRS],
         mistakes=_mistakes(contents.model, data.splits[split].images, last),
         uncertain=_uncertain(data.splits[split].images, last),
-        classes=sorted(last.per_class, key=lambda row: row["f1"])[:_CLASSES],
+        classes=sorted(last.per_class, key=lambda row: (not row["support"], row["f1"]))[:_CLASSES],
         skipped=data.skipped[:_SKIPPED],
         history=contents.history,
         seconds=contents.seconds,
@@ -140,7 +140,7 @@ def _figures(kinds: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
     columns = [
         {
             "accuracy": percent(one.accuracy),
-            "95 % interval": f"{100 * one.interval[0]:.2f}–{percent(one.interval[1])}",
+            "95 % interval": interval(one.interval),
             "balanced accuracy": percent(one.balanced_accuracy),
             "macro F1": percent(one.macro_f1),
             f"top-{one.top_k} accuracy": percent(one.top_k_accuracy),
@@ -205,11 +205,14 @@ def _mistakes(model: keras.Model, images: np.ndarray, found: Evaluation) -> list
     own = found.probabilities[places, found.labels]
     worst = wrong[np.argsort(own[wrong], kind="stable")][:_MISTAKES]
     examples = _examples(images, worst, found)
-    pixels = np.stack([images[i] for i in worst]) if len(worst) else images[:0]
-    asked = {"heat_predicted": predicted[worst], "heat_actual": found.labels[worst]}
-    for key, classes in asked.items():
-        for example, image, heat in zip(examples, pixels, grad_cam(model, pixels, classes), strict=True):
-            example[key] = heat_picture(image, heat)
+    if examples:
+        pixels = np.stack([images[i] for i in worst])
+        # Both questions in one call, which compiles once.
+        asked = np.concatenate([predicted[worst], found.labels[worst]])
+        named, true = np.split(grad_cam(model, np.concatenate([pixels, pixels]), asked), 2)
+        for example, image, heat_named, heat_true in zip(examples, pixels, named, true, strict=True):
+            example["heat_predicted"] = heat_picture(image, heat_named)
+            example["heat_actual"] = heat_picture(image, heat_true)
     return examples
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ NARROW = 5.0
 
 _WIDTH = 6.9
 _MARKS = {"valley": (ORANGE, "o"), "steep": (GREEN, "s"), "slide": (PINK, "D"), "minimum": (SKY, "^")}
-_SHARE = LinearSegmentedColormap.from_list("share", [(0.0, to_rgba(BLUE, 0)), (1.0, BLUE)])
+_SHARE = LinearSegmentedColormap.from_list("share", [f"{BLUE}00", BLUE])
 """From transparent, so that nothing is the paper's colour, be it light or dark."""
 
 _MOST_NUMBERS = 20
@@ -69,7 +69,7 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> F
             )
     if upper.lines:
         _stages_line(upper, rows, steps, head, color=BLUE, label="last layer group")
-        figure.legend(**_LEGEND, loc="outside lower center", ncols=4)
+        figure.legend(**_LEGEND, loc="outside lower center", ncols=2 if width < NARROW else 4)
     else:
         _stages_line(upper, rows, steps, head, color=BLUE)
     _stages_line(lower, rows, steps, _column(rows, "momentum"), color=ORANGE)
@@ -155,8 +155,8 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
     shown = range(0, len(class_names), max(1, math.ceil(len(class_names) / 40)))
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in (class_names[i] for i in shown)]
     size = 9 if few else 7
-    # 60 letters fit beside each other.
-    turned = 90 if sum(map(len, names)) > 60 else 0
+    # 60 letters fit beside each other in the usual width.
+    turned = 90 if sum(map(len, names)) > 60 * width / _WIDTH else 0
     axes.set_xticks(list(shown), names, rotation=turned, fontsize=size, parse_math=False)
     axes.set_yticks(list(shown), names, fontsize=size, parse_math=False)
     axes.set_xlabel("predicted")
@@ -177,7 +177,7 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
 
 
-def _figure(height: float, width: float) -> Figure:
+def _figure(height: float, width: float = _WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 

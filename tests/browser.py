@@ -4,13 +4,12 @@ Not selenium: the protocol is a handful of HTTP requests, and selenium's manager
 """
 
 import base64
+import http.client
 import json
 import re
 import shutil
 import subprocess
-import urllib.request
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 PROGRAMS = [shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")]
@@ -46,11 +45,11 @@ class Browser:
             assert self._driver.stdout
             started = (re.search(r"on port (\d+)\.", line) for line in self._driver.stdout)
             port = next(match.group(1) for match in started if match)
-            self._base = f"http://127.0.0.1:{port}"
+            self._port, self._session = int(port), ""
             options = {"binary": browser, "args": [*_ARGUMENTS, f"--user-data-dir={self.profile}"]}
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
             session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-            self._base += f"/session/{session['sessionId']}"
+            self._session = f"/session/{session['sessionId']}"
             metrics = {"width": self.width, "height": 900, "deviceScaleFactor": 1, "mobile": self.width < 700}
             self.devtools("Emulation.setDeviceMetricsOverride", **metrics)
             scheme = {"name": "prefers-color-scheme", "value": "dark" if self.dark else "light"}
@@ -60,7 +59,7 @@ class Browser:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._ask("DELETE", "")
         finally:
@@ -97,7 +96,12 @@ class Browser:
         return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, content, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        try:
+            connection.request(method, self._session + path, None if body is None else json.dumps(body))
+            answer = json.load(connection.getresponse())["value"]
+        finally:
+            connection.close()
+        if isinstance(answer, dict) and "error" in answer:
+            raise AssertionError(f"{path}: {answer['error']}: {answer.get('message')}")
+        return answer
