@@ -96,13 +96,7 @@ def render_report(contents: Contents) -> str:
         figures=_figures(outcome.figures),
         paired=compare_paired(outcome.figures["plain"], last) if "tta" in outcome.figures else None,
         charts=_charts(contents),
-        confusion=_chart(
-            "Confusion matrix",
-            plot_confusion(
-                last.confusion, last.class_names, _WIDTH if len(last.class_names) <= _ROOMY else 1.6 * _WIDTH
-            ),
-            "images by actual class, in rows, and predicted class, in columns",
-        ),
+        confusion=_confusion(last),
         roomy=len(last.class_names) > _ROOMY,
         confused=last.most_confused()[:_PAIRS],
         mistakes=_mistakes(contents.model, data.splits[split].images, last),
@@ -175,6 +169,12 @@ def _charts(contents: Contents) -> list[dict[str, str]]:
         figure = plot_lr_find([sweep.panel("")], _WIDTH)
         charts.append(_chart(f"Learning-rate finder, {name}", figure, f"loss against learning rate; {chosen}"))
     return charts
+
+
+def _confusion(found: Evaluation) -> dict[str, str]:
+    width = _WIDTH if len(found.class_names) <= _ROOMY else 1.6 * _WIDTH
+    figure = plot_confusion(found.confusion, found.class_names, width)
+    return _chart("Confusion matrix", figure, "images by actual class, in rows, and predicted class, in columns")
 
 
 def _examples(images: np.ndarray, shown: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
