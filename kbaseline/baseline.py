@@ -13,12 +13,13 @@ from kbaseline.config import Config, StageConfig, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.sources import load_source
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
+from kbaseline.html_report import Contents, write_report
 from kbaseline.keys import flattened
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions, interval
 from kbaseline.progress import ladder_table
-from kbaseline.results import BaselineResult, Outcome, Sweep, read_result, write_results, write_sweeps
+from kbaseline.results import BaselineResult, Outcome, Sweep, climbed, read_result, write_results, write_sweeps
 from kbaseline.run_folder import RunFolder
 from kbaseline.session import Session
 from kbaseline.trackers import require_trackers, tracking
@@ -165,6 +166,19 @@ class _Run:
             outcomes["test"] = self._predict("test", fitted)
         result = self._result(outcomes)
         self._write(outcomes, result)
+        learner, rungs = self.learner, climbed(result.stages, outcomes, self.seconds)
+        contents = Contents(
+            self.config,
+            self.data,
+            learner.model,
+            outcomes,
+            self.sweeps,
+            rungs,
+            learner.history,
+            learner.applied,
+            self.seconds,
+        )
+        write_report(self.folder, contents, self.console)
         self.session.finish()
         return outcomes, result
 
@@ -277,16 +291,8 @@ class _Run:
             self._say(f"skipped: {len(self.data.skipped)} images in all; result.json names them", "yellow")
 
     def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
-        rungs: list[tuple[str, float, float | None]] = [
-            (name, accuracy, self.seconds[name]) for name, accuracy in result.stages.items()
-        ]
-        for split, outcome in outcomes.items():
-            prefix = "" if split == "valid" else f"{split} "
-            if prefix:
-                rungs.append((f"{prefix}plain", outcome.figures["plain"].accuracy, None))
-            if "tta" in outcome.figures:
-                rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, self.seconds[f"{split} tta"]))
+        rungs = climbed(result.stages, outcomes, self.seconds)
         self.console.print(ladder_table(rungs))
         last = (outcomes.get("test") or outcomes["valid"]).last
         self._say(f"{rungs[-1][0]}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
-        self._say(f"model, figures and plots: {self.folder.path}")
+        self._say(f"model, figures and report.html: {self.folder.path}")

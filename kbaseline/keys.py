@@ -3,7 +3,7 @@
 Knows nothing of the settings themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,8 @@
-"""Plots and tables of a run: the finder's curves, the schedule, the history, the confusion matrix, the ladder.
+"""Plots of a run: the finder's curves, the schedule, the history, the confusion matrix.
 
-Figures are Matplotlib objects of their own, without pyplot and its global state, 6.9 inches (900 pixels) wide. Colours
-are Okabe and Ito's, which colour-blind people tell apart; where two lines could still be confused they differ in shape.
+Figures are Matplotlib objects of their own, without pyplot and its global state, 6.9 inches (900 pixels) wide unless a
+`width` in inches says otherwise; below `NARROW`, as for a phone, panels stand under each other. Colours are Okabe and
+Ito's, which colour-blind people tell apart; where two lines could still be confused they differ in shape.
 """
 
 import math
@@ -10,32 +11,38 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from kbaseline.metrics import clock, percent
+from kbaseline.metrics import percent
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 INK, GREY, LIGHT = "#333333", "#808080", "#E6E6E6"
 
+NARROW = 5.0
+"""Inches of width below which there is no room for two panels side by side."""
+
 _WIDTH = 6.9
 _MARKS = {"valley": (ORANGE, "o"), "steep": (GREEN, "s"), "slide": (PINK, "D"), "minimum": (SKY, "^")}
+_SHARE = LinearSegmentedColormap.from_list("share", [f"{BLUE}00", BLUE])
+"""From transparent, so that nothing is the paper's colour, be it light or dark."""
+
 _MOST_NUMBERS = 20
 """Classes up to which a confusion matrix shows its counts, 0.35 inches a cell."""
 
 
-def plot_lr_find(curves: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Figure:
     """The finder's sweeps, one panel a stage.
 
     Args:
         curves: for each stage `title`, `lrs`, `losses` and `smoothed` (float arrays of one length; NaN is left
             out), `suggestions` (rule -> rate; may be empty) and `chosen` (the rate trained at, or None).
     """
-    columns = min(len(curves), 2)
-    rows = math.ceil(len(curves) / 2)
-    figure = _figure(3.9 * rows)
+    columns = 1 if width < NARROW else min(len(curves), 2)
+    rows = math.ceil(len(curves) / columns)
+    figure = _figure(3.9 * rows, width)
     for number, curve in enumerate(curves):
         axes = figure.add_subplot(rows, columns, number + 1)
         _curve(axes, curve)
@@ -44,14 +51,14 @@ def plot_lr_find(curves: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def plot_schedule(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Figure:
     """Learning rate and momentum at every step of the run.
 
     Args:
         rows: one a step: `stage`, `step` (from 0, over all stages), `lr` (of the last layer group),
             `momentum`, and where the groups differ `lr_0`, `lr_1`, ...
     """
-    figure = _figure(4.4)
+    figure = _figure(4.4, width)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     steps = [row["step"] for row in rows]
     head = _column(rows, "lr")
@@ -62,7 +69,7 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]]) -> Figure:
             )
     if upper.lines:
         _stages_line(upper, rows, steps, head, color=BLUE, label="last layer group")
-        upper.legend(**_LEGEND, loc="upper right")
+        figure.legend(**_LEGEND, loc="outside lower center", ncols=2 if width < NARROW else 4)
     else:
         _stages_line(upper, rows, steps, head, color=BLUE)
     _stages_line(lower, rows, steps, _column(rows, "momentum"), color=ORANGE)
@@ -79,15 +86,15 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None) -> Figure:
+def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, width: float = _WIDTH) -> Figure:
     """Loss and validation accuracy, epoch by epoch over all stages.
 
     Args:
         rows: one an epoch: `stage`, `train_loss`, `valid_loss`, `accuracy` (0 to 1); None and NaN are left out.
         tta: accuracy after test-time augmentation, 0 to 1.
     """
-    figure = _figure(3.4)
-    left, right = figure.subplots(1, 2)
+    figure = _figure(4.9 if width < NARROW else 3.4, width)
+    left, right = figure.subplots(2, 1) if width < NARROW else figure.subplots(1, 2)
     epochs = list(range(1, len(rows) + 1))
     for key, name, colour, marker in (("train_loss", "train", BLUE, "o"), ("valid_loss", "validation", ORANGE, "s")):
         values = _column(rows, key)
@@ -115,7 +122,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None) ->
             color=GREEN,
             fontsize=9,
         )
-        right.margins(y=0.12)
+        right.margins(y=0.2)
     for axes in (left, right):
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, max(len(rows), 1) + 0.5)
@@ -124,7 +131,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None) ->
     return figure
 
 
-def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
+def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: float = _WIDTH) -> Figure:
     """Images by actual class (row) and predicted class (column), coloured by their share of the row.
 
     Args:
@@ -134,10 +141,10 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
     counts = np.asarray(confusion)
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
-    figure = _figure(6.4)
+    figure = _figure(0.93 * width, width)
     axes = figure.add_subplot()
     # The root makes a share of one in a hundred visible beside the diagonal.
-    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    image = axes.imshow(share, cmap=_SHARE, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     few = len(class_names) <= _MOST_NUMBERS
     if few:
         for row, column in np.argwhere(counts > 0):
@@ -148,8 +155,8 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
     shown = range(0, len(class_names), max(1, math.ceil(len(class_names) / 40)))
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in (class_names[i] for i in shown)]
     size = 9 if few else 7
-    # 60 letters fit beside each other.
-    turned = 90 if sum(map(len, names)) > 60 else 0
+    # 60 letters fit beside each other in the usual width.
+    turned = 90 if sum(map(len, names)) > 60 * width / _WIDTH else 0
     axes.set_xticks(list(shown), names, rotation=turned, fontsize=size, parse_math=False)
     axes.set_yticks(list(shown), names, fontsize=size, parse_math=False)
     axes.set_xlabel("predicted")
@@ -157,6 +164,8 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
     style_axes(axes)
     axes.tick_params(labelsize=size)
     axes.grid(visible=False)
+    if few and width < NARROW:
+        return figure
     bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     bar.set_label("share of the actual class", color=INK, fontsize=9)
@@ -165,24 +174,11 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def ladder_markdown(rungs: Sequence[tuple[str, float, float | None]]) -> str:
-    """The ladder of a run as a Markdown table.
-
-    Args:
-        rungs: (stage, accuracy 0 to 1, seconds or None), in the order they were climbed; TTA last.
-    """
-    lines = ["| stage | accuracy | time |", "|---|---:|---:|"]
-    for stage, accuracy, seconds in rungs:
-        name = stage.replace("|", "\\|")
-        lines.append(f"| {name} | {percent(accuracy)} | {clock(seconds)} |")
-    return "\n".join(lines) + "\n"
-
-
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
 
 
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="white")
+def _figure(height: float, width: float = _WIDTH) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def style_axes(axes: Axes) -> None:

@@ -76,23 +76,43 @@ class Sweep:
     suggestions: Mapping[str, float]
     chosen: float | None = None
 
+    def panel(self, title: str) -> dict[str, Any]:
+        """What `plot_lr_find` draws."""
+        return {
+            "title": title,
+            "lrs": self.curve.lrs,
+            "losses": self.curve.losses,
+            "smoothed": self.curve.smoothed,
+            "suggestions": self.suggestions,
+            "chosen": self.chosen,
+        }
+
+
+def climbed(
+    stages: Mapping[str, float], outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]
+) -> list[tuple[str, float, float | None]]:
+    """The ladder as (rung, accuracy 0 to 1, seconds or None): stages and TTA on validation, then the test split.
+
+    Args:
+        stages: validation accuracy after each stage.
+        outcomes: by split, `valid` and perhaps `test`.
+        seconds: of each stage and of each split's TTA, by the names they have in `result.json`.
+    """
+    rungs: list[tuple[str, float, float | None]] = [(name, stages[name], seconds[name]) for name in stages]
+    for split, outcome in outcomes.items():
+        prefix = "" if split == "valid" else f"{split} "
+        if prefix:
+            rungs.append((f"{prefix}plain", outcome.figures["plain"].accuracy, None))
+        if "tta" in outcome.figures:
+            rungs.append((f"{prefix}tta", outcome.figures["tta"].accuracy, seconds[f"{split} tta"]))
+    return rungs
+
 
 def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
     """`lr_find.csv` and `lr_find.png`: every stage's sweep, by the stage's name."""
     rows = [{"stage": name, **row} for name, sweep in sweeps.items() for row in sweep.curve.rows()]
     folder.write_csv("lr_find.csv", rows)
-    panels = [
-        {
-            "title": name,
-            "lrs": sweep.curve.lrs,
-            "losses": sweep.curve.losses,
-            "smoothed": sweep.curve.smoothed,
-            "suggestions": sweep.suggestions,
-            "chosen": sweep.chosen,
-        }
-        for name, sweep in sweeps.items()
-    ]
-    folder.write_figure("lr_find.png", plot_lr_find(panels))
+    folder.write_figure("lr_find.png", plot_lr_find([sweep.panel(name) for name, sweep in sweeps.items()]))
 
 
 def read_result(folder: RunFolder) -> BaselineResult:

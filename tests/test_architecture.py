@@ -27,6 +27,7 @@ RANKS = [
         "optimizer",
         "lr_finder",
         "tta",
+        "gradcam",
     ),
     *(
         "calibration",
@@ -35,7 +36,9 @@ RANKS = [
         "finished",
         "progress",
         "report",
+        "pictures",
         "results",
+        "html_report",
         "interrupts",
         "checkpoint",
         "session",

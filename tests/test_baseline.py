@@ -64,7 +64,7 @@ def test_run_folder_holds_every_file_and_no_other(run):
     assert sorted(path.name for path in run.folder.iterdir()) == sorted(
         [
             *("config.yaml", "history.csv", "lr_find.csv", "lr_find.png", "schedule.png", "history.png"),
-            *("confusion.png", "model.keras", "predictions.npz", "result.json"),
+            *("confusion.png", "model.keras", "predictions.npz", "result.json", "report.html"),
         ]
     )
     for picture in run.folder.glob("*.png"):
@@ -89,6 +89,15 @@ def test_the_numbers_agree_with_each_other(run):
     assert stored["data"]["images"] == {"train": 1438, "valid": 359}
     assert float(rows(run.folder / "history.csv")[-1]["accuracy"]) == pytest.approx(plain, abs=1e-6)
     assert set(stored["seconds"]) >= {"data", "model", "head lr_find", "head", "finetune", "valid tta"}
+
+
+def test_the_page_shows_the_last_rung(run):
+    """report.html leads with the accuracy of the result, and has a heat map beside each of the worst mistakes."""
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert f"<title>digits: {100 * run.tta_accuracy:.2f} %</title>" in page
+    wrong = round(359 * (1 - run.tta_accuracy))
+    assert wrong > 0
+    assert page.count('alt="heat map for') == 2 * min(wrong, 12)
 
 
 def test_digits_are_learnt(run):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from kbaseline.report import ladder_markdown, plot_confusion, plot_history, plot_lr_find, plot_schedule
+from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
 
 
 def drawn(figure):
@@ -104,7 +104,8 @@ def values(line):
 def test_schedule_shows_rate_and_momentum_by_stage():
     """One line a stage in each panel, from zero on a linear scale, with the boundary marked and named."""
     rows = schedule_rows()
-    upper, lower = drawn(plot_schedule(rows)).axes
+    figure = drawn(plot_schedule(rows))
+    upper, lower = figure.axes
     np.testing.assert_allclose(np.concatenate([values(line) for line in upper.lines[:2]]), [r["lr"] for r in rows])
     np.testing.assert_allclose(
         np.concatenate([values(line) for line in lower.lines[:2]]), [r["momentum"] for r in rows]
@@ -113,13 +114,16 @@ def test_schedule_shows_rate_and_momentum_by_stage():
     assert texts(upper) == ["head", "finetune"]
     assert upper.get_yscale() == "linear"
     assert upper.get_ylim()[0] == 0
-    assert upper.get_legend() is None
+    assert not figure.legends
 
 
 def test_schedule_shows_groups_that_differ():
     """Groups at rates of their own are named lines; a group equal to the last one is not drawn twice."""
-    upper, _ = drawn(plot_schedule(schedule_rows(groups=(0.01, 1.0, 1.0), stages=("a",)))).axes
-    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["layer group 1", "last layer group"]
+    figure = drawn(plot_schedule(schedule_rows(groups=(0.01, 1.0, 1.0), stages=("a",))))
+    upper, lower = figure.axes
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["layer group 1", "last layer group"]
+    assert legend.get_window_extent().y1 < lower.bbox.y0  # where it covers no curve
     np.testing.assert_allclose(values(upper.lines[0]), 1e-5 * np.arange(1, 11))
 
 
@@ -213,12 +217,19 @@ def test_figures_are_900_pixels_wide_and_not_pyplots():
     assert done.stdout.strip() == "False"
 
 
-def test_ladder_markdown():
-    """Golden: a Markdown table; a bar in a name does not end its cell."""
-    assert ladder_markdown([("head", 0.9412, 83.0), ("a|b", math.nan, None), ("tta", 0.9612, 3723.0)]) == (
-        "| stage | accuracy | time |\n"
-        "|---|---:|---:|\n"
-        "| head | 94.12 % | 01:23 |\n"
-        "| a\\|b | - | - |\n"
-        "| tta | 96.12 % | 1:02:03 |\n"
-    )
+def test_narrow_figures_put_their_panels_under_each_other():
+    """On a phone's width no two panels share a row, and letters keep the size they have in a wide one."""
+    curves = [sweep(), sweep()]
+    for plot, arguments in ((plot_lr_find, curves), (plot_history, history()), (plot_schedule, schedule_rows())):
+        narrow, wide = drawn(plot(arguments, width=4.0)), plot(arguments)
+        assert narrow.get_figwidth() == 4
+        upper, lower = (axes.get_position() for axes in narrow.axes)
+        assert upper.y0 > lower.y1
+        sizes = [figure.axes[0].yaxis.label.get_size() for figure in (narrow, wide)]
+        assert sizes[0] == sizes[1]
+
+
+def test_a_share_of_nothing_is_transparent():
+    """The confusion matrix lets the paper through where there is nothing, light or dark, and is opaque at 100 %."""
+    image = plot_confusion([[4, 0], [0, 4]], ["a", "b"]).axes[0].images[0]
+    assert image.cmap(image.norm([0.0, 1.0]))[:, 3].tolist() == [0, 1]

@@ -1,0 +1,124 @@
+"""Grad-CAM: where in an image a network saw what speaks for a class.
+
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization"
+(https://arxiv.org/abs/1610.02391), equations 1 and 2. Works on any functional or sequential Keras model on JAX.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from kbaseline.errors import InputError
+
+
+def grad_cam(
+    model: keras.Model, images: np.ndarray, classes: Sequence[int] | np.ndarray, layer: str | None = None
+) -> np.ndarray:
+    """Maps of what speaks for a class, one an image, at the resolution of a feature map.
+
+    The channels of the feature map are weighted by the gradient of the class's score, averaged over all places, and
+    summed; what speaks against the class is cut off. A softmax at the end of the model is left out, for the paper's
+    score is the logit.
+
+        heat = grad_cam(model, images, model.predict(images).argmax(axis=1))
+
+    Args:
+        model: from images to logits or probabilities `(batch, classes)`, channels last. It is left as it is.
+        images: `(number, height, width, channels)`, as the model takes them, all at once.
+        classes: integers `(number,)`: the class asked about in each image.
+        layer: name of the layer that gives the feature map; default: the last one that gives more than one place.
+
+    Returns:
+        Float32 `(number, rows, columns)`, 0 to 1: each map divided by its highest value. All 0 where nothing speaks for
+        the class.
+
+    Raises:
+        InputError: a model without a graph, no such layer or one that gives no feature map, or classes that do not
+            fit.
+    """
+    asked = np.asarray(classes)
+    if asked.shape != (len(images),) or not np.issubdtype(asked.dtype, np.integer):
+        raise InputError(f"classes: must be {len(images)} integers, one an image; got {asked.dtype} {asked.shape}.")
+    body, head = _halves(model, layer)
+    known = head.output_shape[-1]
+    if len(asked) and not (asked.min() >= 0 and asked.max() < known):
+        raise InputError(f"classes: must lie in 0 to {known - 1}; got {asked.min()} to {asked.max()}.")
+    if not len(asked):
+        return np.zeros((0, 1, 1), np.float32)
+    heat: np.ndarray = np.asarray(_program(body, head)(_state(body), _state(head), jnp.asarray(images), asked))
+    scaled: np.ndarray = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    return scaled
+
+
+def _program(body: keras.Model, head: keras.Model) -> Any:
+    """The compiled equations: (state of body, state of head, images, classes) -> maps before they are scaled."""
+
+    def run(part: keras.Model, state: Any, values: Any) -> Any:
+        return part.stateless_call(*state, values, training=False)[0]
+
+    def score(features: Any, state: Any, classes: Any) -> Any:
+        logits = run(head, state, features)
+        # The sum over images has each image's own gradient, for at inference no image sees another.
+        return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
+
+    def maps(body_state: Any, head_state: Any, images: Any, classes: Any) -> Any:
+        features = run(body, body_state, images).astype("float32")
+        weights = jax.grad(score)(features, head_state, classes).mean(axis=(1, 2))
+        return jax.nn.relu(jnp.einsum("nhwc,nc->nhw", features, weights))
+
+    return jax.jit(maps)
+
+
+def _state(model: keras.Model) -> tuple[list[Any], list[Any]]:
+    """Values of a model's variables, as `stateless_call` takes them."""
+    return [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
+
+
+def _halves(model: keras.Model, layer: str | None) -> tuple[keras.Model, keras.Model]:
+    """The model up to the feature map, and from there to the logits; both share its variables."""
+    if not getattr(model, "inputs", None):
+        raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it has no graph.")
+    features, scores = _feature_map(model, layer), _logits(model)
+    try:
+        return keras.Model(model.inputs, features), keras.Model(features, scores)
+    except ValueError:
+        name = features._keras_history.operation.name
+        raise InputError(
+            f"layer {name!r}: the output must depend on the image through it alone; name a later layer."
+        ) from None
+
+
+def _feature_map(model: keras.Model, layer: str | None) -> Any:
+    """The tensor `(batch, rows, columns, channels)` that a layer gives in this model."""
+    # `layer.output` would be what a nested model gives inside itself, or gave in another graph.
+    by_depth = keras.Model(model.inputs, model.outputs)._nodes_by_depth
+    tensors = [node.output_tensors[0] for depth in sorted(by_depth) for node in by_depth[depth] if not node.is_input]
+    named = [(tensor._keras_history.operation.name, tensor) for tensor in tensors]
+    maps = [(name, tensor) for name, tensor in named if len(tensor.shape) == 4]
+    if layer is None:
+        maps = [(name, tensor) for name, tensor in maps if tuple(tensor.shape[1:3]) != (1, 1)]
+    found = next((tensor for name, tensor in maps if layer in (None, name)), None)
+    if found is None:
+        names = ", ".join(name for name, _ in reversed(maps)) or "none"
+        raise InputError(
+            f"layer {layer or 'with a feature map'!r}: must give (batch, rows, columns, channels); those are {names}."
+        )
+    return found
+
+
+def _logits(model: keras.Model) -> Any:
+    """The model's scores before a softmax at its end."""
+    output = model.outputs[0]
+    last = output._keras_history.operation
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        before = last.input
+        if isinstance(last, keras.layers.Softmax | keras.layers.Activation):
+            return before
+        linear = type(last).from_config({**last.get_config(), "activation": "linear"})
+        output = linear(before)
+        linear.set_weights(last.get_weights())
+    return output

@@ -1,0 +1,222 @@
+"""`report.html`: a run as one self-contained page, its charts, its mistakes and what the network looked at.
+
+The page asks nothing of the network and runs no script: pictures are data URIs, and a content security policy forbids
+the rest. Class names, paths and configuration are text, whatever they hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from kbaseline.config import Config
+from kbaseline.data import ImageData
+from kbaseline.gradcam import grad_cam
+from kbaseline.metrics import Evaluation, clock, compare_paired, interval, percent
+from kbaseline.pictures import SMALL, chart, heat_picture, picture
+from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
+from kbaseline.results import Outcome, Sweep
+from kbaseline.run_folder import RunFolder
+from kbaseline.runtime import environment
+
+_MISTAKES, _UNCERTAIN, _PAIRS, _CLASSES, _SKIPPED = 12, 12, 10, 50, 100
+"""The most the page shows of each, so that its size is bounded whatever the data."""
+
+_WIDTH = 4.0
+"""Inches of a chart: a phone shows it unscaled."""
+
+_ROOMY = 12
+"""Classes above which the confusion matrix needs more width than that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What the page is made of.
+
+    Attributes:
+        config: of the run.
+        data: whose validation or test images are shown.
+        model: uint8 images in, logits out, as trained.
+        outcomes: by split, `valid` and perhaps `test`, which then is the one shown.
+        sweeps: by stage.
+        rungs: (name, accuracy 0 to 1, seconds or None), in the order they were climbed.
+        history: one row an epoch.
+        applied: one row a step.
+        seconds: wall-clock seconds of each part.
+    """
+
+    config: Config
+    data: ImageData
+    model: keras.Model
+    outcomes: Mapping[str, Outcome]
+    sweeps: Mapping[str, Sweep]
+    rungs: Sequence[tuple[str, float, float | None]]
+    history: Sequence[Mapping[str, Any]]
+    applied: Sequence[Mapping[str, Any]]
+    seconds: Mapping[str, float]
+
+
+def write_report(folder: RunFolder, contents: Contents, console: Console) -> None:
+    """Writes `report.html`, or says in a line why not: it comes last, and a run that cannot be drawn is not lost."""
+    try:
+        with console.status("report.html"):
+            folder.write_text("report.html", render_report(contents))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        line = f"report.html: not written ({type(error).__name__}: {reason}); result.json holds every figure"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def render_report(contents: Contents) -> str:
+    """The page as HTML."""
+    pages = Environment(
+        loader=PackageLoader("kbaseline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {"percent": percent, "clock": clock, "interval": interval}
+    data, split = contents.data, "test" if "test" in contents.outcomes else "valid"
+    outcome = contents.outcomes[split]
+    last = outcome.last
+    return pages.get_template("report.html.j2").render(
+        config=contents.config,
+        data=data,
+        split={"valid": "validation", "test": "test"}[split],
+        last=last,
+        wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
+        with_tta="tta" in outcome.figures,
+        ladder=_ladder(contents),
+        figures=_figures(outcome.figures),
+        paired=compare_paired(outcome.figures["plain"], last) if "tta" in outcome.figures else None,
+        charts=_charts(contents),
+        confusion=_confusion(last),
+        roomy=len(last.class_names) > _ROOMY,
+        confused=last.most_confused()[:_PAIRS],
+        mistakes=_mistakes(contents.model, data.splits[split].images, last),
+        uncertain=_uncertain(data.splits[split].images, last),
+        classes=sorted(last.per_class, key=lambda row: (not row["support"], row["f1"]))[:_CLASSES],
+        skipped=data.skipped[:_SKIPPED],
+        history=contents.history,
+        seconds=contents.seconds,
+        environment=environment(),
+    )
+
+
+def _ladder(contents: Contents) -> list[dict[str, Any]]:
+    """The rungs, with the share of wrong images and the speed of training in each."""
+    speeds: dict[str, list[float]] = {}
+    for row in contents.history:
+        speeds.setdefault(row["stage"], []).append(row["images_per_s"])
+    worst = max([1 - accuracy for _, accuracy, _ in contents.rungs] + [1e-9])
+    return [
+        {
+            "name": name,
+            "accuracy": accuracy,
+            "wrong": 1 - accuracy,
+            "bar": 100 * (1 - accuracy) / worst,
+            "seconds": seconds,
+            "speed": float(np.mean(speeds[name])) if name in speeds else None,
+        }
+        for name, accuracy, seconds in contents.rungs
+    ]
+
+
+def _figures(kinds: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
+    """Rows of (name, one text for each kind of prediction)."""
+    found = list(kinds.values())
+    columns = [
+        {
+            "accuracy": percent(one.accuracy),
+            "95 % interval": interval(one.interval),
+            "balanced accuracy": percent(one.balanced_accuracy),
+            "macro F1": percent(one.macro_f1),
+            f"top-{one.top_k} accuracy": percent(one.top_k_accuracy),
+            "loss, in nats": f"{one.loss:.4f}",
+            "calibration error (ECE)": percent(one.calibration.error),
+            "temperature": f"{one.calibration.temperature:.2f}",
+            "ECE at that temperature": percent(one.calibration.error_at_temperature),
+        }
+        for one in found
+    ]
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
+
+
+def _chart(title: str, figure: Figure, alt: str) -> dict[str, str]:
+    light, dark = chart(figure)
+    return {"title": title, "alt": f"{title}: {alt}.", "light": light, "dark": dark}
+
+
+def _charts(contents: Contents) -> list[dict[str, str]]:
+    """Loss and accuracy, rates and momentum, and every stage's sweep."""
+    tta = contents.outcomes["valid"].figures.get("tta")
+    history = plot_history(contents.history, tta.accuracy if tta else None, _WIDTH)
+    schedule = plot_schedule(contents.applied, _WIDTH)
+    charts = [
+        _chart(
+            "Loss and accuracy", history, "of training and validation after each epoch; the table holds the numbers"
+        ),
+        _chart("Schedule", schedule, "learning rate and momentum at every step"),
+    ]
+    for name, sweep in contents.sweeps.items():
+        chosen = "no rate was chosen" if sweep.chosen is None else f"the rate chosen is {sweep.chosen:.1e}"
+        figure = plot_lr_find([sweep.panel("")], _WIDTH)
+        charts.append(_chart(f"Learning-rate finder, {name}", figure, f"loss against learning rate; {chosen}"))
+    return charts
+
+
+def _confusion(found: Evaluation) -> dict[str, str]:
+    width = _WIDTH if len(found.class_names) <= _ROOMY else 1.6 * _WIDTH
+    figure = plot_confusion(found.confusion, found.class_names, width)
+    return _chart("Confusion matrix", figure, "images by actual class, in rows, and predicted class, in columns")
+
+
+def _examples(images: np.ndarray, shown: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
+    """The images with these numbers, each with its picture, truth, prediction and both probabilities."""
+    examples = []
+    for index in map(int, shown):
+        own, row = found.labels[index], found.probabilities[index]
+        guess = int(row.argmax())
+        examples.append(
+            {
+                "index": index,
+                "picture": picture(np.asarray(images[index])),
+                "small": max(images.shape[1:3]) <= SMALL,
+                "predicted": found.class_names[guess],
+                "actual": found.class_names[own],
+                "p_predicted": float(row[guess]),
+                "p_actual": float(row[own]),
+                "right": guess == own,
+            }
+        )
+    return examples
+
+
+def _mistakes(model: keras.Model, images: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
+    """The mistakes with the highest loss, and where the network saw the class it named and the true one."""
+    predicted, places = found.probabilities.argmax(axis=1), np.arange(len(found.labels))
+    wrong = np.flatnonzero(predicted != found.labels)
+    own = found.probabilities[places, found.labels]
+    worst = wrong[np.argsort(own[wrong], kind="stable")][:_MISTAKES]
+    examples = _examples(images, worst, found)
+    if examples:
+        pixels = np.stack([images[i] for i in worst])
+        # Both questions in one call, which compiles once.
+        asked = np.concatenate([predicted[worst], found.labels[worst]])
+        named, true = np.split(grad_cam(model, np.concatenate([pixels, pixels]), asked), 2)
+        for example, image, heat_named, heat_true in zip(examples, pixels, named, true, strict=True):
+            example["heat_predicted"] = heat_picture(image, heat_named)
+            example["heat_actual"] = heat_picture(image, heat_true)
+    return examples
+
+
+def _uncertain(images: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
+    """The images whose most probable class has the least probability, right or wrong."""
+    order = np.argsort(found.probabilities.max(axis=1), kind="stable")
+    return _examples(images, order[:_UNCERTAIN], found)
