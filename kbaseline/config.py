@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from kbaseline.errors import ConfigError, did_you_mean
@@ -18,6 +18,20 @@ from kbaseline.keys import parse_yaml, read_yaml, with_override
 Rate = Annotated[float, Field(gt=0, le=100)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _weights(value: Any) -> Any:
+    """Refuses in one sentence what neither part of the union takes."""
+    if isinstance(value, Mapping):
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 10_000:
+                raise ValueError(f"a weight must be a number above 0, at most 10,000; got {weight!r} for {name!r}")
+    elif value not in ("none", "auto"):
+        raise ValueError(f"must be 'none', 'auto' or a weight for each name of a class; got {value!r}")
+    return value
+
+
+ClassWeights = Annotated[Mapping[str, float] | Literal["none", "auto"], BeforeValidator(_weights)]
 
 
 class Section(BaseModel):
@@ -30,7 +44,7 @@ class DataConfig(Section):
     """Where the images come from and how they are fed."""
 
     source: str = "tfds:cifar10"
-    """`tfds:NAME`, `folder:PATH`, or `digits`."""
+    """`tfds:NAME`, `folder:PATH`, `csv:PATH`, or `digits`."""
     size: int = Field(128, ge=8, le=1024)
     """Side of the square the network sees, in pixels."""
     batch_size: int = Field(64, ge=1, le=65536)
@@ -47,7 +61,18 @@ class DataConfig(Section):
     """Hold this fraction of train out as validation, so that test is touched once. Default: the
     source's own validation split, else its test split (as the article does), else a fifth of train."""
     on_bad_image: Literal["skip", "error"] = "skip"
-    """What an unreadable image does: it is named, counted and left out, or it ends the run."""
+    """What an unreadable image or row of a CSV file does: it is named, counted and left out, or it ends the run."""
+    image_column: str | None = Field(None, min_length=1)
+    """The column of a CSV file that holds the path of the image, from the file's folder. Default: the one
+    called `image`, `path`, `file` or the like."""
+    label_column: str | None = Field(None, min_length=1)
+    """The column that holds the label. Default: the one called `label`, `class`, `target` or the like."""
+    split_column: str | None = Field(None, min_length=1)
+    """The column that holds `train`, `valid` or `test`; `none` ignores it. Default: the one called `split`,
+    `fold` or the like, if there is one."""
+    class_weights: ClassWeights = "none"
+    """Weight of each image in the training loss by its class: `none`; `auto`, inverse to the number of
+    training images, so that every class counts the same; or `{NAME: weight}`, 1 for classes not named."""
     cache_dir: Path | None = None
     """Where decoded photos are kept; default `KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
 

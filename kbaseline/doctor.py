@@ -43,9 +43,12 @@ def data_status(config: Config) -> tuple[bool, str]:
     if kind == "folder":
         path = Path(name).expanduser()
         return path.is_dir(), str(path) if path.is_dir() else f"no folder {path}"
+    if kind == "csv":
+        path = Path(name).expanduser()
+        return path.is_file(), str(path) if path.is_file() else f"no file {path}"
     if config.data.source == "digits":
         return True, "digits comes with scikit-learn"
-    return False, f"no source {config.data.source!r}; give tfds:NAME, folder:PATH or digits"
+    return False, f"no source {config.data.source!r}; give tfds:NAME, folder:PATH, csv:PATH or digits"
 
 
 def weights_status(config: Config) -> tuple[bool, str]:

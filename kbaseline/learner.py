@@ -15,6 +15,7 @@ from rich.console import Console
 from kbaseline.config import Config, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
+from kbaseline.data.class_weights import class_weights
 from kbaseline.data.image_data import checked_images
 from kbaseline.errors import DataError, InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
@@ -78,7 +79,7 @@ class Learner:
         backbone: a name from the zoo or the path of a `.keras` model; default: the configuration's.
         weights: `"auto"` for those the backbone comes with, `"none"` or a file; default: the configuration's.
         config: everything else, as `load_config` takes it: a `Config`, a mapping, a YAML file. Its `data` section
-            gives only the batch size here.
+            gives only the batch size and the class weights here.
         console: where progress goes; default: standard output. `Console(quiet=True)` keeps silent.
 
     Attributes:
@@ -90,7 +91,7 @@ class Learner:
 
     Raises:
         ModelError: see `build_classifier`.
-        DataError: fewer training images than a batch.
+        DataError: fewer training images than a batch, or a class weight for no class.
         DownloadError: see `build_classifier`.
     """
 
@@ -119,9 +120,7 @@ class Learner:
         self.session: Session | None = None
         self._fits = 0
         self._optimizer: LayerwiseAdamW | None = None
-        self._batches = ImageBatches(
-            data.train.images, data.train.labels, self.config.data.batch_size, shuffle=True, seed=self.config.seed
-        )
+        self._batches = self._train_batches(self.config.seed)
         if self.config.model.weights != "none":
             self.freeze()
 
@@ -143,6 +142,14 @@ class Learner:
             )
         finally:
             keras.config.set_dtype_policy(before)
+
+    def _train_batches(self, seed: int) -> ImageBatches:
+        """The training images in orders fixed by `seed`, weighed by class where the configuration asks for it."""
+        train, settings = self.data.train, self.config.data
+        weights = class_weights(settings.class_weights, train.labels, self.data.class_names)
+        return ImageBatches(
+            train.images, train.labels, settings.batch_size, class_weights=weights, shuffle=True, seed=seed
+        )
 
     def freeze(self) -> None:
         """Freezes the backbone; its BatchNorm goes on training if `model.train_bn` says so."""
@@ -181,10 +188,7 @@ class Learner:
         settings = self.config.lr_find
         finder = LRFinder(settings.start_lr, settings.end_lr, settings.steps, stop_factor=settings.stop_factor)
         # In an order of their own, so that the sweep moves no later draw.
-        train = self.data.train
-        batches = ImageBatches(
-            train.images, train.labels, self.config.data.batch_size, shuffle=True, seed=self.config.seed + 1
-        )
+        batches = self._train_batches(self.config.seed + 1)
         kept = self._optimizer
         beta_1 = 0.9 if kept is None else kept._beta_1
         self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, beta_1))

@@ -44,6 +44,7 @@ def test_from_source_takes_the_same_options():
     [
         ("digit", "Did you mean 'digits'?"),
         ("tdfs:cifar10", "Did you mean 'tfds:cifar10'?"),
+        ("cvs:photos.csv", "Did you mean 'csv:photos.csv'?"),
         ("foldr:photos", "Did you mean 'folder:photos'?"),
         ("cifar10", "Did you mean 'tfds:cifar10'?"),
         ("", "or digits."),
@@ -52,13 +53,18 @@ def test_from_source_takes_the_same_options():
 )
 def test_unknown_source(source, suggestion):
     """The forms are listed and a likely one is suggested."""
-    with pytest.raises(DataError, match="must be tfds:NAME, folder:PATH or digits") as caught:
+    with pytest.raises(DataError, match="must be tfds:NAME, folder:PATH, csv:PATH or digits") as caught:
         load(source)
     assert str(caught.value).endswith(suggestion)
     assert repr(source) in str(caught.value)
 
 
-def test_a_bare_folder_is_told_its_prefix(tmp_path):
-    """A folder given without its prefix is recognised."""
+def test_a_bare_path_is_told_its_prefix(tmp_path):
+    """A folder or a table given without its prefix is recognised, and a table given as a folder."""
     with pytest.raises(DataError, match=f"write folder:{tmp_path}$"):
         load(str(tmp_path))
+    table = tmp_path / "a.csv"
+    table.write_text("path,label")
+    for source in (str(table), f"folder:{table}"):
+        with pytest.raises(DataError, match=f"write csv:{table}"):
+            load(source)

@@ -24,8 +24,8 @@ def evaluate(
 ) -> None:
     """Judge a finished run: accuracy with its interval, calibration, classes, plain against TTA.
 
-    Without SOURCE the predictions the run kept are scored. With one (folder:PATH, tfds:NAME, digits) the run's network
-    predicts its images, whose classes are matched by name; files go to RUN/evaluations/.
+    Without SOURCE the predictions the run kept are scored. With one (folder:PATH, csv:PATH, tfds:NAME, digits) the
+    run's network predicts its images, whose classes are matched by name; files go to RUN/evaluations/.
     """
     require_jax()
     from rich.console import Console

@@ -15,6 +15,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
     Args:
         images: uint8 `(number, height, width, 3)`; a memory map is read batch by batch.
         labels: int `(number,)`, or None for prediction.
+        class_weights: float32 `(classes,)`, the weight of an image in the loss by its label; None weighs nothing.
         batch_size: images a batch.
         shuffle: a new order every epoch, fixed by `seed` and the epoch's number; the last partial batch is dropped,
             so that BatchNorm never sees a tiny one and the step is compiled once.
@@ -32,6 +33,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         labels: np.ndarray | None = None,
         batch_size: int = 64,
         *,
+        class_weights: np.ndarray | None = None,
         shuffle: bool = False,
         seed: int = 0,
         pad: bool = False,
@@ -42,7 +44,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
                 f"train: {len(images)} images do not fill one batch of {batch_size}; set data.batch_size to "
                 f"{max(2, len(images) // 4)} or give more images."
             )
-        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.images, self.labels, self.batch_size, self.class_weights = images, labels, batch_size, class_weights
         self.shuffle, self.seed, self.pad = shuffle, seed, pad
         self.epoch = self._skipped = 0
         self._order = self._next_order()
@@ -67,13 +69,16 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         return rounded(len(self.images) / self.batch_size) - self._skipped
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Batch `index`: uint8 `(batch, height, width, 3)`, and int32 labels `(batch,)` if there are any."""
+        """Batch `index`: uint8 `(batch, height, width, 3)`, and if any int32 labels and float32 weights `(batch,)`."""
         index += self._skipped
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         if self.pad and len(chosen) < self.batch_size:
             chosen = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
         images = np.ascontiguousarray(self.images[chosen])
-        return (images,) if self.labels is None else (images, self.labels[chosen])
+        if self.labels is None:
+            return (images,)
+        labels = self.labels[chosen]
+        return (images, labels) if self.class_weights is None else (images, labels, self.class_weights[labels])
 
     def on_epoch_end(self) -> None:
         """Draws the next epoch's order."""

@@ -10,33 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from rich.console import Console
 
 from kbaseline.data import decode
+from kbaseline.data.origin import Pictures, pixel_digest
 from kbaseline.data.progress import Bar
 from kbaseline.errors import DataError, RunError
 
 # Rows decoded before they are appended to the file: the RAM a preparation takes, whatever its size.
 CHUNK_BYTES = 64 * 2**20
-
-
-class Pictures(Protocol):
-    """Encoded images that can be opened in any order, from several threads."""
-
-    def name(self, index: int) -> str:
-        """What to call the image in a message."""
-        ...
-
-    def open(self, index: int) -> Path | BinaryIO:
-        """Where to read the image from."""
-        ...
-
-    def fingerprint(self, index: int) -> str:
-        """Changes when the image does, found without reading it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -45,10 +30,12 @@ class Decoded:
 
     Attributes:
         images: uint8 0-255, `(number, height, width, 3)`, a read-only memory map.
+        digests: uint64 `(number,)`, `pixel_digest` of each.
         bad: position among the images asked for -> why it could not be read; these are not in `images`.
     """
 
     images: np.ndarray
+    digests: np.ndarray
     bad: dict[int, str]
 
 
@@ -132,8 +119,9 @@ def _open(folder: Path, chosen: Mapping[str, np.ndarray]) -> dict[str, Decoded] 
         bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
         for name, indices in chosen.items():
             images = np.load(folder / f"{name}.npy", mmap_mode="r")
-            found[name] = Decoded(images, {int(position): reason for position, reason in bad[name].items()})
-            if len(images) + len(found[name].bad) != len(indices):
+            digests = np.load(folder / f"{name}.digests.npy")
+            found[name] = Decoded(images, digests, {int(position): reason for position, reason in bad[name].items()})
+            if not len(images) == len(digests) == len(indices) - len(found[name].bad):
                 return None
     except (OSError, ValueError, KeyError, AttributeError):
         return None
@@ -187,7 +175,7 @@ def _make(
         with decode.quiet(), Bar(console, "Decoding", total) as bar:
             height, width = _common_size(pictures, np.concatenate(list(chosen.values())), target, pool)
             bad = {
-                name: _write(_Job(pictures, indices, height, width, target), folder / f"{name}.npy", pool, bar)
+                name: _write(_Job(pictures, indices, height, width, target), folder, name, pool, bar)
                 for name, indices in chosen.items()
             }
     finally:
@@ -214,6 +202,10 @@ def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: 
     return (min(height, width),) * 2 if target.resize == "crop" else (height, width)
 
 
+_Row = tuple[bytes, int]
+"""An image's pixels and their digest."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """One split to decode."""
@@ -224,23 +216,26 @@ class _Job:
     width: int
     target: Target
 
-    def rows(self, indices: list[int]) -> list[np.ndarray | str]:
-        """The pixels of each image, or why there are none."""
+    def rows(self, indices: list[int]) -> list[_Row | str]:
+        """Each image, or why there is none."""
         return [self._row(index) for index in indices]
 
-    def _row(self, index: int) -> np.ndarray | str:
+    def _row(self, index: int) -> _Row | str:
         try:
-            return decode.decode(self.pictures.open(index), self.height, self.width, self.target.resize)
+            image = decode.decode(self.pictures.open(index), self.height, self.width, self.target.resize)
         except decode.BadImageError as error:
             return str(error)
+        pixels = image.tobytes()
+        return pixels, pixel_digest(pixels)
 
 
-def _write(job: _Job, path: Path, pool: ThreadPoolExecutor, bar: Bar) -> dict[int, str]:
-    """Decodes one split into a .npy file, chunk by chunk, and returns the images it could not read."""
+def _write(job: _Job, folder: Path, name: str, pool: ThreadPoolExecutor, bar: Bar) -> dict[int, str]:
+    """Decodes one split into .npy files, chunk by chunk, and returns the images it could not read."""
     row_shape = (job.height, job.width, 3)
     chunk = max(64, CHUNK_BYTES // int(np.prod(row_shape)))
     bad: dict[int, str] = {}
-    with path.open("wb") as file:
+    digests: list[int] = []
+    with (folder / f"{name}.npy").open("wb") as file:
         _write_header(file, (len(job.indices), *row_shape))
         for start in range(0, len(job.indices), chunk):
             waiting = job.indices[start : start + chunk].tolist()
@@ -249,27 +244,31 @@ def _write(job: _Job, path: Path, pool: ThreadPoolExecutor, bar: Bar) -> dict[in
             groups = pool.map(job.rows, [waiting[at : at + few] for at in range(0, len(waiting), few)])
             position = start
             for rows in groups:
-                _append(job, file, position, rows, bad)
+                _append(job, file, position, rows, digests, bad)
                 position += len(rows)
                 bar.advance(len(rows))
         if len(bad) == len(job.indices):
             position, reason = next(iter(bad.items()))
             raise DataError(
-                f"{path.stem} images: none of {len(bad):,} can be read; the first is "
+                f"{name} images: none of {len(bad):,} can be read; the first is "
                 f"{job.pictures.name(int(job.indices[position]))!r} ({reason})."
             )
         file.seek(0)
         _write_header(file, (len(job.indices) - len(bad), *row_shape))
         file.flush()
         os.fsync(file.fileno())
+    np.save(folder / f"{name}.digests.npy", np.array(digests, np.uint64))
     return bad
 
 
-def _append(job: _Job, file: BinaryIO, start: int, rows: list[np.ndarray | str], bad: dict[int, str]) -> None:
+def _append(
+    job: _Job, file: BinaryIO, start: int, rows: list[_Row | str], digests: list[int], bad: dict[int, str]
+) -> None:
     """Writes the rows that are images and notes down the others, which stand from `start` on."""
     for position, row in enumerate(rows, start):
         if not isinstance(row, str):
-            file.write(row.tobytes())
+            file.write(row[0])
+            digests.append(row[1])
         elif job.target.strict:
             raise bad_image(job.pictures.name(int(job.indices[position])), row)
         else:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,40 +9,12 @@ from rich.console import Console
 
 from kbaseline.config import DataConfig
 from kbaseline.data.decode import SUFFIXES
+from kbaseline.data.files import File, FilePictures
 from kbaseline.data.image_data import ImageData
 from kbaseline.data.prepare import Listing, prepare
+from kbaseline.data.splits import SPLIT_NAMES
+from kbaseline.data.table import TABLES
 from kbaseline.errors import DataError, did_you_mean
-
-_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-
-
-@dataclass(frozen=True)
-class _File:
-    """One image file: its path below the root, size in bytes and time of change."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True)
-class _FolderPictures:
-    """The files of a folder, as `Pictures`."""
-
-    root: Path
-    files: list[_File]
-
-    def name(self, index: int) -> str:
-        # A name that is no UTF-8 must not break the message it stands in.
-        return os.fsencode(self.files[index].path).decode("utf-8", "replace")
-
-    def open(self, index: int) -> Path:
-        return self.root / self.files[index].path
-
-    def fingerprint(self, index: int) -> str:
-        # With the root: two folders may hold files of the same name, size and time (an unpacked archive).
-        file = self.files[index]
-        return f"{self.root}\0{file.path}\0{file.size}\0{file.mtime_ns}"
 
 
 def load_folder(path: str, config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
@@ -87,7 +58,7 @@ def list_folder(path: str) -> Listing:
         split: np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
         for split, classes in tree.items()
     }
-    return Listing(_FolderPictures(root, files), labels, names, f"folder {str(root)!r}")
+    return Listing(FilePictures(root, files), labels, names, f"folder {str(root)!r}")
 
 
 def _root(path: str) -> Path:
@@ -103,7 +74,10 @@ def _root(path: str) -> Path:
             f"folder {path!r}: no such folder; give the folder of your photos.{did_you_mean(folder.name, near)}"
         ) from None
     if not stat.S_ISDIR(mode):
-        raise DataError(f"folder {path!r}: is a file, not a folder; give the folder that holds the class folders.")
+        remedy = f"write csv:{path} or " if root.suffix.lower() in TABLES else ""
+        raise DataError(
+            f"folder {path!r}: is a file, not a folder; {remedy}give the folder that holds the class folders."
+        )
     return root
 
 
@@ -135,12 +109,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
     subfolders = _subfolders(root)
     found: dict[str, str] = {}
     for name in subfolders:
-        split = _SPLITS.get(name.lower())
+        split = SPLIT_NAMES.get(name.lower())
         if split in found:
             raise DataError(f"folder {str(root)!r}: {found[split]!r} and {name!r} both mean {split}; keep one of them.")
         if split:
             found[split] = name
-    others = [name for name in subfolders if name.lower() not in _SPLITS]
+    others = [name for name in subfolders if name.lower() not in SPLIT_NAMES]
     # A class may be called "train" too: then other classes stand beside it and it holds photos, not folders.
     if "train" in found and (_subfolders(root / found["train"]) or not others):
         return {split: root / found[split] for split in ("train", "valid", "test") if split in found}
@@ -150,7 +124,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {"train": root}
 
 
-def _classes(root: Path, folder: Path) -> dict[str, list[_File]]:
+def _classes(root: Path, folder: Path) -> dict[str, list[File]]:
     """Class name -> its image files, sorted by path.
 
     Raises:
@@ -174,9 +148,9 @@ def _classes(root: Path, folder: Path) -> dict[str, list[_File]]:
     return classes
 
 
-def _files(root: Path, folder: Path) -> list[_File]:
+def _files(root: Path, folder: Path) -> list[File]:
     """All image files below a class folder. A folder met twice, as in a loop of links, counts once."""
-    found: list[_File] = []
+    found: list[File] = []
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
@@ -194,14 +168,14 @@ def _files(root: Path, folder: Path) -> list[_File]:
     return sorted(found, key=lambda file: file.path)
 
 
-def _as_file(root: Path, entry: os.DirEntry[str]) -> _File | None:
+def _as_file(root: Path, entry: os.DirEntry[str]) -> File | None:
     path = os.path.relpath(entry.path, root)
     try:
         status = entry.stat()
     except OSError:
-        return _File(path, -1, 0)  # A broken link: decoding will say so.
+        return File(path, -1, 0)  # A broken link: decoding will say so.
     # Reading a pipe or a device would wait for ever.
-    return _File(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    return File(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 def _too_few(root: Path, names: tuple[str, ...], path: str) -> str:
@@ -210,7 +184,7 @@ def _too_few(root: Path, names: tuple[str, ...], path: str) -> str:
     return f"{message} Did you mean folder:{Path(path) / names[0]}?" if len(inner) > 1 else message
 
 
-def _check_same_classes(root: Path, tree: dict[str, dict[str, list[_File]]]) -> None:
+def _check_same_classes(root: Path, tree: dict[str, dict[str, list[File]]]) -> None:
     train = set(tree["train"])
     for split in tree.keys() - {"train"}:
         other = set(tree[split])

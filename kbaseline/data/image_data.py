@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from kbaseline.data.origin import Origin
 from kbaseline.data.splits import stratified_sample, stratified_split
 from kbaseline.errors import DataError
 
@@ -21,17 +22,20 @@ class Split:
     Attributes:
         images: uint8 0-255, `(number, height, width, 3)`; an array in memory or a memory map.
         labels: int32 `(number,)`, an index into the class names.
+        origin: what the images were decoded from; None for arrays.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> "Split":
         """The images at `indices`, in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        origin = None if self.origin is None else self.origin.take(indices)
+        return Split(self.images[indices], self.labels[indices], origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class ImageData:
         size: side of the square the network will see, in pixels. `images` keep the source's own
             pixels where they can, so that resize and augmentation make one resample in the model.
         source: where the images came from.
-        skipped: one line for each unreadable image that was left out.
+        skipped: one line for each image that was left out, for it is unreadable or its row is.
         flip_safe: whether a mirrored image still shows its class, as far as the source knows.
     """
 
@@ -83,7 +87,7 @@ class ImageData:
         """Reads a source string.
 
         Args:
-            source: `"tfds:cifar10"`, `"folder:PATH"` or `"digits"`.
+            source: `"tfds:cifar10"`, `"folder:PATH"`, `"csv:PATH"` or `"digits"`.
             size: side of the square the network will see, in pixels.
             seed: fixes random splits and subsets.
             **options: the other keys of the configuration's `data` section: `limit`, `limit_valid`,

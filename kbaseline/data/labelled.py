@@ -56,7 +56,7 @@ def prepare_labelled(
     cache = default_cache_dir(config.cache_dir).expanduser()
     done = decoded(listing.pictures, {chosen: indices}, target, cache, console)[chosen]
     skipped = tuple(f"{listing.pictures.name(int(indices[i]))}: {reason}" for i, reason in done.bad.items())
-    return Labelled(done.images, np.delete(labels, list(done.bad)), chosen, skipped)
+    return Labelled(done.images, np.delete(labels, list(done.bad)), chosen, listing.skipped + skipped)
 
 
 def chosen_split(labels: Mapping[str, np.ndarray], split: str | None, noun: str) -> str:

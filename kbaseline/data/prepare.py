@@ -7,8 +7,9 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config import DataConfig
-from kbaseline.data.cache import Decoded, Pictures, Target, decoded
+from kbaseline.data.cache import Decoded, Target, decoded
 from kbaseline.data.image_data import ImageData, Split, default_cache_dir
+from kbaseline.data.origin import Origin, Pictures
 from kbaseline.errors import DataError
 
 
@@ -21,12 +22,14 @@ class Listing:
         labels: `train` and perhaps `valid` and `test` -> int `(number,)`, a class for every image.
         class_names: the name of each label.
         noun: what the source is called in messages, for instance `folder 'photos'`.
+        skipped: one line for each image that was left out already.
     """
 
     pictures: Pictures
     labels: Mapping[str, np.ndarray]
     class_names: tuple[str, ...]
     noun: str
+    skipped: tuple[str, ...] = ()
 
 
 def choose(data: ImageData, config: DataConfig, seed: int, *, has_valid: bool) -> ImageData:
@@ -60,7 +63,7 @@ def prepare(listing: Listing, config: DataConfig, seed: int, console: Console | 
     indices = {name: split.images for name, split in chosen.splits.items()}
     done = decoded(listing.pictures, indices, target, default_cache_dir(config.cache_dir).expanduser(), console)
     splits: dict[str, Split] = {}
-    skipped: list[str] = []
+    skipped = list(listing.skipped)
     for name, split in chosen.splits.items():
         splits[name] = _without_bad(listing, name, split, done[name], whole=_is_whole(config, name))
         skipped += [
@@ -95,13 +98,11 @@ def _is_whole(config: DataConfig, name: str) -> bool:
 
 
 def _without_bad(listing: Listing, name: str, split: Split, done: Decoded, *, whole: bool) -> Split:
-    if not done.bad:
-        return Split(done.images, split.labels)
-    kept = np.delete(split.labels, list(done.bad))
+    kept, numbers = (np.delete(values, list(done.bad)) for values in (split.labels, split.images))
     for label in np.setdiff1d(split.labels, kept) if whole else ():
         position = next(position for position in done.bad if split.labels[position] == label)
         raise DataError(
             f"{listing.noun}: class {listing.class_names[label]!r} has no readable image left in {name} "
             f"({listing.pictures.name(int(split.images[position]))}: {done.bad[position]}); repair or replace them."
         )
-    return Split(done.images, kept)
+    return Split(done.images, kept, Origin(listing.pictures, numbers, done.digests))

@@ -1,4 +1,4 @@
-"""Reads a source string (`tfds:NAME`, `folder:PATH`, `digits`) into `ImageData`."""
+"""Reads a source string (`tfds:NAME`, `folder:PATH`, `csv:PATH`, `digits`) into `ImageData`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 from rich.console import Console
 
 from kbaseline.config import DataConfig
+from kbaseline.data.csv_file import list_csv, load_csv
 from kbaseline.data.digits import all_digits, load_digits
 from kbaseline.data.folder import list_folder, load_folder
 from kbaseline.data.image_data import ImageData
 from kbaseline.data.labelled import Labelled, chosen_split, matched, prepare_labelled
+from kbaseline.data.table import TABLES
 from kbaseline.errors import DataError, did_you_mean
 
-_FORMS = "tfds:NAME, folder:PATH or digits"
-_EXAMPLES = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "folder:PATH", "digits")
+_FORMS = "tfds:NAME, folder:PATH, csv:PATH or digits"
+_EXAMPLES = ("tfds:cifar10", "tfds:cifar100", "tfds:mnist", "folder:PATH", "csv:PATH", "digits")
 
 
 def load_source(config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
@@ -35,6 +37,8 @@ def load_source(config: DataConfig, seed: int, console: Console | None = None) -
     kind, colon, rest = config.source.partition(":")
     if kind == "folder" and colon:
         return load_folder(rest, config, seed, console)
+    if kind == "csv" and colon:
+        return load_csv(rest, config, seed, console)
     if kind == "tfds" and colon:
         # TFDS takes half a second to import; only those who use it pay.
         from kbaseline.data.tfds import load_tfds
@@ -64,6 +68,8 @@ def load_labelled(
     kind, colon, rest = config.source.partition(":")
     if kind == "folder" and colon:
         return prepare_labelled(list_folder(rest), class_names, split, config, console)
+    if kind == "csv" and colon:
+        return prepare_labelled(list_csv(rest, config, console), class_names, split, config, console)
     if kind == "tfds" and colon:
         from kbaseline.data.tfds import listed_tfds
 
@@ -78,16 +84,18 @@ def load_labelled(
 
 def _unknown(source: str) -> str:
     try:
-        is_folder = bool(source) and Path(source).expanduser().is_dir()
+        path = Path(source).expanduser()
+        is_folder, is_table = bool(source) and path.is_dir(), path.is_file() and path.suffix.lower() in TABLES
     except (OSError, RuntimeError):
-        is_folder = False
-    if is_folder:
-        return f"data.source {source!r}: is a folder, and a folder needs its prefix; write folder:{source}"
+        is_folder = is_table = False
+    if is_folder or is_table:
+        thing, prefix = ("a folder", "folder") if is_folder else ("a table", "csv")
+        return f"data.source {source!r}: is {thing}, and {thing} needs its prefix; write {prefix}:{source}"
     kind, colon, rest = source.partition(":")
     if rest.startswith("//"):  # A web address.
         guess = ""
     elif colon:  # Only the prefix is corrected.
-        guess = did_you_mean(kind + colon, ("tfds:", "folder:")).replace(":'", f":{rest}'")
+        guess = did_you_mean(kind + colon, ("tfds:", "folder:", "csv:")).replace(":'", f":{rest}'")
     else:
         guess = did_you_mean(source, _EXAMPLES)
     return f"data.source {source!r}: must be {_FORMS}.{guess}"

@@ -1,6 +1,9 @@
-"""Seeded, stratified splits and subsets, as index arrays."""
+"""The names of splits; seeded, stratified splits and subsets, as index arrays."""
 
 import numpy as np
+
+SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+"""What people call a split, in lower case -> what it is called here."""
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,14 +19,11 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     Returns:
         Sorted indices kept, sorted indices held out.
     """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    held: list[np.ndarray] = []
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        count = 0 if len(members) < 2 else int(np.clip(round(fraction * len(members)), 1, len(members) - 1))
-        held.append(members[:count])
-    chosen = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    held = np.zeros(len(labels), bool)
+    for members in _classes(labels, seed):
+        if len(members) > 1:
+            held[members[: int(np.clip(round(fraction * len(members)), 1, len(members) - 1))]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -31,8 +31,8 @@ def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
     The shares are rounded by largest remainder, so the sum is exactly `size`.
     """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    classes, counts = np.unique(labels, return_counts=True)
+    classes = _classes(labels, seed)
+    counts = np.array([len(members) for members in classes])
     exact = size * counts / counts.sum()
     quota = np.floor(exact).astype(int)
     if size >= len(classes):
@@ -43,4 +43,11 @@ def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
         quota[index] += 1
     while quota.sum() > size:
         quota[np.argmax(quota)] -= 1
-    return np.sort(np.concatenate([order[labels[order] == c][:n] for c, n in zip(classes, quota, strict=True)]))
+    return np.sort(np.concatenate([members[:share] for members, share in zip(classes, quota, strict=True)]))
+
+
+def _classes(labels: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The indices of every class that there is, classes in order, each in a random one."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    counts = np.unique(labels, return_counts=True)[1]
+    return np.split(order[np.argsort(labels[order], kind="stable")], np.cumsum(counts)[:-1])
