@@ -119,10 +119,10 @@ def fit(config: Path, folder: Path) -> dict[str, float]:
 
 
 def kill(config: Path, folder: Path, phase: str, delay: float) -> float:
-    """Kills a new run `delay` seconds into a phase; the seconds since its folder was there, 0 if it was faster."""
+    """Kills a new run `delay` seconds into a phase; the seconds since its folder was there, 0 if the phase was over."""
     process = started("--config", config, "--out", folder)
-    begun = 0.0
-    for name in phases(process):
+    begun, going = 0.0, phases(process)
+    for name in going:
         begun = begun or time.perf_counter()
         if name == phase:
             break
@@ -130,9 +130,11 @@ def kill(config: Path, folder: Path, phase: str, delay: float) -> float:
         process.wait(delay)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
-        return time.perf_counter() - begun
-    return 0.0
+    killed = time.perf_counter()
+    process.wait()
+    # What it had printed by then tells whether the next phase, or the end, was faster than the signal.
+    over = any(going) or not (folder / "checkpoints").exists()
+    return 0.0 if over else killed - begun
 
 
 def resume(folder: Path) -> str:
