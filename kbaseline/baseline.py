@@ -11,6 +11,7 @@ from rich.console import Console
 from kbaseline.checkpoint import finished
 from kbaseline.config import Config, StageConfig, load_config
 from kbaseline.data import ImageData
+from kbaseline.data.duplicates import leak_warning
 from kbaseline.data.sources import load_source
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
 from kbaseline.html_report import Contents, write_report
@@ -289,6 +290,9 @@ class _Run:
             self._say(f"skipped: {line}", "yellow")
         if len(self.data.skipped) > 5:
             self._say(f"skipped: {len(self.data.skipped)} images in all; result.json names them", "yellow")
+
+        if warning := leak_warning(self.data):
+            self._say(warning, "bold yellow")
 
     def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
         rungs = climbed(result.stages, outcomes, self.seconds)

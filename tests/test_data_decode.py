@@ -29,7 +29,7 @@ def test_lossless_formats_keep_every_pixel(tmp_path, name):
     """Golden value: what was saved without loss is read bit for bit when no resize is needed."""
     options = {"lossless": True} if name.endswith("webp") else {}
     path = saved(tmp_path, Image.fromarray(quarters()), name, **options)
-    assert probe(path) == (4, 8)
+    assert probe(path)[:2] == (4, 8)
     np.testing.assert_array_equal(decode(path, 4, 8, "squish"), quarters())
 
 
@@ -52,7 +52,7 @@ def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(inverse(upright)))
     path = saved(tmp_path, stored, f"a.{suffix}", exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
-    assert probe(path) == (32, 64)
+    assert probe(path)[:2] == (32, 64)
     centres = decode(path, 32, 64, "squish")[8::16, 16::32]
     np.testing.assert_allclose(centres, upright[8::16, 16::32], atol=6)
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kbaseline.cli.judging import compare, evaluate
-from kbaseline.cli.looking import backbones, doctor, show_config
+from kbaseline.cli.looking import backbones, data, doctor, show_config
 from kbaseline.cli.training import find_lr, fit
 from kbaseline.cli.using import predict
 from kbaseline.errors import KBaselineError
@@ -54,5 +54,5 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, evaluate, compare, predict, show_config, doctor, backbones):
+for _command in (fit, find_lr, evaluate, compare, predict, data, show_config, doctor, backbones):
     main.add_command(_command)

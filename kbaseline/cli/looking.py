@@ -1,10 +1,11 @@
-"""The commands that only look: `config`, `doctor` and `backbones`."""
+"""The commands that only look: `config`, `data`, `doctor` and `backbones`."""
 
 import json
+from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import as_json, require_jax, resolve, settings
+from kbaseline.cli.options import as_json, require_jax, resolve, settings, settings_without_source
 
 
 @click.command("config")
@@ -14,6 +15,40 @@ def show_config(config: str | None, source: str | None, assignments: tuple[str, 
     from kbaseline.config import describe
 
     click.echo(describe(resolve(config, source, assignments)))
+
+
+@click.command()
+@click.argument("source")
+@settings_without_source
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for data.json and samples.png. Default: in runs/.",
+)
+@as_json
+def data(source: str, config: str | None, assignments: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Look at SOURCE (folder:PATH, csv:PATH, tfds:NAME, digits) before you train on it.
+
+    Shows images by class and split, sizes, files that cannot be read, images that stand twice or in two splits, and
+    writes a contact sheet of samples before and after augmentation.
+    """
+    chosen = resolve(config, source, assignments)
+    require_jax()
+    from rich.console import Console
+
+    from kbaseline.inspect_data import inspect_source, write_inspection
+    from kbaseline.inspect_tables import print_inspection
+    from kbaseline.run_folder import RunFolder
+
+    RunFolder.check(out)
+    found = inspect_source(chosen, Console(stderr=True))
+    written = write_inspection(found, out)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    print_inspection(found, Console())
+    click.echo(f"contact sheet: {written / 'samples.png'}")
 
 
 @click.command()

@@ -9,16 +9,19 @@ import click
 
 from kbaseline.errors import InputError
 
+_set = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
+_data = click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE.")
+_config = click.option("--config", metavar="FILE", help="A YAML file or a bundled name. Default: the article's.")
+
 
 def settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options that choose a configuration."""
-    for option in (
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."),
-        click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE."),
-        click.option("--config", metavar="FILE", help="A YAML file or a bundled name. Default: the article's."),
-    ):
-        command = option(command)
-    return command
+    return _config(_data(_set(command)))
+
+
+def settings_without_source(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command whose argument is the source."""
+    return _config(_set(command))
 
 
 out = click.option(

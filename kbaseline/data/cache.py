@@ -188,7 +188,7 @@ def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: 
 
     def size(index: int) -> tuple[int, int] | None:
         try:
-            return decode.probe(pictures.open(index))
+            return decode.probe(pictures.open(index))[:2]
         except decode.BadImageError:
             return None
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -45,8 +45,16 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def probe(file: Path | BinaryIO) -> tuple[int, int]:
-    """Height and width of an image once it is right side up, from its header alone.
+class Header(NamedTuple):
+    """What an image says of itself: its size in pixels once it is right side up, and its format as Pillow calls it."""
+
+    height: int
+    width: int
+    format: str
+
+
+def probe(file: Path | BinaryIO) -> Header:
+    """Reads an image's header alone.
 
     Raises:
         BadImageError: the header cannot be read.
@@ -55,7 +63,9 @@ def probe(file: Path | BinaryIO) -> tuple[int, int]:
         width, height = image.size
         # Pillow turns TIFFs itself, and reads a whole PNG in search of a tag behind the pixels.
         asks = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        return (width, height) if asks and _orientation(image) in _SIDEWAYS else (height, width)
+        if asks and _orientation(image) in _SIDEWAYS:
+            height, width = width, height
+        return Header(height, width, image.format or "unknown")
 
 
 def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np.ndarray:
