@@ -286,13 +286,11 @@ class _Run:
 
     def _say_data(self) -> None:
         self._say(repr(self.data))
-        for line in self.data.skipped[:5]:
-            self._say(f"skipped: {line}", "yellow")
+        lines = [f"skipped: {line}" for line in self.data.skipped[:5]]
         if len(self.data.skipped) > 5:
-            self._say(f"skipped: {len(self.data.skipped)} images in all; result.json names them", "yellow")
-
-        if warning := leak_warning(self.data):
-            self._say(warning, "bold yellow")
+            lines.append(f"skipped: {len(self.data.skipped)} images in all; result.json names them")
+        for line in filter(None, [*lines, leak_warning(self.data)]):
+            self._say(line, "yellow")
 
     def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
         rungs = climbed(result.stages, outcomes, self.seconds)
