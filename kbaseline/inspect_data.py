@@ -88,7 +88,10 @@ class Inspection:
 
     def remarks(self) -> list[str]:
         """What is worth knowing, without being wrong."""
-        lines = [f"{count:,} {split} images stand in {split} more than once." for split, count in self.repeats.items()]
+        lines = [
+            f"Repeats: {count:,} of {len(self.data.splits[split]):,} {split} images are there already, pixel for pixel."
+            for split, count in self.repeats.items()
+        ]
         train = {name: row["train"] for name, row in self.counts.items() if row["train"]}
         rare, common = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
         if train[common] >= IMBALANCE * train[rare] and self.config.data.class_weights == "none":
