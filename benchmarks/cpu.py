@@ -4,6 +4,10 @@ python benchmarks/cpu.py                     # both tables, in Markdown
 python benchmarks/cpu.py --batch 32 --size 128 --rounds 5
 """
 
+import kbaseline  # noqa: F401 - first: it chooses Keras' backend
+
+# isort: split
+
 import statistics
 import time
 from collections.abc import Callable

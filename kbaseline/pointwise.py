@@ -1,7 +1,7 @@
 """On a CPU, the kernel gradient of 1x1 convolutions as one matrix product: same network, same numbers, faster.
 
-XLA's CPU backend computes that gradient as a convolution, at 5-25 GFLOP/s where the product runs at 20-280 (measured
-by benchmarks/cpu.py). Its forward pass and its input gradient are good and stay, and so do other kernel sizes, whose
+XLA's CPU backend computes that gradient as a convolution, several times slower than the product (benchmarks/cpu.py
+measures both side by side). Its forward pass and its input gradient are good and stay, and so do other kernel sizes, whose
 gradient gains nothing as products.
 """
 
