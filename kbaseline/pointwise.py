@@ -1,8 +1,8 @@
 """On a CPU, the kernel gradient of 1x1 convolutions as one matrix product: same network, same numbers, faster.
 
 XLA's CPU backend computes that gradient as a convolution, several times slower than the product (benchmarks/cpu.py
-measures both side by side). Its forward pass and its input gradient are good and stay, and so do other kernel sizes, whose
-gradient gains nothing as products.
+measures both side by side). Its forward pass and its input gradient are good and stay, and so do other kernel sizes,
+whose gradient gains nothing as products.
 """
 
 from functools import partial
