@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from kbaseline.config import Config
@@ -25,6 +26,10 @@ IMBALANCE = 3.0
 """Training images of the commonest class for one of the rarest, from which on a remark is made; a convention."""
 
 
+_SAME_FORMAT = {"MPO": "JPEG"}
+"""Pillow's name for what a name need not tell: a telephone writes several pictures into one .jpg."""
+
+
 @dataclass(frozen=True, eq=False)
 class Inspection:
     """What was found in a source.
@@ -32,13 +37,13 @@ class Inspection:
     Attributes:
         config: the configuration the images were loaded with.
         data: the images, split as a run would split them.
-        headers: what the image files say of themselves; empty where the source is not made of files.
+        headers: name -> what the image file says of itself; empty where the source is not made of files.
         duplicates: images that are the same pixel by pixel.
     """
 
     config: Config
     data: ImageData
-    headers: tuple[Header, ...]
+    headers: Mapping[str, Header]
     duplicates: Duplicates
 
     @cached_property
@@ -53,11 +58,22 @@ class Inspection:
         """Width, height (min, median and max, in pixels) and formats of the image files; None without files."""
         if not self.headers:
             return None
-        formats = Counter(header.format for header in self.headers)
+        headers = self.headers.values()
+        formats = Counter(header.format for header in headers)
         return {
-            "width": _spread(header.width for header in self.headers),
-            "height": _spread(header.height for header in self.headers),
+            "width": _spread(header.width for header in headers),
+            "height": _spread(header.height for header in headers),
             "formats": dict(formats.most_common()),
+        }
+
+    @cached_property
+    def misnamed(self) -> dict[str, str]:
+        """File -> its format, where that is another one than its name says."""
+        said = Image.registered_extensions()
+        return {
+            name: header.format
+            for name, header in self.headers.items()
+            if said.get(Path(name).suffix.lower()) not in (None, _SAME_FORMAT.get(header.format, header.format))
         }
 
     @cached_property
@@ -92,6 +108,12 @@ class Inspection:
             f"Repeats: {count:,} of {len(self.data.splits[split]):,} {split} images are there already, pixel for pixel."
             for split, count in self.repeats.items()
         ]
+        if self.misnamed:
+            name, kind = next(iter(self.misnamed.items()))
+            lines.append(
+                f"Formats: {len(self.misnamed):,} files hold another format than their name says, such as {name} "
+                f"({kind}). Look at them: some sites answer with a placeholder where a photo is gone."
+            )
         train = {name: row["train"] for name, row in self.counts.items() if row["train"]}
         rare, common = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
         if train[common] >= IMBALANCE * train[rare] and self.config.data.class_weights == "none":
@@ -121,6 +143,7 @@ class Inspection:
             "images": {name: len(split) for name, split in self.data.splits.items()},
             "classes": self.counts,
             "files": self.files,
+            "misnamed": self.misnamed,
             "skipped": list(self.data.skipped),
             "leaks": self.duplicates.leaks,
             "repeats": self.repeats,
@@ -131,7 +154,7 @@ class Inspection:
 
 
 def inspect_source(config: Config, console: Console | None = None) -> Inspection:
-    """Loads a source as a run would, and looks at it.
+    """Loads a source as a run would, and looks at it; what cannot be read is named, whatever `data.on_bad_image` says.
 
     Args:
         config: its `data` section and seed count.
@@ -140,7 +163,8 @@ def inspect_source(config: Config, console: Console | None = None) -> Inspection
     Raises:
         DataError, DownloadError, RunError: as `load_source`.
     """
-    data = load_source(config.data, config.seed, console)
+    lenient = config.data.model_copy(update={"on_bad_image": "skip"})
+    data = load_source(lenient, config.seed, console)
     return Inspection(config, data, _headers(data, console), find_duplicates(data))
 
 
@@ -165,16 +189,18 @@ def write_inspection(found: Inspection, out: Path | None) -> Path:
     return folder.path
 
 
-def _headers(data: ImageData, console: Console | None) -> tuple[Header, ...]:
-    """The headers of all image files that were decoded."""
+def _headers(data: ImageData, console: Console | None) -> dict[str, Header]:
+    """The headers of all image files that were decoded, by name."""
     origins = [split.origin for split in data.splits.values() if split.origin is not None]
-    files = [o.pictures.open(n) for o in origins if isinstance(o.pictures, FilePictures) for n in o.numbers.tolist()]
-    found: list[Header] = []
+    files = [(o.pictures, n) for o in origins if isinstance(o.pictures, FilePictures) for n in o.numbers.tolist()]
+    found: dict[str, Header] = {}
     with quiet(), Bar(console, "Reading headers", len(files)) as bar, ThreadPoolExecutor(8) as pool:
-        for header in pool.map(_header, files):
-            found += [header] if header else []
+        headers = pool.map(lambda place: _header(place[0].open(place[1])), files)
+        for (pictures, number), header in zip(files, headers, strict=True):
+            if header is not None:
+                found[pictures.name(number)] = header
             bar.advance()
-    return tuple(found)
+    return found
 
 
 def _header(file: Path) -> Header | None:

@@ -1,10 +1,12 @@
 """One file of any kind becomes right-side-up RGB of the wanted size, or a reason why not."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from kbaseline.data.decode import BadImageError, decode, probe, quiet
 
@@ -85,10 +87,67 @@ def test_sixteen_bit_grey_is_scaled(tmp_path):
         np.testing.assert_array_equal(rows[0], [[0] * 3, [100] * 3, [255] * 3])
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height, depth, colour, pixels):
+    """A PNG as Pillow does not write it: of any size, depth and colour type."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def tiff16(width, height, pixels):
+    """A little-endian TIFF of 16-bit RGB."""
+    tags = {256: width, 257: height, 258: 134, 259: 1, 262: 2, 273: 140, 277: 3, 278: height, 279: len(pixels)}
+    entries = [
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 3 if tag == 258 else 1, value)
+        for tag, value in tags.items()
+    ]
+    directory = struct.pack("<H", len(tags)) + b"".join(entries) + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8) + directory.ljust(126, b"\0") + struct.pack("<HHH", 16, 16, 16) + pixels
+
+
+@pytest.mark.parametrize("kind", ["png", "png alpha", "tif"])
+def test_sixteen_bit_colour_keeps_the_high_byte(tmp_path, kind):
+    """Golden: 16-bit RGB comes out as its high bytes; a transparent 16-bit pixel is white."""
+    values = np.array([[65535, 0, 32896], [0, 65535, 257]])
+    expected = [(255, 0, 128), (0, 255, 1)]
+    if kind == "png":
+        content = png(2, 1, 16, 2, b"\0" + values.astype(">u2").tobytes())
+    elif kind == "tif":
+        content = tiff16(2, 1, values.astype("<u2").tobytes())
+    else:
+        alpha = np.array([[65535], [0]])
+        content = png(2, 1, 16, 6, b"\0" + np.hstack([values, alpha]).astype(">u2").tobytes())
+        expected[1] = WHITE
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    assert [tuple(pixel) for pixel in decode(path, 1, 2, "squish")[0]] == expected
+
+
+def test_float_grey_is_0_to_255(tmp_path):
+    """Golden: float grey is taken as 0-255; 0-1, which would come out black, is refused."""
+    assert (decode(saved(tmp_path, Image.new("F", (4, 4), 200.0), "a.tif"), 4, 4, "crop") == 200).all()
+    for value, reason in ((0.7, "got 0-1"), (256.0, "got 256"), (-1.0, "got -1")):
+        with pytest.raises(BadImageError, match=f"grey values must lie in 0-255; {reason}"):
+            decode(saved(tmp_path, Image.new("F", (4, 4), value), "b.tif"), 4, 4, "crop")
+
+
+def test_the_content_decides_not_the_name(tmp_path):
+    """Golden: a GIF called .jpg, as sites give for a photo that is gone, is read as the GIF it is, and says so."""
+    path = tmp_path / "gone.jpg"
+    Image.fromarray(quarters()).save(path, "GIF")
+    assert probe(path) == (4, 8, "GIF")
+    np.testing.assert_array_equal(decode(path, 4, 8, "squish"), quarters())
+
+
 def test_cmyk_and_grey_become_rgb(tmp_path):
     """Other colour models are converted, not read as RGB."""
     ink = saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "a.jpg", quality=100)
     np.testing.assert_allclose(decode(ink, 8, 8, "squish")[4, 4], (0, 255, 255), atol=6)
+    raw = saved(tmp_path, Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "a.tif")
+    np.testing.assert_array_equal(decode(raw, 8, 8, "squish")[4, 4], (0, 255, 255))
     grey = saved(tmp_path, Image.new("L", (8, 8), 77), "b.png")
     np.testing.assert_array_equal(decode(grey, 8, 8, "squish")[4, 4], (77, 77, 77))
 
@@ -155,6 +214,53 @@ def test_bad_images_have_a_reason(tmp_path, monkeypatch, content, reason):
         decode(path, 8, 8, "crop")
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_bad(kind, share):
+    """Invariant: of no format the rest of a file that was cut passes for the image."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, kind)
+    content = file.getvalue()
+    with quiet(), pytest.raises(BadImageError):
+        decode(io.BytesIO(content[: int(share * len(content))]), 8, 8, "crop")
+
+
+def bomb(kind):
+    """A file of a few hundred bytes that says it holds 40,000 x 40,000 pixels."""
+    side = struct.pack("<HH", 40_000, 40_000)
+    if kind == "png":
+        return png(40_000, 40_000, 8, 2, b"")
+    if kind == "tif":
+        return tiff16(40_000, 40_000, b"\0" * 64)
+    if kind == "gif":
+        return b"GIF89a" + side + b"\x80\0\0" + bytes(6) + b",\0\0\0\0" + side + b"\0\2\2L\1\0;"
+    if kind == "bmp":
+        info = struct.pack("<IiiHHIIiiII", 40, 40_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)
+        return b"BM" + struct.pack("<IHHI", 154, 0, 0, 54) + info + bytes(100)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    content = bytearray(file.getvalue())
+    at = content.index(b"\xff\xc0") + 5
+    content[at : at + 4] = struct.pack(">HH", 40_000, 40_000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "bmp", "tif"])
+def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch, kind):
+    """Invariant: 40,000 x 40,000 pixels are refused before room for them is asked for."""
+
+    def never(*_):
+        raise AssertionError("pixels were read")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", never)
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", never)
+    path = tmp_path / f"bomb.{kind}"
+    path.write_bytes(bomb(kind))
+    for read in (probe, lambda file: decode(file, 8, 8, "crop")):
+        with pytest.raises(BadImageError, match="Pillow's limit against decompression bombs"):
+            read(path)
 
 
 def test_missing_file_has_a_reason(tmp_path):

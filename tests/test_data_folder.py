@@ -119,6 +119,58 @@ def test_a_loop_of_links_ends(tmp_path):
     assert sorted(greys(data.train) + greys(data.valid)) == [0, 1, 77, 100, 101]
 
 
+def test_a_link_to_itself_is_a_bad_image(tmp_path):
+    """A file that is a link to itself is named and left out; a class folder that is one is no class."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "self.png").symlink_to(root / "cat" / "self.png")
+    (root / "emu").symlink_to(root / "emu")
+    data = load(root)
+    assert data.class_names == ("cat", "dog")
+    (line,) = data.skipped
+    assert line.startswith("cat/self.png: ")
+    assert "symbolic link" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["фото кошки", "猫", "e\u0301", "a" * 240, "with\nline", "esc\x1b[31m", os.fsdecode(b"\xff")]
+)
+def test_names_of_any_kind(tmp_path, name):
+    """Any name the file system takes can be a class and an image, and a message about it is one printable line."""
+    root = flat(tmp_path / "photos", classes=("cat", name))
+    (root / name / f"{name}.png").write_bytes(b"")
+    data = load(root)
+    assert set(data.class_names) == {"cat", name}
+    assert len(data.train) + len(data.valid) == 20
+    (line,) = data.skipped
+    assert line.isprintable()
+    assert line.encode()
+
+
+def test_nothing_is_written_beside_the_photos(tmp_path):
+    """A folder that may only be read is enough: after loading, it holds what it held, to the nanosecond."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "bad.jpg").write_bytes(b"")
+    state = {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
+    load(root)
+    assert {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))} == state
+
+
+def test_a_folder_without_rights_is_named(tmp_path, monkeypatch):
+    """A class folder that may not be listed ends the run: its images would be missing without a word."""
+    root, genuine = flat(tmp_path / "photos"), os.scandir
+
+    def guarded(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(
+        DataError, match=r"folder '.*photos/dog': cannot be listed \(Permission denied\); check its rights"
+    ):
+        load(root)
+
+
 def test_common_small_size_keeps_source_pixels(tmp_path):
     """Images of one size up to twice the network's come unresized; the model does the one resample."""
     data = load(flat(tmp_path / "photos", size=(16, 16)))
@@ -199,12 +251,14 @@ def test_bad_files_are_named_and_left_out(tmp_path):
     (root / "cat" / "empty.jpg").write_bytes(b"")
     (root / "dog" / "text.jpg").write_text("I am text")
     (root / "dog" / "link.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "dog" / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     good = (root / "dog" / "000.png").read_bytes()
     (root / "dog" / "cut.png").write_bytes(good[:-30])
     data = load(root)
     assert len(data.train) + len(data.valid) == 20
     lines = sorted(data.skipped)
-    assert [line.split(":")[0] for line in lines] == ["cat/empty.jpg", "dog/cut.png", "dog/link.jpg", "dog/text.jpg"]
+    names = ["cat/empty.jpg", "dog/cut.png", "dog/link.jpg", "dog/phone.HEIC", "dog/text.jpg"]
+    assert [line.split(":")[0] for line in lines] == names
     assert all("\n" not in line and line.split(": ")[1] for line in lines)
     assert "empty" in lines[0]
 
@@ -352,7 +406,10 @@ def broken(kind, root):
     [
         ("empty", "is empty; it must hold one folder of images for each class"),
         ("no class folders", r"holds images but no class folders; put .*photos/cat"),
-        ("empty class", r"class folder '.*photos/emu': holds no images \(bmp gif jpeg jpg png tif tiff webp\)"),
+        (
+            "empty class",
+            r"class folder '.*photos/emu': holds no images \(avif bmp gif jfif jpeg jpg png tif tiff webp\)",
+        ),
         ("one class", "at least two class folders; got only 'cat'"),
         ("nested", r"got only 'inner'\. Did you mean folder:.*photos/inner\?"),
         ("mismatch", "train and valid must hold the same classes; valid lacks 'emu'; train lacks 'fox'"),

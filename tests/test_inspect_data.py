@@ -78,6 +78,22 @@ def test_bad_files_are_named(photos):
     assert "skipped: 1\n  train/cat/empty.jpg: the file is empty" in shown(found)
 
 
+def test_bad_files_are_named_whatever_a_run_would_do(photos):
+    """Golden: what `on_bad_image: error` refuses in a run is only named here."""
+    (photos / "train" / "cat" / "empty.jpg").write_bytes(b"")
+    assert len(look(photos, **{"data.on_bad_image": "error"}).data.skipped) == 1
+
+
+def test_a_placeholder_among_photos_is_remarked(photos):
+    """Golden: a GIF called .jpg, as sites give for a photo that is gone, is named; a .JPG that is one is not."""
+    Image.new("P", (24, 16)).save(photos / "train" / "dog" / "gone.jpg", "GIF")
+    photo(photos / "train" / "dog" / "fine.JPG", 99)
+    found = look(photos)
+    assert found.misnamed == found.to_dict()["misnamed"] == {"train/dog/gone.jpg": "GIF"}
+    (remark,) = found.remarks()
+    assert "1 files hold another format than their name says, such as train/dog/gone.jpg (GIF)" in remark
+
+
 def test_a_leak_is_loud(photos):
     """Golden: an image in train and valid is counted and named, whatever its file is called and how it is packed."""
     source = photos / "train" / "cat" / "03.png"

@@ -9,11 +9,14 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same file would give other pixels: decoded copies of older versions are then ignored."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""File names that are taken for images, in lower case."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
+"""Endings of the names of images, in lower case."""
+
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
+"""Endings of images that Pillow cannot read, a telephone's for instance."""
 
 Resize = Literal["crop", "squish"]
 _ORIENTATION = 0x0112
@@ -72,7 +75,7 @@ def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np
     """Reads an image and fits it to a wanted size.
 
     Every Pillow mode becomes RGB: palettes are looked up, CMYK is converted, alpha is composited on
-    white, 16-bit grey is scaled. Of an animation the first frame counts. EXIF orientation is applied.
+    white, 16 bits are scaled to 8. Of an animation the first frame counts. EXIF orientation is applied.
 
     Args:
         file: a path or an open binary file.
@@ -134,6 +137,8 @@ def _grey(image: Image.Image) -> Image.Image:
     top = 255 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(f"grey values must lie in 0-{top}; got {values.min():g} to {values.max():g}")
+    if image.mode == "F" and 0 < values.max() <= 1:
+        raise ValueError("grey values must lie in 0-255; got 0-1, which would be all but black")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8)).convert("RGB")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config import DataConfig
-from kbaseline.data.decode import SUFFIXES
+from kbaseline.data.decode import SUFFIXES, UNREADABLE_SUFFIXES
 from kbaseline.data.files import File, FilePictures
 from kbaseline.data.image_data import ImageData
 from kbaseline.data.prepare import Listing, prepare
@@ -101,7 +101,8 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
+    # What cannot be read is taken too, so that it is named rather than overlooked.
+    return Path(name).suffix.lower() in SUFFIXES | UNREADABLE_SUFFIXES
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

@@ -24,7 +24,7 @@ class Labelled:
         images: uint8 0-255, `(number, height, width, 3)`.
         labels: int32 `(number,)`, an index into the network's class names.
         split: the split they are, `train`, `valid`, `test` or `all`.
-        skipped: one line for each unreadable image that was left out.
+        skipped: one line for each image that was left out, for it is unreadable or its row is.
     """
 
     images: np.ndarray

@@ -94,7 +94,7 @@ def read_table(file: Path, noun: str, config: DataConfig) -> Table:
 
 def _delimiter(text: str) -> str:
     """Of comma, semicolon and tab the one that cuts the first line into most columns."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
 
     def columns(delimiter: str) -> int:
         try:
