@@ -91,7 +91,7 @@ def test_a_placeholder_among_photos_is_remarked(photos):
     found = look(photos)
     assert found.misnamed == found.to_dict()["misnamed"] == {"train/dog/gone.jpg": "GIF"}
     (remark,) = found.remarks()
-    assert "1 files hold another format than their name says, such as train/dog/gone.jpg (GIF)" in remark
+    assert "1 of 16 files hold another format than their name says: train/dog/gone.jpg (GIF)" in remark
 
 
 def test_a_leak_is_loud(photos):
