@@ -5,12 +5,11 @@ from matplotlib.figure import Figure
 
 from kbaseline.config import TransformsConfig
 from kbaseline.data import ImageData
-from kbaseline.data.splits import stratified_sample
 from kbaseline.report import GREY, INK
 from kbaseline.transforms import RandomTransforms
 
-ROWS = 8
-"""Most images on a sheet; where there are at most so many classes, each is on it."""
+ROWS = 12
+"""Most images on a sheet, shared evenly among the classes; of more classes these many, evenly spaced, are on it."""
 
 VIEWS = 5
 """Augmented views of each image."""
@@ -31,14 +30,16 @@ def sheet_images(data: ImageData, transforms: TransformsConfig, seed: int) -> tu
         Labels int32 `(images,)`; the images resized alone, as validation sees them, uint8 0-255
         `(images, size, size, 3)`; and augmented, uint8 0-255 `(images, VIEWS, size, size, 3)`.
     """
-    chosen = stratified_sample(data.train.labels, min(ROWS, len(data.train)), seed)
+    rng, present = np.random.default_rng(seed), np.unique(data.train.labels)
+    classes = present[np.linspace(0, len(present) - 1, min(ROWS, len(present))).round().astype(int)]
+    members = [np.flatnonzero(data.train.labels == label) for label in classes]
+    chosen = np.concatenate([rng.permutation(rows)[: ROWS // len(classes)] for rows in members])
     labels = data.train.labels[chosen]
-    order = np.argsort(labels, kind="stable")
-    images = np.asarray(data.train.images[chosen[order]])
+    images = np.asarray(data.train.images[chosen])
     layer = RandomTransforms(data.size, **transforms.model_dump(), seed=seed)
     plain = _pixels(layer(images, training=False))
     augmented = _pixels(layer(np.repeat(images, VIEWS, axis=0), training=True))
-    return labels[order], plain, augmented.reshape(len(images), VIEWS, *augmented.shape[1:])
+    return labels, plain, augmented.reshape(len(images), VIEWS, *augmented.shape[1:])
 
 
 def plot_contact_sheet(data: ImageData, transforms: TransformsConfig, seed: int) -> Figure:

@@ -111,8 +111,8 @@ class Inspection:
         if self.misnamed:
             name, kind = next(iter(self.misnamed.items()))
             lines.append(
-                f"Formats: {len(self.misnamed):,} of {len(self.headers):,} files hold another format than their name says: {name} "
-                f"({kind}), ... Look at them: some sites answer with a placeholder where a photo is gone."
+                f"Formats: {len(self.misnamed):,} of {len(self.headers):,} files hold another format than their name "
+                f"says: {name} ({kind}), ... Some sites answer with a placeholder where a photo is gone."
             )
         train = {name: row["train"] for name, row in self.counts.items() if row["train"]}
         rare, common = min(train, key=train.__getitem__), max(train, key=train.__getitem__)

@@ -169,6 +169,16 @@ def test_the_sheet_shows_what_the_network_sees(photos):
     np.testing.assert_array_equal(*np.broadcast_arrays(sheet_images(data, off, 1)[2], plain[:, None]))
 
 
+@pytest.mark.parametrize(("classes", "shown"), [(2, [0, 1]), (10, [*range(10)]), (23, [*range(0, 23, 2)])])
+def test_every_class_is_on_the_sheet(classes, shown):
+    """Golden: each class has its share, however rare; of more classes than rows, evenly spaced ones are shown."""
+    labels = np.concatenate([np.arange(classes), np.zeros(50, int)])
+    data = ImageData.from_arrays((np.zeros((len(labels), 8, 8, 3), np.uint8), labels))
+    found, *_ = sheet_images(data, TransformsConfig(), 0)
+    assert np.unique(found).tolist() == shown
+    assert len(found) <= 12
+
+
 def test_the_sheet_has_a_picture_for_every_view(photos):
     """Golden: a row an image, each named by its class, with one plain and five augmented pictures."""
     figure = plot_contact_sheet(look(photos).data, TransformsConfig(), 0)
