@@ -36,10 +36,13 @@ def rotation(degrees: Any) -> Any:
     return _matrix([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]], ops.shape(cos)[0])
 
 
-def for_aspect(rotations: Any, height: int, width: int) -> Any:
-    """Rotations that keep angles on images of `height` x `width` pixels, whose coordinates are both -1..1."""
+def for_aspect(affines: Any, height: int, width: int) -> Any:
+    """Affine maps that keep angles on images of `height` x `width` pixels, whose coordinates are both -1..1.
+
+    fastai's `_affine_mult`: where a map mixes x and y, it does so in pixels; where it shifts, it is left alone.
+    """
     ratio = height / width
-    return rotations * ops.convert_to_tensor([[1.0, ratio, 1.0], [1 / ratio, 1.0, 1.0], [1.0, 1.0, 1.0]], "float32")
+    return affines * ops.convert_to_tensor([[1.0, ratio, 1.0], [1 / ratio, 1.0, 1.0], [1.0, 1.0, 1.0]], "float32")
 
 
 def zoom(scale: Any, row_pct: Any, col_pct: Any) -> Any:
@@ -277,11 +280,11 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         unmoved = identity(ops.shape(draws)[0])
         warps = symmetric_warp((2 * draws[:, _M0 : _M0 + 4] - 1) * self.max_warp)
         warps = ops.where((draws[:, _P_WARP] < self.p_affine)[:, None, None], warps, unmoved)
-        turns = for_aspect(rotation((2 * draws[:, _ROTATE] - 1) * self.max_rotate), height, width)
+        turns = rotation((2 * draws[:, _ROTATE] - 1) * self.max_rotate)
         turns = ops.where((draws[:, _P_ROTATE] < self.p_affine)[:, None, None], turns, unmoved)
         if self.flip_vert:
             turns = compose(dihedral(ops.floor(draws[:, _FLIP] * 8)), turns)
-        return compose(turns, zooms, warps, flips)
+        return compose(for_aspect(compose(turns, zooms), height, width), warps, flips)
 
     def random_zoom(self, draws: Any) -> Any:
         """Zooms `(batch, 3, 3)` into random places, from uniform `draws` `(batch, 13)`."""

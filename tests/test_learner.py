@@ -60,54 +60,6 @@ def test_the_articles_verbs_learn_digits(digits, tiny):
     assert [row["stage"] for row in learn.applied][:: len(learn.applied) - 1] == ["one_cycle", "one_cycle"]
 
 
-def test_recorded_rates_are_those_of_each_group(digits, tiny):
-    """The record of a slice holds one rate a layer group, geometrically spread, and the mirrored momentum (golden)."""
-    learn = learner(digits, tiny)
-    learn.unfreeze()
-    learn.fit_one_cycle(1, max_lr=slice(1e-6, 1e-4))
-    steps = 640 // 64
-    assert len(learn.applied) == steps
-    peak = learn.applied[int(0.3 * steps)]
-    assert [peak[f"lr_{i}"] for i in range(3)] == pytest.approx([1e-6, 1e-5, 1e-4], rel=1e-5)
-    assert (peak["lr"], peak["momentum"]) == pytest.approx((1e-4, 0.85), rel=1e-5)
-    assert learn.applied[0]["lr"] == pytest.approx(4e-6, rel=1e-5)
-    assert learn.applied[0]["momentum"] == pytest.approx(0.95, rel=1e-5)
-
-
-def test_frozen_body_moves_in_its_batchnorm_alone(digits, tiny):
-    """A backbone with weights starts frozen: its kernels stay bitwise, its BatchNorm and the head learn (invariant)."""
-    learn = learner(digits, tiny)
-    assert learn.frozen
-    body = learn.model.get_layer("backbone")
-    kernels = [body.get_layer(name).kernel for name in ("first_conv", "second_conv")]
-    moving = list(body.get_layer("first_bn").variables)
-    before = [keras.ops.convert_to_numpy(v).copy() for v in kernels + moving]
-    learn.fit(1, 1e-3)
-    after = [keras.ops.convert_to_numpy(v) for v in kernels + moving]
-    same = [bool((a == b).all()) for a, b in zip(before, after, strict=True)]
-    assert same == [True, True] + [False] * len(moving)
-
-
-def test_optimizer_state_lives_from_fit_to_fit_and_dies_with_unfreeze(digits, tiny):
-    """As in fastai, moments and step count go on after `fit` and start afresh after `unfreeze` (invariant)."""
-    learn = learner(digits, tiny)
-    learn.fit(1, 1e-3)
-    learn.fit_one_cycle(1, 1e-3)
-    assert int(learn.model.optimizer.iterations) == 20
-    learn.unfreeze()
-    learn.fit_one_cycle(1, 1e-3)
-    assert int(learn.model.optimizer.iterations) == 10
-
-
-def test_a_plain_fit_after_one_cycle_keeps_its_last_momentum(digits, tiny):
-    """fastai runs a later `fit` at the cycle's end momentum, 0.95 (golden)."""
-    learn = learner(digits, tiny)
-    learn.fit_one_cycle(1, 1e-3)
-    learn.fit(1, 1e-3)
-    assert learn.applied[-1]["momentum"] == pytest.approx(0.95)
-    assert learn.applied[-1]["lr"] == pytest.approx(1e-3)
-
-
 def test_lr_find_writes_its_curve_and_leaves_the_rates(digits, tiny, tmp_path: Path):
     """`lr_find(folder)` writes CSV and PNG; the model keeps its own optimizer, not the sweep's (invariant)."""
     learn = learner(digits, tiny)
@@ -118,6 +70,27 @@ def test_lr_find_writes_its_curve_and_leaves_the_rates(digits, tiny, tmp_path: P
     optimizer = learn.model.optimizer
     learn.lr_find()
     assert learn.model.optimizer is optimizer
+
+
+def test_only_a_backbone_with_weights_starts_frozen(digits, tiny):
+    """As in fastai, random weights are trained at once (golden)."""
+    assert learner(digits, tiny).frozen
+    assert not Learner(digits, tiny, "none", console=QUIET).frozen
+
+
+def test_tta_mixes_as_the_article_does(digits, tiny, monkeypatch):
+    """Eight views at scale 1.35; 0.4 of the plain prediction and 0.6 of their mean (golden)."""
+    asked = []
+
+    def predict(model, images, *settings, **_):
+        asked.append(settings)
+        return (np.tile(row, (len(images), 1)).astype("float32") for row in np.eye(10)[:2])
+
+    monkeypatch.setattr("kbaseline.learner.tta_predict", predict)
+    result = learner(digits, tiny).tta()
+    np.testing.assert_allclose(result.probabilities, np.tile([0.4, 0.6] + [0] * 8, (len(digits.valid), 1)), rtol=1e-6)
+    assert asked == [(8, None, 1.35, False)]  # digits are not mirrored
+    assert result.plain_probabilities[:, 0].all()
 
 
 def test_augmented_views_of_digits_are_not_mirrored(digits, tiny):

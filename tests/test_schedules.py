@@ -10,7 +10,10 @@ from kbaseline.errors import InputError
 from kbaseline.schedules import CosineCycle, ExponentialSweep, OneCycle
 
 TEN = [4e-5, 2.8e-4, 7.6e-4, 1e-3, 9.5048e-4, 8.1175e-4, 6.1126e-4, 3.8874e-4, 1.8826e-4, 4.9519e-5]
-"""fastai-parity.md, section 6: n = 10, max 1e-3."""
+"""fastai's rates at n = 10, max 1e-3."""
+
+TEN_MOMENTA = [0.95, 0.925, 0.875, 0.85, 0.8549516, 0.8688255, 0.8888740, 0.9111260, 0.9311745, 0.9450484]
+"""Its momentum: 0.9 + 0.05 cos(πp) for three steps, then 0.9 - 0.05 cos(πp) for seven."""
 
 
 def fastai_cycle(start: float, peak: float, end: float, n: int, pct: float = 0.3) -> np.ndarray:
@@ -42,18 +45,34 @@ def values(schedule: CosineCycle | ExponentialSweep, steps: range) -> np.ndarray
 
 
 def test_one_cycle_golden_ten_steps() -> None:
-    """Golden: the ten rates of a ten-step cycle are fastai's."""
-    np.testing.assert_allclose(values(OneCycle(1e-3, 10), range(10)), TEN, rtol=2e-5)
+    """Golden: the ten rates and momenta of a ten-step cycle are fastai's."""
+    schedule = OneCycle(1e-3, 10)
+    np.testing.assert_allclose(values(schedule, range(10)), TEN, rtol=2e-5)
+    np.testing.assert_allclose(values(schedule.momentum(), range(10)), TEN_MOMENTA, rtol=1e-6)
 
 
 def test_one_cycle_golden_cifar() -> None:
-    """Golden: three epochs of CIFAR-10 at batch 64 start, climb, peak and end where fastai's do."""
+    """Golden: three epochs of CIFAR-10 at batch 64 start, climb, peak and end where fastai's do; momentum mirrors."""
     schedule = OneCycle(1e-3, 3 * 781)
     assert schedule.total_steps == 2343
     assert schedule.peak_step == 702
     expected = {0: 4e-5, 351: 5.2e-4, 702: 1e-3, 2342: 4.916e-9}
     for step, rate in expected.items():
         assert float(schedule(step)) == pytest.approx(rate, rel=2e-4)
+    for step, momentum in {0: 0.95, 351: 0.9, 702: 0.85, 2342: 0.95}.items():
+        assert float(schedule.momentum()(step)) == pytest.approx(momentum, abs=1e-6)
+
+
+def test_annealing_golden() -> None:
+    """Golden: the values of fastai v2's own notebook: SchedCos(0, 2), SchedExp(1, 2), combined_cos(.25, .5, 1, 0)."""
+    cosine = CosineCycle(9.0, 0.0, 2.0, 5, pct_start=0.2)  # falls, here rises, over the four steps from its peak
+    assert [float(cosine(step)) for step in range(1, 6)] == pytest.approx([0, 0.29289, 1, 1.70711, 2], abs=1e-5)
+    combined = CosineCycle(0.5, 1.0, 0.0, 100, pct_start=0.25)
+    assert [float(combined(step)) for step in (0, 10, 25, 50, 100)] == pytest.approx(
+        [0.5, 0.67275, 1, 0.75, 0], abs=1e-5
+    )
+    exponential = ExponentialSweep(1.0, 2.0, 4)
+    assert [float(exponential(step)) for step in range(4)] == pytest.approx([1, 1.18921, 1.41421, 1.68179], abs=1e-5)
 
 
 @pytest.mark.parametrize("n", [3, 4, 7, 10, 33, 100])

@@ -5,71 +5,10 @@ import math
 import keras
 import numpy as np
 import pytest
+from slow_geometry import align_corners, for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
 
 from kbaseline import transforms as T
 from kbaseline.errors import InputError
-
-# --- an independent reference, in float64, pixel by pixel -------------------------------------------------------------
-
-
-def reflect(position: float, count: int) -> float:
-    """Mirrors about the centres of the edge pixels until inside, one bounce at a time."""
-    if count == 1:
-        return 0.0
-    while not 0 <= position <= count - 1:
-        position = -position if position < 0 else 2 * (count - 1) - position
-    return position
-
-
-def centre(index: int, count: int) -> float:
-    """-1 and 1 at the centres of the first and last pixel."""
-    return 2 * index / (count - 1) - 1 if count > 1 else 0.0
-
-
-def slow_resample(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, align-corners, reflecting, for one image `(height, width, channels)`."""
-    image = image.astype(np.float64)
-    rows, columns, channels = image.shape
-    out = np.zeros((height, width, channels))
-    for i in range(height):
-        for j in range(width):
-            v = matrix @ np.array(
-                [2 * j / max(width - 1, 1) - (width > 1), 2 * i / max(height - 1, 1) - (height > 1), 1.0]
-            )
-            x = reflect((v[0] / v[2] + 1) / 2 * (columns - 1), columns)
-            y = reflect((v[1] / v[2] + 1) / 2 * (rows - 1), rows)
-            x0, y0 = min(int(x), max(columns - 2, 0)), min(int(y), max(rows - 2, 0))
-            for row, share_y in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
-                for column, share_x in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
-                    out[i, j] += share_y * share_x * image[min(row, rows - 1), min(column, columns - 1)]
-    return out
-
-
-def rotate_matrix(degrees: float, height: int = 1, width: int = 1) -> np.ndarray:
-    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return np.array([[c, -s * height / width, 0], [s * width / height, c, 0], [0, 0, 1]])
-
-
-def zoom_matrix(scale: float, row: float, column: float) -> np.ndarray:
-    z = 1 / scale
-    return np.array([[z, 0, (1 - z) * (2 * column - 1)], [0, z, (1 - z) * (2 * row - 1)], [0, 0, 1]])
-
-
-def solved_homography(targets: list[tuple[float, float]]) -> np.ndarray:
-    """The homography that sends `targets` to the image's corners, by fastai's eight equations."""
-    corners = [(-1, -1), (-1, 1), (1, -1), (1, 1)]
-    left, right = [], []
-    for (tx, ty), (ox, oy) in zip(targets, corners, strict=True):
-        left += [[tx, ty, 1, 0, 0, 0, -ox * tx, -ox * ty], [0, 0, 0, tx, ty, 1, -oy * tx, -oy * ty]]
-        right += [ox, oy]
-    return np.append(np.linalg.solve(np.array(left, float), np.array(right, float)), 1).reshape(3, 3)
-
-
-def warp_matrix(m: np.ndarray) -> np.ndarray:
-    """fastai's `_symmetric_warp`."""
-    return solved_homography(
-        [(-1 - m[3], -1 - m[1]), (-1 - m[2], 1 + m[1]), (1 + m[3], -1 - m[0]), (1 + m[2], 1 + m[0])]
-    )
 
 
 def as_numpy(tensor: object) -> np.ndarray:
@@ -159,16 +98,94 @@ def test_reflection_golden() -> None:
     np.testing.assert_allclose(out[:9], [0, 10, 20, 30, 40, 30, 20, 10, 0], atol=1e-4)
 
 
-def test_one_pixel_of_padding_golden() -> None:
-    """Golden: with one pixel of padding (3, 4) shows at (4, 5) and, mirrored, nowhere at column 6 but (3, 3) does."""
+def padded(row: int, column: int) -> list[tuple[int, int]]:
+    """Where the bright pixel of a 5x5 image shows once one pixel is padded on every side, (row, column)."""
     image = np.zeros((1, 5, 5, 1), "float32")
-    image[0, 3, 3] = 255
-    padded = np.diag([1.5, 1.5, 1.0])[None].astype("float32")
-    out = as_numpy(T.resample(image, padded, 7, 7))[0, :, :, 0]
-    # fastai's (3, 4) -> (6, 5) in (x, y) and its mirror twin: what stands one from the edge shows one beyond it.
-    expected = np.pad(image[0, :, :, 0], 1, mode="reflect")
-    np.testing.assert_allclose(out, expected, atol=1e-3)
-    assert {tuple(place) for place in np.argwhere(out > 200).tolist()} == {(4, 4), (4, 6), (6, 4), (6, 6)}
+    image[0, row, column] = 255
+    out = as_numpy(T.resample(image, np.diag([1.5, 1.5, 1.0])[None].astype("float32"), 7, 7))[0, :, :, 0]
+    np.testing.assert_allclose(out, np.pad(image[0, :, :, 0], 1, mode="reflect"), atol=1e-3)
+    return [(int(i), int(j)) for i, j in np.argwhere(out > 200)]
+
+
+def test_one_pixel_of_padding_golden() -> None:
+    """Golden: fastai's pixel (3, 4), reflection-padded by one, shows at (4, 5) and (6, 5); np.pad says the same.
+
+    With zeros (6, 5) would be dark, and with the border repeated (4, 6) bright.
+    """
+    assert padded(3, 4) == [(4, 5), (6, 5)]
+    assert padded(3, 3) == [(4, 4), (4, 6), (6, 4), (6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("row_pct", "col_pct", "place"),
+    [(0, 0, (3, 3)), (0, 0.99, (3, 2)), (0.5, 0.5, (2, 2)), (0.99, 0, (2, 3)), (0.99, 0.99, (2, 2))],
+)
+def test_crop_golden(row_pct: float, col_pct: float, place: tuple[int, int]) -> None:
+    """Golden: fastai's pixel (3, 3) in the five crops of 4x4, which a zoom by 4/3 into that place shows."""
+    # A crop begins at int((5 - 4 + 1) * pct), a whole pixel: 0 or 1, the first place or the last.
+    zoom = T.zoom(one(4 / 3), one(int(2 * row_pct)), one(int(2 * col_pct)))
+    assert moved(3, 3, zoom, 4) == place
+
+
+@pytest.mark.parametrize(("across", "down", "place"), [(0.5, 1.0, (3, 4)), (1.0, 0.5, (4, 3))])
+def test_squish_golden(across: float, down: float, place: tuple[int, int]) -> None:
+    """Golden: fastai's pixel (3, 3) goes to (3, 4) under squish 0.5 and to (4, 3) under squish 2."""
+    assert moved(3, 3, np.diag([across, down, 1.0])[None].astype("float32")) == place
+
+
+def only(image: np.ndarray) -> list[list[int]]:
+    """The places (row, column) of a 5x5 image that are lit; every other must be dark."""
+    assert ((image < 1e-3) | (image > 255 - 1e-3)).all(), image
+    return np.argwhere(image > 200).tolist()
+
+
+def lit(places: list[list[int]]) -> np.ndarray:
+    image = np.zeros((1, 5, 5, 1), "float32")
+    for row, column in places:
+        image[0, row, column] = 255
+    return image
+
+
+CORNERS = [(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)]
+
+PERSPECTIVE = [
+    (0, 0, 0.5, [0, 0], [0, 1]),
+    (0, 1, 0.5, [0, 0], [1, 0]),
+    (1, 0, 0.5, [4, 0], [4, 1]),
+    (1, 1, -0.5, [4, 0], [3, 0]),
+    (2, 0, -0.5, [0, 4], [0, 3]),
+    (2, 1, 0.5, [0, 4], [1, 4]),
+    (3, 0, -0.5, [4, 4], [4, 3]),
+    (3, 1, -0.5, [4, 4], [3, 4]),
+]
+"""fastai's `test_all_warps`: corner, its coordinate (x or y) that moves, by how much; a pixel, where it goes."""
+
+
+@pytest.mark.parametrize(("corner", "axis", "by", "lamp", "place"), PERSPECTIVE)
+def test_perspective_golden(corner: int, axis: int, by: float, lamp: list[int], place: list[int]) -> None:
+    """Golden: fastai's eight perspective warps, its skews too: each moves the one pixel, and no other is lit."""
+    targets = [list(point) for point in CORNERS]
+    targets[corner][axis] += by
+    matrix = T.perspective([(one(x), one(y)) for x, y in targets])
+    assert only(as_numpy(T.resample(lit([lamp]), matrix, 5, 5))[0, :, :, 0]) == [place]
+
+
+TILTS = [
+    ([[0, 4], [4, 4]], [[1, 4], [3, 4]]),
+    ([[0, 0], [4, 0]], [[1, 0], [3, 0]]),
+    ([[4, 0], [4, 4]], [[4, 1], [4, 3]]),
+    ([[0, 0], [0, 4]], [[0, 1], [0, 3]]),
+]
+"""fastai's `test_all_warps`: the pixels that tilt k, magnitude -0.5, moves, and where they go."""
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_symmetric_warp_golden(k: int) -> None:
+    """Golden: magnitude k of the symmetric warp alone is fastai's tilt k, two corner pixels and no other lit."""
+    before, after = TILTS[k]
+    magnitudes = np.zeros((1, 4), "float32")
+    magnitudes[0, k] = -0.5
+    assert only(as_numpy(T.resample(lit(before), T.symmetric_warp(magnitudes), 5, 5))[0, :, :, 0]) == after
 
 
 WARPS = [tuple(0.5 * sign if i == place else 0 for i in range(4)) for place in range(4) for sign in (1, -1)]
@@ -186,14 +203,6 @@ def test_perspective_warps(m: tuple[float, ...]) -> None:
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
-
-
-def align_corners(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Separable bilinear interpolation with `np.interp`, float64."""
-    rows, columns = image.shape[:2]
-    y, x = np.linspace(0, rows - 1, height), np.linspace(0, columns - 1, width)
-    tall = np.apply_along_axis(lambda line: np.interp(y, np.arange(rows), line), 0, image.astype(np.float64))
-    return np.apply_along_axis(lambda line: np.interp(x, np.arange(columns), line), 1, tall)
 
 
 @pytest.mark.parametrize(
@@ -246,15 +255,20 @@ def test_one_resample_is_the_composed_homography(
     m = np.array([[0.2, -0.1, 0.05, -0.2], [-0.15, 0.2, 0.1, 0.1], [0.3, 0.3, -0.3, 0.0]])
     mirror = np.array([True, False, True])
     ours = T.compose(
-        T.for_aspect(T.rotation(degrees.astype("float32")), *source),
-        T.zoom(scale.astype("float32"), row.astype("float32"), column.astype("float32")),
+        T.for_aspect(
+            T.compose(
+                T.rotation(degrees.astype("float32")),
+                T.zoom(scale.astype("float32"), row.astype("float32"), column.astype("float32")),
+            ),
+            *source,
+        ),
         T.symmetric_warp(m.astype("float32")),
         T.flip(mirror),
     )
     out = as_numpy(T.resample(images, ours, *target))
     for i in range(3):
-        matrix = rotate_matrix(degrees[i], *source) @ zoom_matrix(scale[i], row[i], column[i]) @ warp_matrix(m[i])
-        matrix = matrix @ np.diag([-1.0 if mirror[i] else 1.0, 1, 1])
+        affine = for_aspect(rotate_matrix(degrees[i]) @ zoom_matrix(scale[i], row[i], column[i]), *source)
+        matrix = affine @ warp_matrix(m[i]) @ np.diag([-1.0 if mirror[i] else 1.0, 1, 1])
         np.testing.assert_allclose(out[i], slow_resample(images[i], matrix, *target), atol=0.02)
 
 
@@ -454,20 +468,44 @@ def seeded(seed: int) -> T.RandomTransforms:
     return T.RandomTransforms(16, seed=seed)
 
 
+def drawn_matrices(row: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """From an image's row of uniform numbers: rotation and zoom, warp, mirror, as fastai v1 composes them."""
+    _, turn, zoom, y, x, flip, p_warp, p_turn, p_zoom, *m = row
+    affine = rotate_matrix((2 * turn - 1) * 10) if p_turn < 0.75 else np.eye(3)
+    affine = affine @ (zoom_matrix(1 + 0.1 * zoom, y, x) if p_zoom < 0.75 else np.eye(3))
+    warp = warp_matrix(0.2 * (2 * np.array(m) - 1)) if p_warp < 0.75 else np.eye(3)
+    return [for_aspect(affine, height, width), warp, np.diag([-1.0, 1, 1]) if flip < 0.5 else np.eye(3)]
+
+
 def test_training_is_one_resample_of_the_drawn_matrices(photos: np.ndarray) -> None:
-    """Reference: a training call equals the slow numpy resample of the source pixels by the layer's own draws."""
+    """Reference: a training call equals the slow numpy resample of the source pixels by the layer's own draws.
+
+    Once: resized, then warped, then turned and zoomed, resample after resample, the same pixels come out blurred.
+    """
     layer = T.RandomTransforms(16, do_flip=True, max_lighting=0.0, seed=2)
     geometry, _ = layer.draws(6, keras.random.SeedGenerator(2))
     draws = as_numpy(geometry).astype(np.float64)
     out = as_numpy(layer(photos, training=True))
     for image, row, shown in zip(photos, draws, out, strict=True):
-        warp, turn, zoom, y, x, flip, p_warp, p_turn, p_zoom = row[:9]
-        del warp  # the warp's four magnitudes are columns 9 to 12
-        matrix = rotate_matrix((2 * turn - 1) * 10, 10, 12) if p_turn < 0.75 else np.eye(3)
-        matrix = matrix @ (zoom_matrix(1 + 0.1 * zoom, y, x) if p_zoom < 0.75 else np.eye(3))
-        matrix = matrix @ (warp_matrix(0.2 * (2 * row[9:13] - 1)) if p_warp < 0.75 else np.eye(3))
-        matrix = matrix @ (np.diag([-1.0, 1, 1]) if flip < 0.5 else np.eye(3))
-        np.testing.assert_allclose(shown, slow_resample(image, matrix, 16, 16), atol=0.02)
+        affine, warp, mirror = drawn_matrices(row, 10, 12)
+        once = slow_resample(image, affine @ warp @ mirror, 16, 16)
+        np.testing.assert_allclose(shown, once, atol=0.02)
+        sequence = slow_resample(slow_resample(align_corners(image, 16, 16), affine, 16, 16), warp @ mirror, 16, 16)
+        if not (affine == np.eye(3)).all():
+            assert np.abs(shown - sequence).mean() > 1
+
+
+def test_quarter_turns_keep_the_aspect() -> None:
+    """Reference: on a 2:1 image `flip_vert`'s eight moves keep distances in pixels, as fastai's aspect rule has it."""
+    layer = T.RandomTransforms((9, 17), flip_vert=True, p_affine=0.0, p_lighting=0.0)
+    image = np.zeros((8, 9, 17, 1), "float32")
+    image[:, 4, 11] = 255  # three to the right of the centre, (4, 8)
+    draws = np.full((8, 13), 0.9, "float32")
+    draws[:, 5] = (np.arange(8) + 0.5) / 8
+    unmoved = T.identity(8)
+    out = as_numpy(T.resample(image, layer.geometry(draws, unmoved, unmoved, 9, 17), 9, 17))[..., 0]
+    places = [tuple(int(n) for n in np.unravel_index(one.argmax(), one.shape)) for one in out]
+    assert places == [(4, 11), (4, 5), (4, 11), (4, 5), (7, 8), (1, 8), (7, 8), (1, 8)]
 
 
 def test_no_strength_is_no_change(photos: np.ndarray) -> None:

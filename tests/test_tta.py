@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from slow_geometry import for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
 
 from kbaseline.errors import InputError
 from kbaseline.transforms import RandomTransforms
@@ -94,6 +95,34 @@ def test_views_keep_warp_rotation_and_lighting_but_neither_zoom_nor_flip(rng: np
         assert changed.sum() >= 2, name
 
 
+def quarter_turn(k: int) -> np.ndarray:
+    """fastai's `dihedral_affine`: bit 0 mirrors x, bit 1 mirrors y, bit 2 swaps them."""
+    x, y = (-1 if k & 1 else 1), (-1 if k & 2 else 1)
+    return np.array([[0, x, 0], [y, 0, 0], [0, 0, 1]]) if k & 4 else np.diag([x, y, 1])
+
+
+@pytest.mark.parametrize("flip_vert", [False, True])
+def test_a_view_is_one_resample_of_corner_and_draws(rng: np.random.Generator, flip_vert: bool) -> None:
+    """Reference: a view's pixels are quarter turn · rotation · corner, then warp, then mirror, in one slow resample.
+
+    The rotation turns the corner's window, and not the image before it is cut out, as in fastai's A = R · Z.
+    """
+    images = pictures(rng, 4, 7, 13)
+    layer = RandomTransforms(12, do_flip=True, flip_vert=flip_vert, max_rotate=30.0, max_lighting=0.0, max_zoom=3.0)
+    network = keras.Sequential([layers.Input((12, 12, 3)), layers.Flatten()])
+    looks = TestTimeViews(layer, network, range(8), 1.35, True, True, 7)
+    for number in (2, 5):
+        rows = np.array(keras.ops.convert_to_numpy(layer.draws(4, 7 + number)[0]), np.float64)
+        found = np.array(keras.ops.convert_to_numpy(looks.view(images, number)))
+        for image, shown, (_, turn, _, _, _, flip, p_warp, p_turn, _, *m) in zip(images, found, rows, strict=True):
+            affine = quarter_turn(int(8 * flip)) if flip_vert else np.eye(3)
+            affine = affine @ (rotate_matrix((2 * turn - 1) * 30) if p_turn < 0.75 else np.eye(3))
+            affine = for_aspect(affine @ zoom_matrix(1.35, number & 1, number >> 1 & 1), 7, 13)
+            warp = warp_matrix(0.2 * (2 * np.array(m) - 1)) if p_warp < 0.75 else np.eye(3)
+            matrix = affine @ warp @ np.diag([-1.0 if number >> 2 else 1.0, 1, 1])
+            np.testing.assert_allclose(shown, slow_resample(image, matrix, 12, 12), atol=0.02)
+
+
 def test_parts_and_weights(rng: np.random.Generator) -> None:
     """Reference: plain is the model's own softmax, the mean is that over numpy's crops, and the answer 0.4 to 0.6."""
     model, images = ours(), pictures(rng, 5, 8, 8)
@@ -114,6 +143,9 @@ def test_views_that_move_nothing_give_the_plain_prediction(rng: np.random.Genera
     model, images = ours(), pictures(rng, 5, 8, 8)
     plain, mean = tta_predict(model, images, beta=None, scale=1.0, flip=False)
     np.testing.assert_allclose(mean, plain, rtol=0, atol=3e-7)
+    # A mean of eight equal numbers may be off by a bit; one is itself.
+    plain, one = tta_predict(model, images, (0,), beta=None, scale=1.0, flip=False)
+    np.testing.assert_array_equal(one, plain)
 
 
 def test_order_of_views_and_calls_changes_nothing(rng: np.random.Generator) -> None:
