@@ -299,6 +299,8 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
 
     def random_lighting(self, images: Any, draws: Any) -> Any:
         """Brightness and contrast from uniform `draws` `(batch, 4)`; images where neither is drawn stay exact."""
+        if not self.max_lighting:
+            return images
         change = draws[:, _P_BRIGHTNESS] < self.p_lighting, draws[:, _P_CONTRAST] < self.p_lighting
         brightness = ops.where(change[0], 0.5 + (draws[:, _BRIGHTNESS] - 0.5) * self.max_lighting, 0.5)
         span = -math.log(1 - self.max_lighting)

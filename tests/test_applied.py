@@ -144,9 +144,12 @@ def learner(folder: Any) -> Learner:
         [
             layers.Input((None, None, 3)),
             layers.Rescaling(1 / 127.5, -1),
-            # BatchNorm comes after ReLU, or the gradient of a bias would be rounding noise.
+            # ReLU before each BatchNorm, and a beta before the last: else some gradients would be mere rounding, for
+            # BatchNorm, the head's first layer too, undoes a bias before it and a factor.
             *(layers.Conv2D(6, 3, 2, "same", activation="relu", name="c1"), layers.BatchNormalization(name="n1")),
-            *(layers.Conv2D(8, 3, 1, "same", activation="relu", name="c2"), layers.BatchNormalization(name="n2")),
+            layers.Conv2D(8, 3, 1, "same", activation="relu", name="c2"),
+            layers.BatchNormalization(beta_initializer=keras.initializers.Constant(0.5), name="n2"),
+            layers.ReLU(),
         ]
     )
     body.save(folder / "body.keras")
@@ -220,8 +223,8 @@ def test_every_variable_moves_as_numpy_says(run: Run, name: str) -> None:
             new, m, v = adamw(p, before.m[path], before.v[path], slope[path], **at)
             where = f"{path} at step {step}"
             size = np.abs(slope[path]).max()
-            np.testing.assert_allclose(after.m[path], m, rtol=1e-4, atol=1e-5 * size, err_msg=where)
-            np.testing.assert_allclose(after.v[path], v, rtol=1e-4, atol=1e-5 * size**2, err_msg=where)
+            np.testing.assert_allclose(after.m[path], m, rtol=1e-4, atol=1e-4 * size, err_msg=where)
+            np.testing.assert_allclose(after.v[path], v, rtol=1e-4, atol=1e-4 * size**2, err_msg=where)
             # Where gradients were mere rounding, so is their ratio to their own root mean square.
             sound = np.sqrt(after.v[path] / 0.01) > 1e-3 * size
             tolerance = 2e-3 * at["rate"] + 1.5e-7 * np.abs(p)
