@@ -95,7 +95,7 @@ def test_tta_is_the_articles(digits, tiny, monkeypatch):
 
 
 def test_the_seed_fixes_the_weights_and_the_finder_moves_nothing(digits, tiny):
-    """Two runs with one seed end with the same bits, though one looked for a rate first; another's differ (determinism)."""
+    """Two runs with one seed end with the same bits, though one of them swept first; another's differ (determinism)."""
     ends = []
     for seed, find in ((1, False), (1, True), (2, False)):
         learn = learner(digits, tiny, seed=seed)

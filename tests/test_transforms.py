@@ -504,12 +504,12 @@ def test_quarter_turns_keep_the_aspect() -> None:
     draws[:, 5] = (np.arange(8) + 0.5) / 8
     unmoved = T.identity(8)
     out = as_numpy(T.resample(image, layer.geometry(draws, unmoved, unmoved, 9, 17), 9, 17))[..., 0]
-    places = [tuple(int(n) for n in np.unravel_index(one.argmax(), one.shape)) for one in out]
+    places = [tuple(int(n) for n in np.unravel_index(seen.argmax(), seen.shape)) for seen in out]
     assert places == [(4, 11), (4, 5), (4, 11), (4, 5), (7, 8), (1, 8), (7, 8), (1, 8)]
 
 
 def test_no_strength_is_no_change(photos: np.ndarray) -> None:
-    """Invariant: with every strength, or every probability, at zero a training call is the plain resize, bit by bit."""
+    """Invariant: with all strengths, or all probabilities, at zero a training call is the plain resize, bit by bit."""
     layer = T.RandomTransforms(16, max_rotate=0, max_zoom=1, max_lighting=0, max_warp=0, seed=0)
     off = T.RandomTransforms(16, p_affine=0, p_lighting=0, seed=0)
     plain = as_numpy(T.resize(photos, 16, 16))
