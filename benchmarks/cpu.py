@@ -11,6 +11,7 @@ import kbaseline  # noqa: F401 - first: it chooses Keras' backend
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -40,9 +41,13 @@ SHAPES = [
 @click.option("--size", default=128, show_default=True, help="Pixels of the network's input.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each; the median counts.")
 def main(batch: int, size: int, rounds: int) -> None:
-    """Prints both tables."""
+    """Prints the page."""
     place = environment()
-    click.echo(f"{place['platform']}, {place['cpus']} cores, Keras {place['keras']}, JAX {place['jax']}, float32.\n")
+    click.echo("# Measured: training on a CPU\n\nMade by `python benchmarks/cpu.py > docs/performance.md`.\n")
+    click.echo(
+        f"{datetime.now(UTC).date()}, {place['platform']}, {place['cpus']} cores, Keras {place['keras']}, JAX "
+        f"{place['jax']}, float32; medians of {rounds}, both sides in turn in one process.\n"
+    )
     click.echo("| 1x1 convolution, kernel gradient | Keras, GFLOP/s | here, GFLOP/s | ratio |\n|---|---|---|---|")
     for side, channels, filters, stride in SHAPES:
         work, steps = kernel_gradients(batch, side, channels, filters, stride)

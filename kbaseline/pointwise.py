@@ -20,8 +20,8 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def use_matrix_products(model: keras.Model) -> int:
     """Makes a model's 1x1 convolutions compute their kernel gradients as matrix products, if JAX runs on a CPU.
 
-    Weights, configuration and the saved file stay those of Keras' own layers; a loaded copy is a stock model. Compile
-    the model afterwards.
+    Weights, configuration and the saved file stay those of Keras' own layers; a loaded copy is a stock model. A frozen
+    layer computes as Keras does. Compile the model afterwards.
 
     Args:
         model: any built Keras model; its `Conv2D` layers with 1x1 kernels, one group, channels last, are changed.
@@ -33,7 +33,7 @@ def use_matrix_products(model: keras.Model) -> int:
         return 0
     changed = [layer for layer in leaves(model) if _is_pointwise(layer)]
     for layer in changed:
-        layer.convolution_op = partial(_convolve, strides=tuple(layer.strides))
+        layer.convolution_op = partial(_convolve, layer)
     return len(changed)
 
 
@@ -46,9 +46,12 @@ def _is_pointwise(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _convolve(inputs: Any, kernel: Any, *, strides: tuple[int, int]) -> Any:
+def _convolve(layer: keras.layers.Conv2D, inputs: Any, kernel: Any) -> Any:
+    if not layer.trainable:
+        # No kernel gradient is asked for, and XLA makes more of its own convolution.
+        return type(layer).convolution_op(layer, inputs, kernel)
     kernel = keras.ops.convert_to_tensor(kernel)
-    return pointwise(keras.ops.cast(inputs, kernel.dtype), kernel, strides)
+    return pointwise(keras.ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -64,6 +64,8 @@ def test_the_gradient_is_a_product() -> None:
     assert text().count("dot_general") == 0
     use_matrix_products(model)
     assert text().count("dot_general") == 2
+    model.get_layer("narrow").trainable = False
+    assert text().count("dot_general") == 1
 
 
 def test_other_convolutions_are_left_alone() -> None:
