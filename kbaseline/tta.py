@@ -13,7 +13,8 @@ from keras import ops
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.errors import InputError
-from kbaseline.transforms import RandomTransforms, flip, identity, resample, shrink, zoom
+from kbaseline.geometry import flip, identity, resample, shrink, zoom
+from kbaseline.transforms import RandomTransforms
 
 
 class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from slow_geometry import align_corners, for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
 
+from kbaseline import geometry as G
 from kbaseline import transforms as T
 from kbaseline.errors import InputError
 
@@ -26,26 +27,26 @@ def moved(row: int, column: int, matrix: object, size: int = 5) -> tuple[int, in
     """Where the one bright pixel of a 5x5 image is brightest afterwards, (row, column)."""
     image = np.zeros((1, 5, 5, 1), "float32")
     image[0, row, column] = 255
-    out = as_numpy(T.resample(image, matrix, size, size))[0, :, :, 0]
+    out = as_numpy(G.resample(image, matrix, size, size))[0, :, :, 0]
     assert out.max() == pytest.approx(255, abs=1e-2)
     return tuple(int(n) for n in np.unravel_index(out.argmax(), out.shape))  # type: ignore[return-value]
 
 
 def test_rotation_golden() -> None:
     """Golden: fastai's pixel (3, 3) goes to (1, 3) under rotate 90 and to (3, 1) under -90."""
-    assert moved(3, 3, T.rotation(one(90))) == (1, 3)
-    assert moved(3, 3, T.rotation(one(-90))) == (3, 1)
+    assert moved(3, 3, G.rotation(one(90))) == (1, 3)
+    assert moved(3, 3, G.rotation(one(-90))) == (3, 1)
 
 
 def test_flip_golden() -> None:
     """Golden: fastai's pixel (3, 3) is mirrored to (3, 1), and stays where nothing is mirrored."""
-    assert moved(3, 3, T.flip(np.array([True]))) == (3, 1)
-    assert moved(3, 3, T.flip(np.array([False]))) == (3, 3)
+    assert moved(3, 3, G.flip(np.array([True]))) == (3, 1)
+    assert moved(3, 3, G.flip(np.array([False]))) == (3, 3)
 
 
 def test_zoom_golden() -> None:
     """Golden: fastai's pixel (3, 3) goes to (4, 4) under a centred zoom by 2."""
-    assert moved(3, 3, T.zoom(one(2), one(0.5), one(0.5))) == (4, 4)
+    assert moved(3, 3, G.zoom(one(2), one(0.5), one(0.5))) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_zoom_golden() -> None:
 )
 def test_dihedral_golden(k: int, place: tuple[int, int]) -> None:
     """Golden: fastai's eight dihedral places of the pixel (x, y) = (0, 1), told as (x, y)."""
-    row, column = moved(1, 0, T.dihedral(np.array([k])))
+    row, column = moved(1, 0, G.dihedral(np.array([k])))
     assert (column, row) == place
 
 
@@ -68,7 +69,7 @@ def test_dihedral_is_eight_exact_moves(rng: np.random.Generator) -> None:
         expected = expected[:, ::-1] if k & 1 else expected
         expected = expected[::-1] if k & 2 else expected
         expected = expected.transpose(1, 0, 2) if k & 4 else expected
-        out = as_numpy(T.resample(image, T.dihedral(np.array([k])), 4, 4))[0]
+        out = as_numpy(G.resample(image, G.dihedral(np.array([k])), 4, 4))[0]
         np.testing.assert_allclose(out, expected, atol=1e-3)
         seen.add(out.round().tobytes())
     assert len(seen) == 8
@@ -82,7 +83,7 @@ def test_zoom_into_a_corner_is_the_crop(scale: float, row: float, column: float)
     image = np.arange(81, dtype="float32").reshape(1, 9, 9, 1)
     top, left = int(row * 4), int(column * 4)
     crop = image[0, top : top + 5, left : left + 5, :]
-    out = as_numpy(T.resample(image, T.zoom(one(scale), one(row), one(column)), 5, 5))[0]
+    out = as_numpy(G.resample(image, G.zoom(one(scale), one(row), one(column)), 5, 5))[0]
     np.testing.assert_allclose(out, crop, atol=1e-3)
 
 
@@ -91,10 +92,10 @@ def test_reflection_golden() -> None:
     line = np.array([0, 10, 20, 30, 40], "float32").reshape(1, 1, 5, 1)
     # Three times the field of view: output columns are 0.5 * 4 source pixels apart, from -4 to 8.
     wide = np.diag([3.0, 1.0, 1.0])[None].astype("float32")
-    out = as_numpy(T.resample(line, wide, 1, 13))[0, 0, :, 0]
+    out = as_numpy(G.resample(line, wide, 1, 13))[0, 0, :, 0]
     np.testing.assert_allclose(out, [40, 30, 20, 10, 0, 10, 20, 30, 40, 30, 20, 10, 0], atol=1e-4)
     wider = np.diag([5.0, 1.0, 1.0])[None].astype("float32")
-    out = as_numpy(T.resample(line, wider, 1, 21))[0, 0, :, 0]
+    out = as_numpy(G.resample(line, wider, 1, 21))[0, 0, :, 0]
     np.testing.assert_allclose(out[:9], [0, 10, 20, 30, 40, 30, 20, 10, 0], atol=1e-4)
 
 
@@ -102,7 +103,7 @@ def padded(row: int, column: int) -> list[tuple[int, int]]:
     """Where the bright pixel of a 5x5 image shows once one pixel is padded on every side, (row, column)."""
     image = np.zeros((1, 5, 5, 1), "float32")
     image[0, row, column] = 255
-    out = as_numpy(T.resample(image, np.diag([1.5, 1.5, 1.0])[None].astype("float32"), 7, 7))[0, :, :, 0]
+    out = as_numpy(G.resample(image, np.diag([1.5, 1.5, 1.0])[None].astype("float32"), 7, 7))[0, :, :, 0]
     np.testing.assert_allclose(out, np.pad(image[0, :, :, 0], 1, mode="reflect"), atol=1e-3)
     return [(int(i), int(j)) for i, j in np.argwhere(out > 200)]
 
@@ -123,7 +124,7 @@ def test_one_pixel_of_padding_golden() -> None:
 def test_crop_golden(row_pct: float, col_pct: float, place: tuple[int, int]) -> None:
     """Golden: fastai's pixel (3, 3) in the five crops of 4x4, which a zoom by 4/3 into that place shows."""
     # A crop begins at int((5 - 4 + 1) * pct), a whole pixel: 0 or 1, the first place or the last.
-    zoom = T.zoom(one(4 / 3), one(int(2 * row_pct)), one(int(2 * col_pct)))
+    zoom = G.zoom(one(4 / 3), one(int(2 * row_pct)), one(int(2 * col_pct)))
     assert moved(3, 3, zoom, 4) == place
 
 
@@ -166,8 +167,8 @@ def test_perspective_golden(corner: int, axis: int, by: float, lamp: list[int], 
     """Golden: fastai's eight perspective warps, its skews too: each moves the one pixel, and no other is lit."""
     targets = [list(point) for point in CORNERS]
     targets[corner][axis] += by
-    matrix = T.perspective([(one(x), one(y)) for x, y in targets])
-    assert only(as_numpy(T.resample(lit([lamp]), matrix, 5, 5))[0, :, :, 0]) == [place]
+    matrix = G.perspective([(one(x), one(y)) for x, y in targets])
+    assert only(as_numpy(G.resample(lit([lamp]), matrix, 5, 5))[0, :, :, 0]) == [place]
 
 
 TILTS = [
@@ -185,7 +186,7 @@ def test_symmetric_warp_golden(k: int) -> None:
     before, after = TILTS[k]
     magnitudes = np.zeros((1, 4), "float32")
     magnitudes[0, k] = -0.5
-    assert only(as_numpy(T.resample(lit(before), T.symmetric_warp(magnitudes), 5, 5))[0, :, :, 0]) == after
+    assert only(as_numpy(G.resample(lit(before), G.symmetric_warp(magnitudes), 5, 5))[0, :, :, 0]) == after
 
 
 WARPS = [tuple(0.5 * sign if i == place else 0 for i in range(4)) for place in range(4) for sign in (1, -1)]
@@ -194,7 +195,7 @@ WARPS = [tuple(0.5 * sign if i == place else 0 for i in range(4)) for place in r
 @pytest.mark.parametrize("m", [*WARPS, (0.2, -0.1, 0.05, -0.2), (0.0, 0.0, 0.0, 0.0)])
 def test_perspective_warps(m: tuple[float, ...]) -> None:
     """Reference: each of the eight single warps, and a mixed one, sends its corners where a linear solver says."""
-    found = as_numpy(T.symmetric_warp(np.array([m], "float32")))[0]
+    found = as_numpy(G.symmetric_warp(np.array([m], "float32")))[0]
     np.testing.assert_allclose(found, warp_matrix(np.array(m)), atol=2e-6)
     targets = [(-1 - m[3], -1 - m[1]), (-1 - m[2], 1 + m[1]), (1 + m[3], -1 - m[0]), (1 + m[2], 1 + m[0])]
     for target, corner in zip(targets, [(-1, -1), (-1, 1), (1, -1), (1, 1)], strict=True):
@@ -230,8 +231,8 @@ def test_resize_is_bilinear_align_corners(
 def test_resize_to_its_own_size_changes_no_bit(rng: np.random.Generator, side: int) -> None:
     """Invariant: an image already at size passes exactly, and its mirror image is exact too."""
     images = rng.integers(0, 256, (2, side, 23, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(as_numpy(T.resize(images, side, 23)), images.astype("float32"))
-    mirrored = as_numpy(T.resample(images, T.flip(np.array([True, True])), side, 23))
+    np.testing.assert_array_equal(as_numpy(G.resize(images, side, 23)), images.astype("float32"))
+    mirrored = as_numpy(G.resample(images, G.flip(np.array([True, True])), side, 23))
     np.testing.assert_array_equal(mirrored, images[:, :, ::-1].astype("float32"))
 
 
@@ -239,9 +240,9 @@ def test_shrinking_averages() -> None:
     """Invariant: four times smaller, a fine checkerboard becomes grey; at twice smaller nothing is averaged first."""
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255.0
     images = board[None, :, :, None].astype("float32")
-    np.testing.assert_allclose(as_numpy(T.resize(images, 16, 16))[0, 2:-2, 2:-2], 127.5, atol=3)
-    assert T.shrink(images, 32, 32) is images
-    assert as_numpy(T.shrink(images, 16, 16)).shape == (1, 32, 32, 1)
+    np.testing.assert_allclose(as_numpy(G.resize(images, 16, 16))[0, 2:-2, 2:-2], 127.5, atol=3)
+    assert G.shrink(images, 32, 32) is images
+    assert as_numpy(G.shrink(images, 16, 16)).shape == (1, 32, 32, 1)
 
 
 @pytest.mark.parametrize(("source", "target"), [((9, 9), (12, 12)), ((8, 12), (10, 10)), ((12, 7), (9, 13))])
@@ -254,18 +255,18 @@ def test_one_resample_is_the_composed_homography(
     row, column = np.array([0.2, 1.0, 0.5]), np.array([0.9, 0.0, 0.5])
     m = np.array([[0.2, -0.1, 0.05, -0.2], [-0.15, 0.2, 0.1, 0.1], [0.3, 0.3, -0.3, 0.0]])
     mirror = np.array([True, False, True])
-    ours = T.compose(
-        T.for_aspect(
-            T.compose(
-                T.rotation(degrees.astype("float32")),
-                T.zoom(scale.astype("float32"), row.astype("float32"), column.astype("float32")),
+    ours = G.compose(
+        G.for_aspect(
+            G.compose(
+                G.rotation(degrees.astype("float32")),
+                G.zoom(scale.astype("float32"), row.astype("float32"), column.astype("float32")),
             ),
             *source,
         ),
-        T.symmetric_warp(m.astype("float32")),
-        T.flip(mirror),
+        G.symmetric_warp(m.astype("float32")),
+        G.flip(mirror),
     )
-    out = as_numpy(T.resample(images, ours, *target))
+    out = as_numpy(G.resample(images, ours, *target))
     for i in range(3):
         affine = for_aspect(rotate_matrix(degrees[i]) @ zoom_matrix(scale[i], row[i], column[i]), *source)
         matrix = affine @ warp_matrix(m[i]) @ np.diag([-1.0 if mirror[i] else 1.0, 1, 1])
@@ -275,9 +276,9 @@ def test_one_resample_is_the_composed_homography(
 def test_one_resample_is_sharper_than_two(rng: np.random.Generator) -> None:
     """Invariant: composing and resampling once is not the same as resampling twice."""
     images = rng.integers(0, 256, (1, 16, 16, 1), dtype=np.uint8)
-    turn, back = T.rotation(one(20)), T.rotation(one(-20))
-    once = as_numpy(T.resample(images, T.compose(turn, back), 16, 16))
-    twice = as_numpy(T.resample(T.resample(images, turn, 16, 16), back, 16, 16))
+    turn, back = G.rotation(one(20)), G.rotation(one(-20))
+    once = as_numpy(G.resample(images, G.compose(turn, back), 16, 16))
+    twice = as_numpy(G.resample(G.resample(images, turn, 16, 16), back, 16, 16))
     np.testing.assert_allclose(once, images, atol=0.01)
     assert np.abs(twice - images).mean() > 10
 
@@ -286,7 +287,7 @@ def test_a_turned_photo_keeps_its_angles() -> None:
     """Reference: on a 2:1 image a quarter turn about the centre moves a pixel by the same distance in pixels."""
     image = np.zeros((1, 9, 17, 1), "float32")
     image[0, 4, 11] = 255  # three to the right of the centre
-    out = as_numpy(T.resample(image, T.for_aspect(T.rotation(one(90)), 9, 17), 9, 17))[0, :, :, 0]
+    out = as_numpy(G.resample(image, G.for_aspect(G.rotation(one(90)), 9, 17), 9, 17))[0, :, :, 0]
     assert np.unravel_index(out.argmax(), out.shape) == (1, 8)
 
 
@@ -330,7 +331,7 @@ def share(values: np.ndarray) -> float:
 def test_rotation_draws() -> None:
     """Golden: three quarters are turned, uniformly within 10 degrees either way."""
     layer, geometry, _ = drawn(max_zoom=1.0, max_warp=0.0)
-    unmoved = T.identity(MANY)
+    unmoved = G.identity(MANY)
     matrices = as_numpy(layer.geometry(geometry, unmoved, unmoved, 8, 8))
     degrees = np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
     turned = degrees[np.abs(degrees) > 1e-6]
@@ -361,7 +362,7 @@ def test_zoom_draws() -> None:
 def test_warp_draws() -> None:
     """Golden: three quarters are warped, by four independent magnitudes uniform within 0.2."""
     layer, geometry, _ = drawn(max_rotate=0.0)
-    unmoved = T.identity(MANY)
+    unmoved = G.identity(MANY)
     matrices = as_numpy(layer.geometry(geometry, unmoved, unmoved, 8, 8))
     # The corners' origins are read back through the inverse homography: x, y of the top right and bottom left corner.
     inverse = np.linalg.inv(matrices.astype(np.float64))
@@ -380,7 +381,7 @@ def test_warp_draws() -> None:
 def test_geometry_draws_are_independent() -> None:
     """Invariant: whether an image is turned says nothing about whether it is magnified or mirrored."""
     layer, geometry, _ = drawn(do_flip=True, max_warp=0.0)
-    unmoved = T.identity(MANY)
+    unmoved = G.identity(MANY)
     turned = np.abs(as_numpy(layer.geometry(geometry, unmoved, unmoved, 8, 8))[:, 0, 1]) > 1e-7
     zoomed = as_numpy(layer.random_zoom(geometry))[:, 0, 0] < 1 - 1e-6
     mirrored = as_numpy(layer.random_flip(geometry))[:, 0, 0] < 0
@@ -391,7 +392,7 @@ def test_geometry_draws_are_independent() -> None:
 def test_vertical_flip_draws_all_eight() -> None:
     """Golden: `flip_vert` draws the eight moves equally often, and no mirror besides."""
     layer, geometry, _ = drawn(flip_vert=True, do_flip=True, max_rotate=0.0, max_warp=0.0)
-    unmoved = T.identity(MANY)
+    unmoved = G.identity(MANY)
     flips = layer.random_flip(geometry)
     np.testing.assert_array_equal(as_numpy(flips), as_numpy(unmoved))
     moves = as_numpy(layer.geometry(geometry, unmoved, flips, 8, 8))[:, :2, :2].round().astype(int)
@@ -502,8 +503,8 @@ def test_quarter_turns_keep_the_aspect() -> None:
     image[:, 4, 11] = 255  # three to the right of the centre, (4, 8)
     draws = np.full((8, 13), 0.9, "float32")
     draws[:, 5] = (np.arange(8) + 0.5) / 8
-    unmoved = T.identity(8)
-    out = as_numpy(T.resample(image, layer.geometry(draws, unmoved, unmoved, 9, 17), 9, 17))[..., 0]
+    unmoved = G.identity(8)
+    out = as_numpy(G.resample(image, layer.geometry(draws, unmoved, unmoved, 9, 17), 9, 17))[..., 0]
     places = [tuple(int(n) for n in np.unravel_index(seen.argmax(), seen.shape)) for seen in out]
     assert places == [(4, 11), (4, 5), (4, 11), (4, 5), (7, 8), (1, 8), (7, 8), (1, 8)]
 
@@ -512,7 +513,7 @@ def test_no_strength_is_no_change(photos: np.ndarray) -> None:
     """Invariant: with all strengths, or all probabilities, at zero a training call is the plain resize, bit by bit."""
     layer = T.RandomTransforms(16, max_rotate=0, max_zoom=1, max_lighting=0, max_warp=0, seed=0)
     off = T.RandomTransforms(16, p_affine=0, p_lighting=0, seed=0)
-    plain = as_numpy(T.resize(photos, 16, 16))
+    plain = as_numpy(G.resize(photos, 16, 16))
     np.testing.assert_array_equal(as_numpy(layer(photos, training=True)), plain)
     np.testing.assert_array_equal(as_numpy(off(photos, training=True)), plain)
 

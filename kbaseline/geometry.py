@@ -1,0 +1,193 @@
+"""Homographies, and the one bilinear resample that shows an image through them.
+
+Composing the geometry into a single matrix and sampling the source pixels once, as fastai v1 does (`vision/image.py`),
+keeps the sharpness that a chain of resamples loses.
+
+Coordinates are (x, y) with -1 and 1 at the centres of the edge pixels (align-corners). A matrix maps a place in the
+output to the place in the source it shows.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+
+def identity(count: int) -> Any:
+    """`count` homographies that change nothing, float32 `(count, 3, 3)`."""
+    return ops.tile(ops.eye(3)[None], (count, 1, 1))
+
+
+def rotation(degrees: Any) -> Any:
+    """Rotations by `degrees` `(batch,)`; float32 `(batch, 3, 3)`, to be made isotropic by `for_aspect`."""
+    angle = ops.cast(degrees, "float32") * (math.pi / 180)
+    cos, sin = ops.cos(angle), ops.sin(angle)
+    return _matrix([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]], ops.shape(cos)[0])
+
+
+def for_aspect(affines: Any, height: int, width: int) -> Any:
+    """Affine maps that keep angles on images of `height` x `width` pixels, whose coordinates are both -1..1.
+
+    fastai's `_affine_mult`: where a map mixes x and y, it does so in pixels; where it shifts, it is left alone.
+    """
+    ratio = height / width
+    return affines * ops.convert_to_tensor([[1.0, ratio, 1.0], [1 / ratio, 1.0, 1.0], [1.0, 1.0, 1.0]], "float32")
+
+
+def zoom(scale: Any, row_pct: Any, col_pct: Any) -> Any:
+    """Magnifications by `scale` into the place at `row_pct`, `col_pct` (0 top or left, 1 bottom or right).
+
+    All three are `(batch,)`; returns float32 `(batch, 3, 3)`.
+    """
+    inverse = 1.0 / ops.cast(scale, "float32")
+    shift_x = (1 - inverse) * (2 * ops.cast(col_pct, "float32") - 1)
+    shift_y = (1 - inverse) * (2 * ops.cast(row_pct, "float32") - 1)
+    rows = [[inverse, 0.0, shift_x], [0.0, inverse, shift_y], [0.0, 0.0, 1.0]]
+    return _matrix(rows, ops.shape(inverse)[0])
+
+
+def flip(mirror: Any) -> Any:
+    """Left-right mirrors where `mirror` `(batch,)` is true; float32 `(batch, 3, 3)`."""
+    sign = ops.where(mirror, -1.0, 1.0)
+    return _matrix([[sign, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], ops.shape(sign)[0])
+
+
+def dihedral(k: Any) -> Any:
+    """The eight flips and quarter turns: bit 0 mirrors x, bit 1 mirrors y, bit 2 swaps them; `k` `(batch,)`, 0..7."""
+    k = ops.cast(k, "int32")
+    x, y = ops.where(k % 2 > 0, -1.0, 1.0), ops.where(k // 2 % 2 > 0, -1.0, 1.0)
+    swap = ops.cast(k // 4 > 0, "float32")
+    rows = [[x * (1 - swap), x * swap, 0.0], [y * swap, y * (1 - swap), 0.0], [0.0, 0.0, 1.0]]
+    return _matrix(rows, ops.shape(x)[0])
+
+
+def symmetric_warp(magnitudes: Any) -> Any:
+    """Perspective warps by four `magnitudes` `(batch, 4)` of the corners; float32 `(batch, 3, 3)`.
+
+    Each is the homography that sends the moved corners `targ` back to the image's own corners (fastai's
+    `_find_coeffs`), found as the ratio of two maps from the unit square (P. Heckbert, 1989), which needs no solver.
+    """
+    m0, m1, m2, m3 = (magnitudes[:, i] for i in range(4))
+    top_left, bottom_left = (-1 - m3, -1 - m1), (-1 - m2, 1 + m1)
+    top_right, bottom_right = (1 + m3, -1 - m0), (1 + m2, 1 + m0)
+    return perspective([top_left, bottom_left, top_right, bottom_right])
+
+
+def perspective(corners: list[tuple[Any, Any]]) -> Any:
+    """Homographies sending four corners to those of the image; float32 `(batch, 3, 3)`, lower right element 1.
+
+    Args:
+        corners: (x, y), each `(batch,)`, that top left, bottom left, top right and bottom right come from.
+    """
+    (x0, y0), (x3, y3), (x1, y1), (x2, y2) = corners
+    dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
+    dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
+    det = dx1 * dy2 - dx2 * dy1
+    g, h = (dx3 * dy2 - dx2 * dy3) / det, (dx1 * dy3 - dx3 * dy1) / det
+    a, b, c = x1 - x0 + g * x1, x3 - x0 + h * x3, x0
+    d, e, f = y1 - y0 + g * y1, y3 - y0 + h * y3, y0
+    # The adjugate inverts the unit-square-to-corners map up to a factor, which a homography does not see.
+    unit = [
+        [e - f * h, c * h - b, b * f - c * e],
+        [f * g - d, a - c * g, c * d - a * f],
+        [d * h - e * g, b * g - a * h, a * e - b * d],
+    ]
+    # From the unit square to -1..1: x -> 2x - 1.
+    rows = [[2 * p - r for p, r in zip(unit[i], unit[2], strict=True)] for i in (0, 1)] + [unit[2]]
+    scale = rows[2][2]
+    return ops.stack([ops.stack([value / scale for value in row], axis=-1) for row in rows], axis=-2)
+
+
+def compose(*matrices: Any) -> Any:
+    """Product of `(batch, 3, 3)` matrices, the first one the last to act on a place in the output.
+
+    In full float32, which a GPU's matrix units would not give: a coordinate rounded to bfloat16 is off by pixels.
+    """
+    product, *rest = matrices
+    for matrix in rest:
+        product = ops.sum(product[..., :, :, None] * matrix[..., None, :, :], axis=-2)
+    return product
+
+
+def resample(images: Any, matrices: Any, height: int, width: int) -> Any:
+    """Samples images bilinearly, once, with reflection about the centres of the edge pixels.
+
+    Args:
+        images: uint8 or float `(batch, source_height, source_width, channels)`.
+        matrices: float32 `(batch, 3, 3)`, from places in the output to places in the source.
+        height, width: of the output, in pixels.
+
+    Returns:
+        float32 `(batch, height, width, channels)` in the images' range.
+    """
+    batch, source_height, source_width, channels = ops.shape(images)
+    x, y = np.meshgrid(_centres(width), _centres(height))
+    grid = np.stack([x.ravel(), y.ravel(), np.ones(x.size)]).astype("float32")
+    at = sum(matrices[:, :, i : i + 1] * grid[i] for i in range(3))
+    columns = _reflect(_pixels(at[:, 0] / at[:, 2], source_width), source_width)
+    rows = _reflect(_pixels(at[:, 1] / at[:, 2], source_height), source_height)
+    left = ops.clip(ops.floor(columns), 0, max(source_width - 2, 0))
+    top = ops.clip(ops.floor(rows), 0, max(source_height - 2, 0))
+    right_share, bottom_share = (columns - left)[..., None], (rows - top)[..., None]
+    left, top = ops.cast(left, "int32"), ops.cast(top, "int32")
+    right, bottom = ops.minimum(left + 1, source_width - 1), ops.minimum(top + 1, source_height - 1)
+    pixels = ops.reshape(images, (batch, source_height * source_width, channels))
+
+    def pick(row: Any, column: Any) -> Any:
+        index = (row * source_width + column)[..., None]
+        return ops.cast(ops.take_along_axis(pixels, index, axis=1), "float32")
+
+    upper = pick(top, left) * (1 - right_share) + pick(top, right) * right_share
+    lower = pick(bottom, left) * (1 - right_share) + pick(bottom, right) * right_share
+    return ops.reshape(upper * (1 - bottom_share) + lower * bottom_share, (batch, height, width, channels))
+
+
+def shrink(images: Any, height: int, width: int) -> Any:
+    """Averages images that are more than twice the target, so that the bilinear resample does not skip pixels.
+
+    Args:
+        images: `(batch, source_height, source_width, channels)`.
+        height, width: what the images will be resampled to.
+
+    Returns:
+        The images untouched, or float32 ones of about twice the target.
+    """
+    source_height, source_width = images.shape[1:3]
+    factor = min(source_height / height, source_width / width) / 2
+    if factor <= 1:
+        return images
+    target = (math.floor(source_height / factor), math.floor(source_width / factor))
+    return ops.image.resize(ops.cast(images, "float32"), target, interpolation="bilinear", antialias=True)
+
+
+def resize(images: Any, height: int, width: int) -> Any:
+    """Plain bilinear align-corners resize, what validation images get; float32 `(batch, height, width, channels)`."""
+    images = shrink(images, height, width)
+    return resample(images, identity(ops.shape(images)[0]), height, width)
+
+
+def _matrix(rows: list[list[Any]], batch: int) -> Any:
+    """`(batch, 3, 3)` from elements that are `(batch,)` or plain numbers."""
+    ones = ops.ones((batch,))
+    return ops.stack([ops.stack([ones * value for value in row], axis=-1) for row in rows], axis=-2)
+
+
+def _centres(count: int) -> np.ndarray:
+    return np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
+
+
+def _pixels(place: Any, count: int) -> Any:
+    """Places in -1..1 in pixels, 0..count-1; float32's noise about a pixel's centre goes, so that no move is exact."""
+    position = (place + 1) * ((count - 1) / 2)
+    nearest = ops.round(position)
+    return ops.where(ops.abs(position - nearest) < 2.5e-7 * count, nearest, position)
+
+
+def _reflect(position: Any, count: int) -> Any:
+    """Folds a position in pixels back into 0..count-1, mirroring at the centres of the edge pixels."""
+    if count == 1:
+        return ops.zeros_like(position)
+    period = 2.0 * (count - 1)
+    folded = ops.abs(position) % period
+    return ops.minimum(folded, period - folded)
