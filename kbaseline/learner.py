@@ -16,20 +16,19 @@ from kbaseline.config import Config, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
-from kbaseline.data.image_data import checked_images
 from kbaseline.errors import DataError, InputError
+from kbaseline.inference import predict_plain, predict_views
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
-from kbaseline.progress import PredictBar, StageTable, SweepBar
+from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import dtype_policy, enable_compilation_cache, make_deterministic, short_of_memory
 from kbaseline.schedules import OneCycle
 from kbaseline.session import Session
 from kbaseline.training import Stage, applied_rates, train
-from kbaseline.tta import tta_predict
 
 PLAIN_RATE = 3e-3
 """fastai's rate where none is given: of the head; a tenth of it for the body."""
@@ -331,12 +330,7 @@ class Learner:
         Raises:
             DataError: no images, or values outside 0-255.
         """
-        images = checked_images("prediction", images)
-        size = min(batch_size or 2 * self.config.data.batch_size, len(images))
-        batches = ImageBatches(images, batch_size=size, pad=True)
-        with PredictBar("predict", len(batches), self.console) as bar, self._memory("prediction"):
-            logits = self.model.predict(batches, verbose=0, callbacks=[bar])[: len(images)]
-        return np.asarray(keras.ops.softmax(logits))
+        return predict_plain(self.model, images, self.config, self.console, batch_size)
 
     def evaluate(self, split: str = "valid") -> Evaluation:
         """Figures of the plain predictions on a split, `"train"`, `"valid"` or `"test"`.
@@ -354,27 +348,10 @@ class Learner:
             DataError: there is no such split.
             InputError: the configuration leaves test-time augmentation out.
         """
-        held, settings = self._split(split), self.config.tta
-        if settings is None:
-            raise InputError("tta: the configuration leaves it out (tta: null); give it a section.")
-        flip = self.data.flip_safe if settings.flip == "auto" else settings.flip
-        looks = 4 * self.config.data.batch_size
-        batches = math.ceil(len(held) / max(1, looks // (1 + settings.views)))
+        held = self._split(split)
         begin = time.perf_counter()
-        with PredictBar("tta", batches, self.console) as bar, self._memory("tta"):
-            plain, mean = tta_predict(
-                self.model,
-                held.images,
-                settings.views,
-                None,
-                settings.scale,
-                flip,
-                batch_size=looks,
-                seed=self.config.seed,
-                callbacks=[bar],
-            )
+        plain, mixed = predict_views(self.model, held.images, self.config, self.data.flip_safe, self.console)
         seconds = time.perf_counter() - begin
-        mixed = settings.beta * plain + (1 - settings.beta) * mean
         names = self.data.class_names
         result = TTAResult(
             plain=evaluate_predictions(plain, held.labels, names),
