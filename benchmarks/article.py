@@ -1,8 +1,9 @@
-"""The article's ladder on CIFAR-10 with its controls, and the table of docs/results.md from the run folders.
+r"""The article's ladder on CIFAR-10 with its controls, and the page docs/results.md from the run folders.
 
     python benchmarks/article.py run --out runs/article --seeds 1 --seeds 2 --seeds 3         # all images; wants a GPU
-    python benchmarks/article.py run --out runs/article --train 2500 --valid 1000 --set data.batch_size=32
-    python benchmarks/article.py table runs/article > docs/results.md
+    python benchmarks/article.py run --out runs/article --train 1000 --valid 400 --control-size 32 \
+        --set data.batch_size=32                                             # what two CPU cores do in an hour
+    python benchmarks/article.py page runs/article docs                      # results.md and its picture
 
 `--set` reaches every run, for instance `--set data.data_dir=DIR --set model.backbone=resnet50_v15_notop.keras`.
 """
@@ -20,6 +21,7 @@ from kbaseline import Learner, run_baseline
 from kbaseline.config import load_config, parse_assignments
 from kbaseline.data import Split
 from kbaseline.data.sources import load_source
+from kbaseline.metrics import accuracy_interval, interval
 
 RUNGS = [
     ("1", "32 px, plain fit, 3 epochs", "article-1-32px", "plain", "≈ 70"),
@@ -76,29 +78,39 @@ def shuffled_labels(folder: Path, seed: int, changes: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("runs", type=click.Path(path_type=Path, exists=True))
-def table(runs: Path) -> None:
-    """Print docs/results.md for the run folders in RUNS."""
+@click.argument("docs", type=click.Path(path_type=Path, exists=True))
+def page(runs: Path, docs: Path) -> None:
+    """Write results.md and the finder's picture into DOCS, from the run folders in RUNS."""
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))}
     ladder = {name: result for name, result in found.items() if name.startswith("article-")}
     if not ladder:
         raise click.ClickException(f"{runs}: holds no article-* run folders; make them with the command `run`.")
     config = load_config(runs / next(iter(ladder)) / "config.yaml")
-    click.echo((Path(__file__).parent / "article_head.md").read_text(encoding="utf-8").rstrip() + "\n")
-    click.echo(_setting(next(iter(ladder.values())), config))
-    click.echo("| rung | what | article, % | here, % | seconds |\n|---|---|---|---|---|")
+    whole = next(result for name, result in ladder.items() if name.startswith("article-2-5"))
+    found_rates = {stage: f"{rules['valley']:.1e}" for stage, rules in whole["suggested_lrs"].items()}
+    head = (Path(__file__).parent / "article_head.md").read_text(encoding="utf-8")
+    lines = [head.format(frozen=found_rates["plain"], unfrozen=found_rates["finetune"]), _setting(whole, config)]
+    lines.append(
+        "| rung | what | article, % | here, % | 95 % interval, one seed | seconds |\n|---|---|---|---|---|---|"
+    )
     for number, what, run_name, stage, article in RUNGS:
         results = [result for name, result in ladder.items() if name.startswith(f"{run_name}-seed")]
         scores = [result["tta_accuracy"] if stage == "tta" else result["stages"][stage] for result in results]
         spent = [result["seconds"]["valid tta" if stage == "tta" else stage] for result in results]
-        click.echo(f"| {number} | {what} | {article} | {_spread(scores)} | {statistics.mean(spent):,.0f} |")
-    click.echo("\n| control | accuracy, % | must be |\n|---|---|---|")
+        images = results[0]["data"]["images"]["valid"]
+        ends = interval(accuracy_interval(round(scores[0] * images), images)).removesuffix(" %")
+        lines.append(f"| {number} | {what} | {article} | {_spread(scores)} | {ends} | {statistics.mean(spent):,.0f} |")
+    lines.append("\n| control | accuracy, % | must be |\n|---|---|---|")
     for name, result in found.items():
         if name.startswith("control-"):
             last = list(result["stages"].values())[-1]
             rule = "about 10" if "shuffled" in name else "far below the ladder"
             size = result["data"]["size"]
             title = name.split("-", 1)[1].rsplit("-", 1)[0].replace("-", " ")
-            click.echo(f"| {title}, {size} px | {100 * last:.1f} | {rule} |")
+            lines.append(f"| {title}, {size} px | {100 * last:.1f} | {rule} |")
+    (docs / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    picture = next(runs.glob("article-2-5-*/lr_find.png"))
+    (docs / "lr-find-cifar10.png").write_bytes(picture.read_bytes())
 
 
 def _setting(result: dict[str, Any], config: Any) -> str:
