@@ -27,21 +27,13 @@ STAGES = [
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> dict:
+def recipe(tiny_backbone) -> dict:
     """Two stages on real digits with a backbone that trains in seconds."""
-    keras.utils.set_random_seed(1)
-    image = keras.Input((None, None, 3))
-    x = keras.layers.Rescaling(1 / 127.5, -1)(image)
-    x = keras.layers.Conv2D(16, 3, 2, "same", name="first_conv")(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="first_bn")(x))
-    x = keras.layers.Conv2D(32, 3, 2, "same", name="second_conv")(x)
-    path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
-    keras.Model(image, x).save(path)
     return {
         "name": "digits",
         "seed": 3,
         "data": {"source": "digits", "size": 16},
-        "model": {"backbone": str(path)},
+        "model": {"backbone": tiny_backbone},
         "transforms": {"max_zoom": 1.0},
         "lr_find": {"steps": 40},
         "stages": STAGES,

@@ -27,19 +27,12 @@ TIMES = ("seconds", "images_per_s")
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> dict:
+def recipe(tiny_backbone) -> dict:
     """Stages that hand on an optimizer, replace it, and follow a momentum schedule of an earlier one."""
-    keras.utils.set_random_seed(1)
-    image = keras.Input((None, None, 3))
-    x = keras.layers.Rescaling(1 / 127.5, -1)(image)
-    x = keras.layers.Conv2D(8, 3, 2, "same", name="conv")(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="bn")(x))
-    path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
-    keras.Model(image, x).save(path)
     return {
         "seed": 3,
         "data": {"source": "digits", "size": 8, "limit": 160, "batch_size": 32},
-        "model": {"backbone": str(path), "hidden": 16},
+        "model": {"backbone": tiny_backbone, "hidden": 16},
         "lr_find": {"steps": 20},
         "stages": [
             {"name": "head", "freeze": True, "epochs": 2, "max_lr": 1e-2, "lr_find": False},
