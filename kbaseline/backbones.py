@@ -9,7 +9,7 @@ from urllib.error import URLError
 import keras
 from keras import layers
 
-from kbaseline.errors import DownloadError, ModelError, did_you_mean
+from kbaseline.errors import DownloadError, ModelError, did_you_mean, one_line
 from kbaseline.zoo import BUNDLED_RESNET20, ZOO, Backbone
 
 DOWNLOAD_TIMEOUT = 20.0
@@ -124,6 +124,18 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
     return model, row.preprocessing
 
 
+def read_model(path: Path, noun: str) -> keras.Model:
+    """A `.keras` file's model, not compiled; no code from the file is run.
+
+    Raises:
+        ModelError: it cannot be read; the message begins with `noun`.
+    """
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{noun}: not a Keras model that can be read ({one_line(error)}).") from None
+
+
 def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
     """Names of a backbone's weight-holding layers, as an early and a late group.
 
@@ -160,7 +172,7 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
         return _built(row, row.pretrained)
     except Exception as error:
         if isinstance(error, OSError | ValueError) and not _is_download_error(error):
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise ModelError(
                 f"weights {row.pretrained!r} of {name}: cannot be read ({reason}); "
                 "delete the file, or reinstall kbaseline."
@@ -168,7 +180,7 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
         if not _is_download_error(error):
             raise
         raise DownloadError(
-            f"weights {row.pretrained!r} of {name}: could not be fetched ({' '.join(str(error).split())[:240]}). "
+            f"weights {row.pretrained!r} of {name}: could not be fetched ({one_line(error, 240)}). "
             "Give a file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
             "`kbaseline fit --config quickstart`, which needs no network."
         ) from None
@@ -184,11 +196,7 @@ def _is_download_error(error: BaseException) -> bool:
 def _saved_backbone(path: Path, size: int) -> keras.Model:
     if not path.is_file():
         raise ModelError(f"backbone {str(path)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"backbone {str(path)!r}: not a Keras model that can be read ({reason}).") from None
+    model = read_model(path, f"backbone {str(path)!r}")
     try:
         # Keras' shape arithmetic alone would let a network of grey images pass.
         taken = getattr(model, "input_shape", (None, None, None, None))
@@ -196,7 +204,7 @@ def _saved_backbone(path: Path, size: int) -> keras.Model:
             raise ValueError(f"it takes {taken}")
         shape = tuple(model.compute_output_shape((None, size, size, 3)))
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise ModelError(
             f"backbone {str(path)!r}: must take RGB images ({size}, {size}, 3); it does not ({reason})."
         ) from None
@@ -224,7 +232,7 @@ def _fill(model: keras.Model, weights: str) -> None:
             warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
             model.load_weights(path)
     except (ValueError, TypeError, OSError, KeyError, UserWarning) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise ModelError(
             f"weights {str(path)!r}: not for {model.name} without its classifier ({reason}). "
             "Name the backbone they were saved from."

@@ -19,8 +19,16 @@ from kbaseline.keys import flattened
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions, interval
-from kbaseline.progress import ladder_table
-from kbaseline.results import BaselineResult, Outcome, Sweep, climbed, read_result, write_results, write_sweeps
+from kbaseline.results import (
+    BaselineResult,
+    Outcome,
+    Sweep,
+    climbed,
+    ladder_table,
+    read_result,
+    write_results,
+    write_sweeps,
+)
 from kbaseline.run_folder import RunFolder
 from kbaseline.session import Session
 from kbaseline.trackers import require_trackers, tracking
@@ -165,9 +173,12 @@ class _Run:
         if "test" in self.data.splits:
             fitted = {kind: found.calibration.temperature for kind, found in outcomes["valid"].figures.items()}
             outcomes["test"] = self._predict("test", fitted)
-        result = self._result(outcomes)
+        learner = self.learner
+        result = BaselineResult.of(
+            self.accuracy, outcomes, self.sweeps, learner.history, self.folder.path, self.seconds
+        )
         self._write(outcomes, result)
-        learner, rungs = self.learner, climbed(result.stages, outcomes, self.seconds)
+        rungs = climbed(result.stages, outcomes, self.seconds)
         contents = Contents(
             self.config,
             self.data,
@@ -248,19 +259,6 @@ class _Run:
             for kind, p in probabilities.items()
         }
         return Outcome(labels, probabilities, figures)
-
-    def _result(self, outcomes: Mapping[str, Outcome]) -> BaselineResult:
-        valid, test = outcomes["valid"], outcomes.get("test")
-        return BaselineResult(
-            accuracy=(test or valid).last.accuracy,
-            stages=self.accuracy,
-            tta_accuracy=valid.figures["tta"].accuracy if "tta" in valid.figures else None,
-            test_accuracy={kind: figures.accuracy for kind, figures in test.figures.items()} if test else None,
-            suggested_lrs={name: dict(sweep.suggestions) for name, sweep in self.sweeps.items()},
-            history=self.learner.history,
-            folder=self.folder.path,
-            seconds=self.seconds,
-        )
 
     def _write(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
         data = self.data

@@ -31,7 +31,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, one_line
 from kbaseline.run_folder import RunFolder
 
 FORMAT = 1
@@ -138,7 +138,7 @@ class Checkpoints:
             try:
                 found = _read(path)
             except DAMAGE as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = one_line(error, 200)
                 self._report(f"checkpoint {str(path)!r}: damaged ({reason}); trying the one before")
                 damaged.append(path)
                 continue

@@ -16,8 +16,7 @@ from rich.text import Text
 from kbaseline.errors import InputError
 from kbaseline.finished import FinishedRun
 from kbaseline.keys import flattened
-from kbaseline.metrics import accuracy_interval, clock, interval, percent
-from kbaseline.progress import rate
+from kbaseline.metrics import accuracy_interval, clock, interval, percent, rate
 from kbaseline.report import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
 from kbaseline.run_folder import RunFolder
 

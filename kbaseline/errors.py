@@ -56,3 +56,15 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` when `wrong` is close to one of `known`, else an empty string."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(error: BaseException, most: int = 160) -> str:
+    """The text of an error in one line of at most `most` characters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """`'cat', 'dog' and 3 more`: names for a message, at most `most` of them, each of at most 40 characters."""
+    every = list(names)
+    shown = ", ".join(repr(name[:40]) for name in every[:most])
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown

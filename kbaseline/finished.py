@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kbaseline.config import Config, load_config
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, one_line
 
 SPLITS = ("valid", "test")
 """The splits whose predictions a run keeps, if it has them."""
@@ -72,7 +72,7 @@ def read_run(folder: Path) -> FinishedRun:
         names, predictions = _read_predictions(folder / "predictions.npz")
         missing = _NEEDED - {*result, *(f"data.{name}" for name in result.get("data", {}))}
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise InputError(f"{noun}: its files cannot be read ({reason}); they are damaged. Run it again.") from None
     if missing:
         raise InputError(

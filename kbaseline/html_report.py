@@ -6,6 +6,7 @@ the rest. Class names, paths and configuration are text, whatever they hold.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from kbaseline.config import Config
 from kbaseline.data import ImageData
+from kbaseline.errors import one_line
 from kbaseline.gradcam import grad_cam
 from kbaseline.metrics import Evaluation, clock, compare_paired, interval, percent
 from kbaseline.pictures import SMALL, chart, heat_picture, picture
@@ -67,7 +69,7 @@ def write_report(folder: RunFolder, contents: Contents, console: Console) -> Non
         with console.status("report.html"):
             folder.write_text("report.html", render_report(contents))
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         line = f"report.html: not written ({type(error).__name__}: {reason}); result.json holds every figure"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -122,7 +124,7 @@ def _ladder(contents: Contents) -> list[dict[str, Any]]:
             "wrong": 1 - accuracy,
             "bar": 100 * (1 - accuracy) / worst,
             "seconds": seconds,
-            "speed": float(np.mean(speeds[name])) if name in speeds else None,
+            "speed": median(speeds[name]) if name in speeds else None,
         }
         for name, accuracy, seconds in contents.rungs
     ]
@@ -179,23 +181,9 @@ def _confusion(found: Evaluation) -> dict[str, str]:
 
 def _examples(images: np.ndarray, shown: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
     """The images with these numbers, each with its picture, truth, prediction and both probabilities."""
-    examples = []
-    for index in map(int, shown):
-        own, row = found.labels[index], found.probabilities[index]
-        guess = int(row.argmax())
-        examples.append(
-            {
-                "index": index,
-                "picture": picture(np.asarray(images[index])),
-                "small": max(images.shape[1:3]) <= SMALL,
-                "predicted": found.class_names[guess],
-                "actual": found.class_names[own],
-                "p_predicted": float(row[guess]),
-                "p_actual": float(row[own]),
-                "right": guess == own,
-            }
-        )
-    return examples
+    small = max(images.shape[1:3]) <= SMALL
+    examples = [{**found.example(int(index)), "picture": picture(np.asarray(images[index]))} for index in shown]
+    return [{**one, "small": small, "right": one["predicted"] == one["actual"]} for one in examples]
 
 
 def _mistakes(model: keras.Model, images: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:

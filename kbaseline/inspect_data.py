@@ -16,7 +16,7 @@ from rich.console import Console
 from kbaseline.config import Config
 from kbaseline.data import ImageData
 from kbaseline.data.decode import BadImageError, Header, probe, quiet
-from kbaseline.data.duplicates import Duplicates, Place, find_duplicates
+from kbaseline.data.duplicates import EARLIER, Duplicates, Place, find_duplicates
 from kbaseline.data.files import FilePictures
 from kbaseline.data.progress import Bar
 from kbaseline.data.sources import load_source
@@ -92,10 +92,9 @@ class Inspection:
 
     def warnings(self) -> list[str]:
         """What makes the accuracy of a run look better, or its labels wrong."""
-        names = {"valid": "train", "test": "train or valid"}
         lines = [
-            f"LEAK: {count:,} of {len(self.data.splits[split]):,} {split} images are also in {names[split]}, pixel for "
-            "pixel. Accuracy on them is no evidence; remove one copy of each."
+            f"LEAK: {count:,} of {len(self.data.splits[split]):,} {split} images are also in {EARLIER[split]}, pixel "
+            "for pixel. Accuracy on them is no evidence; remove one copy of each."
             for split, count in self.duplicates.leaks.items()
         ]
         if wrong := len(self.duplicates.contradictions):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from kbaseline.errors import ConfigError
+from kbaseline.errors import ConfigError, one_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +36,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return _floats(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not readable as YAML ({_one_line(error)}).") from None
+        raise ConfigError(f"{where}: not readable as YAML ({one_line(error, 300)}).") from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r}: cannot be read ({_one_line(error)}).") from None
+        raise ConfigError(f"config file {str(path)!r}: cannot be read ({one_line(error, 300)}).") from None
 
 
 def _floats(value: Any) -> Any:
@@ -63,10 +63,6 @@ def _floats(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:

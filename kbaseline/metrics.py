@@ -62,19 +62,21 @@ class Evaluation:
         Each has its `index`, `loss` (nats), `predicted` and `actual` (class names), and the probabilities of both,
         `p_predicted` and `p_actual`.
         """
-        worst = losses(self.probabilities, self.labels)
-        predicted = self.probabilities.argmax(axis=1)
-        return [
-            {
-                "index": int(i),
-                "loss": float(worst[i]),
-                "predicted": self.class_names[predicted[i]],
-                "actual": self.class_names[self.labels[i]],
-                "p_predicted": float(self.probabilities[i, predicted[i]]),
-                "p_actual": float(self.probabilities[i, self.labels[i]]),
-            }
-            for i in np.argsort(-worst, kind="stable")[: max(k, 0)]
-        ]
+        worst = np.argsort(-losses(self.probabilities, self.labels), kind="stable")
+        return [self.example(int(index)) for index in worst[: max(k, 0)]]
+
+    def example(self, index: int) -> dict[str, Any]:
+        """One image, with the keys of `top_losses`."""
+        row, own = self.probabilities[index], int(self.labels[index])
+        guess = int(row.argmax())
+        return {
+            "index": index,
+            "loss": float(losses(row[None], self.labels[index : index + 1])[0]),
+            "predicted": self.class_names[guess],
+            "actual": self.class_names[own],
+            "p_predicted": float(row[guess]),
+            "p_actual": float(row[own]),
+        }
 
     def most_confused(self, min_count: int = 1) -> list[tuple[str, str, int]]:
         """(actual, predicted, images) of every mistake made at least `min_count` times, the commonest first."""
@@ -221,6 +223,11 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def rate(per_second: float) -> str:
+    """Three digits, or all if there are more: `1,234`, `56.7`, `0.123`. How every table of a run writes images/s."""
+    return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.3g}"
 
 
 def _checked(

@@ -7,7 +7,7 @@ import keras
 from keras import layers
 
 from kbaseline.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
-from kbaseline.errors import ModelError
+from kbaseline.errors import ModelError, one_line
 from kbaseline.pointwise import use_matrix_products
 from kbaseline.transforms import RandomTransforms
 
@@ -68,7 +68,7 @@ def build_classifier(
     try:
         features = body(x)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise ModelError(f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}).") from None
     use_matrix_products(body)
     logits = _head(features, num_classes, hidden, dropout, seeds)

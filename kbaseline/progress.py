@@ -13,10 +13,10 @@ from typing import Any, Self
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from kbaseline.metrics import clock, percent
+from kbaseline.metrics import clock, percent, rate
 
 _LOSS_EVERY = 0.5
 """Seconds between two readings of the live loss: reading one waits for the accelerator."""
@@ -284,26 +284,6 @@ class PredictBar(BatchBar):
         """Erases the bar after the last batch."""
         if self._seen >= self.batches:
             self.close()
-
-
-def ladder_table(rungs: Sequence[tuple[str, float, float | None]]) -> Table:
-    """The ladder of a run for the terminal.
-
-    Args:
-        rungs: (stage, accuracy 0 to 1, seconds or None), in the order they were climbed; TTA last.
-    """
-    table = Table("stage", box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("accuracy", justify="right")
-    table.add_column("time", justify="right")
-    for position, (stage, accuracy, seconds) in enumerate(rungs):
-        style = "bold" if position == len(rungs) - 1 else ""
-        table.add_row(Text(stage), percent(accuracy), clock(seconds), style=style)
-    return table
-
-
-def rate(per_second: float) -> str:
-    """Three digits of a rate, or all of them if there are more: `1,234`, `56.7`, `0.123`."""
-    return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.3g}"
 
 
 def _number(value: Any) -> float | None:

@@ -1,45 +1,21 @@
 """What a run found, as the files of its run folder: curves, history, predictions, plots, `result.json`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, one_line
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation
+from kbaseline.metrics import Evaluation, clock, percent
 from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import environment
-
-
-@dataclass(frozen=True)
-class BaselineResult:
-    """What a run found.
-
-    Attributes:
-        accuracy: of the last rung: with test-time augmentation where the recipe has it, else of the last stage. On
-            the test split if the data has one besides validation, else on validation.
-        stages: validation accuracy after each stage, by name.
-        tta_accuracy: validation accuracy with test-time augmentation, or None.
-        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
-        suggested_lrs: the finder's suggestions, stage -> rule -> rate.
-        history: one row an epoch: stage, epoch, train_loss, valid_loss, accuracy, images_per_s, seconds.
-        folder: the run folder.
-        seconds: wall-clock seconds of each part.
-    """
-
-    accuracy: float
-    stages: dict[str, float]
-    tta_accuracy: float | None
-    test_accuracy: dict[str, float] | None
-    suggested_lrs: dict[str, dict[str, float]]
-    history: list[dict[str, Any]]
-    folder: Path
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +64,55 @@ class Sweep:
         }
 
 
+@dataclass(frozen=True)
+class BaselineResult:
+    """What a run found.
+
+    Attributes:
+        accuracy: of the last rung: with test-time augmentation where the recipe has it, else of the last stage. On
+            the test split if the data has one besides validation, else on validation.
+        stages: validation accuracy after each stage, by name.
+        tta_accuracy: validation accuracy with test-time augmentation, or None.
+        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
+        suggested_lrs: the finder's suggestions, stage -> rule -> rate.
+        history: one row an epoch: stage, epoch, train_loss, valid_loss, accuracy, images_per_s, seconds.
+        folder: the run folder.
+        seconds: wall-clock seconds of each part.
+    """
+
+    accuracy: float
+    stages: dict[str, float]
+    tta_accuracy: float | None
+    test_accuracy: dict[str, float] | None
+    suggested_lrs: dict[str, dict[str, float]]
+    history: list[dict[str, Any]]
+    folder: Path
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        stages: dict[str, float],
+        outcomes: Mapping[str, Outcome],
+        sweeps: Mapping[str, Sweep],
+        history: list[dict[str, Any]],
+        folder: Path,
+        seconds: dict[str, float],
+    ) -> Self:
+        """Draws up the result; `outcomes` is by split, `valid` and perhaps `test`, `sweeps` by stage."""
+        valid, test = outcomes["valid"], outcomes.get("test")
+        return cls(
+            accuracy=(test or valid).last.accuracy,
+            stages=stages,
+            tta_accuracy=valid.figures["tta"].accuracy if "tta" in valid.figures else None,
+            test_accuracy={kind: figures.accuracy for kind, figures in test.figures.items()} if test else None,
+            suggested_lrs={name: dict(sweep.suggestions) for name, sweep in sweeps.items()},
+            history=history,
+            folder=folder,
+            seconds=seconds,
+        )
+
+
 def climbed(
     stages: Mapping[str, float], outcomes: Mapping[str, Outcome], seconds: Mapping[str, float]
 ) -> list[tuple[str, float, float | None]]:
@@ -108,6 +133,21 @@ def climbed(
     return rungs
 
 
+def ladder_table(rungs: Sequence[tuple[str, float, float | None]]) -> Table:
+    """The ladder of a run for the terminal.
+
+    Args:
+        rungs: (stage, accuracy 0 to 1, seconds or None), in the order they were climbed; TTA last.
+    """
+    table = Table("stage", box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("accuracy", justify="right")
+    table.add_column("time", justify="right")
+    for position, (stage, accuracy, seconds) in enumerate(rungs):
+        style = "bold" if position == len(rungs) - 1 else ""
+        table.add_row(Text(stage), percent(accuracy), clock(seconds), style=style)
+    return table
+
+
 def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
     """`lr_find.csv` and `lr_find.png`: every stage's sweep, by the stage's name."""
     rows = [{"stage": name, **row} for name, sweep in sweeps.items() for row in sweep.curve.rows()]
@@ -126,7 +166,7 @@ def read_result(folder: RunFolder) -> BaselineResult:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found = {name: stored[name] for name in BaselineResult.__dataclass_fields__ if name != "folder"}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r}: cannot be read ({' '.join(str(error).split())}).") from None
+        raise InputError(f"{str(path)!r}: cannot be read ({one_line(error)}).") from None
     return BaselineResult(**found, folder=folder.path)
 
 

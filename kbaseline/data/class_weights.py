@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from kbaseline.errors import DataError, did_you_mean
+from kbaseline.errors import DataError, did_you_mean, listed
 
 
 def class_weights(
@@ -40,12 +40,8 @@ def class_weights(
     for name, weight in setting.items():
         if name not in places:
             raise DataError(
-                f"data.class_weights: {name!r} is none of the {len(places)} classes ({_listed(class_names)})."
+                f"data.class_weights: {name!r} is none of the {len(places)} classes ({listed(class_names)})."
                 f"{did_you_mean(name, class_names)}"
             )
         weights[places[name]] = weight
     return weights
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")

@@ -15,7 +15,7 @@ from kbaseline.data.image_data import ImageData
 from kbaseline.data.prepare import Listing, prepare
 from kbaseline.data.progress import Bar
 from kbaseline.data.table import Row, read_table
-from kbaseline.errors import DataError, did_you_mean
+from kbaseline.errors import DataError, did_you_mean, listed
 
 _SPLITS = ("train", "valid", "test")
 
@@ -48,7 +48,7 @@ def load_csv(path: str, config: DataConfig, seed: int, console: Console | None =
     for split, labels in listing.labels.items():
         unknown = np.setdiff1d(labels, listing.labels["train"])
         if len(unknown):
-            names = ", ".join(repr(listing.class_names[label]) for label in unknown[:12])
+            names = listed(listing.class_names[label] for label in unknown)
             raise DataError(
                 f"{listing.noun}: {split} has classes that train lacks: {names}; add training images of them, or "
                 "leave them out."

@@ -9,6 +9,8 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from kbaseline.errors import one_line
+
 VERSION = 2
 """Raise it whenever the same file would give other pixels: decoded copies of older versions are then ignored."""
 
@@ -156,10 +158,6 @@ def _reasons(file: Path | BinaryIO) -> Iterator[None]:
     except FileNotFoundError:
         raise BadImageError("no such file (a broken link?)") from None
     except OSError as error:
-        raise BadImageError(error.strerror or _one_line(error)) from None
+        raise BadImageError(error.strerror or one_line(error)) from None
     except Exception as error:
-        raise BadImageError(_one_line(error)) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise BadImageError(one_line(error)) from None

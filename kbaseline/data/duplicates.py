@@ -7,6 +7,9 @@ import numpy as np
 from kbaseline.data.image_data import ImageData, Split
 from kbaseline.data.origin import pixel_digest
 
+EARLIER = {"valid": "train", "test": "train or valid"}
+"""Split -> where its images must not stand too, for a message."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -64,9 +67,8 @@ def find_duplicates(data: ImageData) -> Duplicates:
 
 def leak_warning(data: ImageData) -> str:
     """One line on images that stand in two splits; an empty text where there are none."""
-    earlier = {"valid": "train", "test": "train or valid"}
     counts = [
-        f"{count:,} of {len(data.splits[split]):,} {split} images are in {earlier[split]} too"
+        f"{count:,} of {len(data.splits[split]):,} {split} images are in {EARLIER[split]} too"
         for split, count in find_duplicates(data).leaks.items()
     ]
     if not counts:

@@ -11,7 +11,7 @@ class File:
 
     Attributes:
         path: from the root, or absolute.
-        size: bytes; -1 for a file that is not there.
+        size: bytes.
         mtime_ns: time of the last change.
     """
 

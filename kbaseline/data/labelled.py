@@ -10,7 +10,7 @@ from kbaseline.config import DataConfig
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.image_data import default_cache_dir
 from kbaseline.data.prepare import Listing
-from kbaseline.errors import DataError
+from kbaseline.errors import DataError, listed
 
 ALL = "all"
 """The name for every image of a source, whatever split it is in."""
@@ -82,8 +82,8 @@ def matched(labels: np.ndarray, own: Sequence[str], known: Sequence[str], noun: 
     present = [own[label] for label in np.unique(labels)]
     if strange := [name for name in present if name not in places]:
         raise DataError(
-            f"{noun}: classes must be among the run's; it has {_listed(strange)}, and the run knows {_listed(known)}. "
-            "Rename or remove them."
+            f"{noun}: classes must be among the run's; it has {listed(strange, 20)}, and the run knows "
+            f"{listed(known, 20)}. Rename or remove them."
         )
     table = np.array([places.get(name, -1) for name in own], dtype=np.int32)
     found: np.ndarray = table[labels]
@@ -96,9 +96,3 @@ def _numbered(labels: Mapping[str, np.ndarray], chosen: str) -> tuple[np.ndarray
     ranges = {name: np.arange(end - len(labels[name]), end) for name, end in zip(labels, ends, strict=True)}
     names = list(labels) if chosen == ALL else [chosen]
     return np.concatenate([ranges[name] for name in names]), np.concatenate([labels[name] for name in names])
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    """Names for a message, at most twenty of them."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

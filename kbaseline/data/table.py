@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kbaseline.config import DataConfig
 from kbaseline.data.splits import SPLIT_NAMES
-from kbaseline.errors import DataError, did_you_mean
+from kbaseline.errors import DataError, did_you_mean, listed
 
 TABLES = (".csv", ".tsv")
 """Endings of the names of such files, in lower case."""
@@ -119,7 +119,7 @@ def _columns(header: Sequence[str], noun: str, config: DataConfig) -> dict[str, 
             raise DataError(f"{noun}: several columns may hold the {role}: {names}; set data.{role}_column to one.")
         if name and not fits:
             raise DataError(
-                f"{noun}: has no column {name!r} (data.{role}_column); it has {_listed(header)}."
+                f"{noun}: has no column {name!r} (data.{role}_column); it has {listed(header)}."
                 f"{did_you_mean(name, header)}"
             )
         if fits:
@@ -127,7 +127,7 @@ def _columns(header: Sequence[str], noun: str, config: DataConfig) -> dict[str, 
         elif role != "split":
             raise DataError(
                 f"{noun}: its first line must name a column for the {role} ({', '.join(known[:3])} or the like); it "
-                f"has {_listed(header)}. Set data.{role}_column if it is one of these."
+                f"has {listed(header)}. Set data.{role}_column if it is one of these."
             )
     return found
 
@@ -136,17 +136,12 @@ def _plain(header: str) -> str:
     return header.lower().replace(" ", "_").replace("-", "_")
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in names[:12])
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
-
-
 def _check_splits(noun: str, header: Sequence[str], at: int, lines: Iterable[Sequence[str]]) -> None:
     """Refuses a column that holds something else, such as the numbers of folds, before all its rows are left out."""
     said = {cells[at] for cells in lines if len(cells) > at} - {""}
     if said and not any(value.lower() in SPLIT_NAMES for value in said):
         raise DataError(
-            f"{noun}: column {header[at]!r} must hold train, valid and test; it has {_listed(sorted(said))}; correct "
+            f"{noun}: column {header[at]!r} must hold train, valid and test; it has {listed(sorted(said))}; correct "
             f"it, or set data.split_column to another column or to {NO_COLUMN}."
         )
 
