@@ -70,6 +70,8 @@ def pointwise(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]) ->
 
 
 def _forward(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> tuple[jax.Array, tuple[Any, Any]]:
+    # Without it XLA computes the inputs anew for the kernel gradient, back through every addition of a ResNet stage.
+    inputs = lax.optimization_barrier(inputs)
     return pointwise(inputs, kernel, strides), (inputs, kernel)
 
 
@@ -80,9 +82,9 @@ def _backward(strides: tuple[int, int], kept: tuple[Any, Any], gradient: jax.Arr
     )
     (to_inputs,) = jax.vjp(lambda x: plain(x), inputs)[1](gradient)
     seen = inputs[:, :: strides[0], :: strides[1]]
-    over_places = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    to_kernel = lax.dot_general(seen, gradient, over_places)
-    return to_inputs, to_kernel.reshape(kernel.shape)
+    # As matrices: a product over three axes would first copy both with their axes turned.
+    rows, columns = seen.reshape(-1, seen.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return to_inputs, (rows.T @ columns).reshape(kernel.shape)
 
 
 pointwise.defvjp(_forward, _backward)
