@@ -295,12 +295,10 @@ class Learner:
             self.history += start.record["history"][before : before + epochs]
         else:
             table = StageTable(title, epochs, train_steps * size, self.console)
-            valid = ImageBatches(self.data.valid.images, self.data.valid.labels, 2 * size)
+            valid, earlier = self.data.valid, list(self.history)
             try:
                 with self._memory(title):
-                    train(
-                        self.model, self._batches, valid, stage, table, list(self.history), self.session, self.callbacks
-                    )
+                    train(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks)
             finally:
                 self.history += table.rows
         self._record(optimizer, stage)

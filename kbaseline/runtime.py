@@ -29,6 +29,8 @@ def enable_compilation_cache() -> None:
     """Keeps JAX's compiled programs in the user's cache folder, unless JAX was told another place already."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "jax"))
+        # JAX keeps what took a second; a network's initial weights are dozens of programs of half that.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_deterministic() -> None:

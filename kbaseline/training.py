@@ -3,6 +3,9 @@
 Keras calls the batch methods of a callback in threads, or else waits for each step's loss first. What must happen in
 the main thread and must not wait — saving, stopping, a look at the loss — is therefore done by the list of callbacks
 itself, which Keras calls in the main thread and with logs still on the accelerator.
+
+Validation predicts padded batches and scores them on the host: `model.evaluate` would compile a second program for
+the last, smaller batch, and weigh padding in its loss.
 """
 
 import math
@@ -14,9 +17,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.special import log_softmax
 
 from kbaseline.checkpoint import Checkpoint
 from kbaseline.data.batches import ImageBatches
+from kbaseline.data.image_data import Split
 from kbaseline.errors import InputError, RunError
 from kbaseline.optimizer import LayerwiseAdamW
 from kbaseline.progress import StageTable
@@ -49,7 +54,7 @@ class Stage:
 def train(
     model: keras.Model,
     batches: ImageBatches,
-    valid: ImageBatches,
+    valid: Split,
     stage: Stage,
     table: StageTable,
     history: list[dict[str, Any]],
@@ -61,7 +66,7 @@ def train(
     Args:
         model: compiled.
         batches: the training images, all of them, at the epoch before the stage's first.
-        valid: the validation images.
+        valid: what every epoch is scored on.
         stage: which one.
         table: prints and holds its rows.
         history: the rows of the stages before.
@@ -80,7 +85,7 @@ def train(
         parts.append((begin + len(parts), stage.epochs, 0))
     if start is not None:
         table.go_on(start.record["history"][len(history) :], start.record["elapsed"])
-    watch = _Watch(model, stage, table, callbacks, history, session, start)
+    watch = _Watch(model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start)
     earlier = batches.epoch
     with table, session.interrupts.deferred() if session else nullcontext():
         for first, last, watch.skipped in parts:
@@ -90,7 +95,6 @@ def train(
                 initial_epoch=first,
                 epochs=last,
                 shuffle=False,  # the batches have their own order; Keras' comes from global random state
-                validation_data=valid,
                 verbose=0,
                 callbacks=watch,
             )
@@ -111,6 +115,8 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
     def __init__(
         self,
         model: keras.Model,
+        valid: Split,
+        batch_size: int,
         stage: Stage,
         table: StageTable,
         callbacks: Sequence[keras.callbacks.Callback],
@@ -122,6 +128,9 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
         super().__init__(every, add_history=True, model=model, verbose=0, epochs=stage.epochs, steps=stage.steps)
         self.skipped = 0
         self._stage, self._table, self._history = stage, table, history
+        self._labels = valid.labels
+        # Without labels, as prediction has them: it runs the same program.
+        self._valid = ImageBatches(valid.images, batch_size=min(batch_size, len(valid)), pad=True)
         self._session, self._start = session, start
         self._epoch = 0
         # Steps whose loss nobody has read, and that loss: the mean since the epoch began, so that once it is not
@@ -161,14 +170,25 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
             self._session.interrupts.raise_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keeps the epoch, if its losses are finite."""
-        super().on_epoch_end(epoch, logs)
+        """Validates, and keeps the epoch if its losses are finite."""
+        figures = self._validate()
+        super().on_epoch_end(epoch, {**(logs or {}), **figures})
         self._look(len(self._unread))
-        if not math.isfinite((logs or {})["val_loss"]):
+        if not math.isfinite(figures["val_loss"]):
             self._fail(self._stage.steps * (epoch + 1), "validation loss")
         self._save(epoch + 1, 0)
         if self._session is not None:
             self._session.interrupts.raise_if_asked()
+
+    def _validate(self) -> dict[str, float]:
+        """Loss (nats) and accuracy on the validation images, under Keras' names."""
+        self.on_test_begin()
+        logits = self.model.predict(self._valid, verbose=0, callbacks=[_AsTest(self)])[: len(self._labels)]
+        own = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(logits)), self._labels]
+        right = logits.argmax(axis=-1) == self._labels
+        figures = {"val_loss": float(-own.mean()), "val_accuracy": float(right.mean())}
+        self.on_test_end({name.removeprefix("val_"): value for name, value in figures.items()})
+        return figures
 
     def _look(self, count: int) -> None:
         """Reads the last of the first `count` unread losses, and if it is not finite those before it too."""
@@ -192,6 +212,22 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
         if all(np.isfinite(array).all() for array in state[: len(self.model.trainable_variables)]):
             rows = [*self._history, *self._table.rows]
             self._session.save((self._stage.number, epoch, batch), state, rows, self._table.elapsed)
+
+
+class _AsTest(keras.callbacks.Callback):  # type: ignore[misc]
+    """Tells the callbacks of a fit that a predicted batch is one of its validation."""
+
+    async_safe = True
+
+    def __init__(self, told: keras.callbacks.CallbackList) -> None:
+        super().__init__()
+        self._told = told
+
+    def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._told.on_test_batch_begin(batch)
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._told.on_test_batch_end(batch)
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:

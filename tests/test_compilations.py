@@ -1,0 +1,66 @@
+"""How many programs XLA compiles: one step a fit, whatever the sizes of the splits, and none twice."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kbaseline import ImageData, Learner
+
+STEPS = ("train_step", "test_step", "predict_step")
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compiled() -> Iterator[Counter]:
+    """Counts the steps compiled since the test began, or since it cleared the counter."""
+    found: Counter = Counter()
+
+    def listen(event: str, seconds: float, **names: str) -> None:
+        name = names.get("fun_name", "").removeprefix("jit(").removesuffix(")")
+        if event == COMPILED and name in STEPS:
+            found[name] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="module")
+def learn(tiny_backbone) -> Learner:
+    """A learner whose splits fill no whole number of batches: 4 and 2 over in training, 5 in both others."""
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8), np.arange(count) % 3
+
+    data = ImageData.from_arrays(split(28), split(21), split(37))
+    config = {"data": {"batch_size": 8}, "lr_find": {"steps": 20}, "tta": {"views": 2}, "model": {"hidden": 8}}
+    config["runtime"] = {"compilation_cache": False}
+    return Learner(data, tiny_backbone, config=config, console=Console(quiet=True))
+
+
+def test_a_fit_compiles_one_training_step_and_one_validation_step(learn, compiled):
+    """Golden: over epochs and partial batches, of training and of validation, each is compiled once."""
+    learn.lr_sweep()
+    assert compiled == {"train_step": 1}
+    compiled.clear()
+    learn.fit_one_cycle(2, 1e-3)
+    assert compiled == {"train_step": 1, "predict_step": 1}
+    compiled.clear()
+    learn.unfreeze()
+    learn.fit(2, 1e-3)
+    assert compiled == {"train_step": 1, "predict_step": 1}
+    compiled.clear()
+    learn.evaluate("valid")
+    learn.evaluate("test")
+    assert compiled == {}  # validation's program
+
+
+def test_all_views_are_one_program(learn, compiled):
+    """Golden: test-time augmentation, its partial batch included, compiles one program, not one a view."""
+    learn.tta("valid")
+    assert compiled == {"predict_step": 1}
