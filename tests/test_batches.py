@@ -1,6 +1,7 @@
 """Splits and batches: shares, sizes, orders."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,3 +139,25 @@ def test_an_epoch_can_be_entered_in_its_middle() -> None:
     entered.on_epoch_end()
     assert numbers(entered) == numbers(steady)[2:]
     assert len(entered) == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a map is resident")
+def test_memory_does_not_grow_with_a_memory_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: an epoch over a map of 64 MiB leaves no more than about the allowed 8 of it resident, bytes intact."""
+    monkeypatch.setattr("kbaseline.data.batches.RESIDENT_BYTES", 8 * 2**20)
+    path = tmp_path / "images.npy"
+    np.save(path, np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None, None], (64, 512, 512, 4)))
+    images = np.load(path, mmap_mode="r")[..., :3]
+    batches = ImageBatches(images, np.arange(64), 4, shuffle=True)
+    for index in range(len(batches)):
+        rows, labels = batches[index]
+        assert (rows == labels[:, None, None, None]).all()
+    assert resident(path) <= 12 * 2**20
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file in this process' memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.endswith(str(path)))
+    size = next(line for line in lines[begin:] if line.startswith("Rss:"))
+    return int(size.split()[1]) * 1024

@@ -1,12 +1,19 @@
 """`ImageBatches`: a split as a Keras dataset of uint8 batches, sliced on the host in a seeded order."""
 
 import math
+import mmap
 from typing import Any
 
 import keras
 import numpy as np
 
 from kbaseline.errors import DataError
+
+RESIDENT_BYTES = 512 * 2**20
+"""About how much of a memory map stays in this process' memory; the system's own cache may hold all of it."""
+
+HUGE_PAGE = 2 * 2**20
+"""Bytes that reading one image may map."""
 
 
 class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -46,7 +53,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
             )
         self.images, self.labels, self.batch_size, self.class_weights = images, labels, batch_size, class_weights
         self.shuffle, self.seed, self.pad = shuffle, seed, pad
-        self.epoch = self._skipped = 0
+        self.epoch = self._skipped = self._read = 0
         self._order = self._next_order()
 
     def go_to(self, epoch: int, skipped: int = 0) -> None:
@@ -75,10 +82,21 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         if self.pad and len(chosen) < self.batch_size:
             chosen = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
         images = np.ascontiguousarray(self.images[chosen])
+        self._let_go(len(chosen))
         if self.labels is None:
             return (images,)
         labels = self.labels[chosen]
         return (images, labels) if self.class_weights is None else (images, labels, self.class_weights[labels])
+
+    def _let_go(self, count: int) -> None:
+        """Unmaps what was read, after every so many images, so that memory does not grow with the data."""
+        self._read += count
+        mapped = getattr(self.images, "_mmap", None)
+        if mapped is None or self.images.nbytes <= RESIDENT_BYTES or self._read * HUGE_PAGE < RESIDENT_BYTES:
+            return
+        self._read = 0
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def on_epoch_end(self) -> None:
         """Draws the next epoch's order."""
