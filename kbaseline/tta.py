@@ -5,6 +5,7 @@ training; final = beta · plain + (1 - beta) · mean of the views.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import keras
@@ -127,15 +128,33 @@ def tta_predict(
         raise InputError(f"scale must be at least 1; got {scale}.")
     if not len(images):
         raise InputError("images: there are none; give at least one.")
-    transforms, network = _split(model, images.shape[1:3])
     from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
-    looks = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
-    source = keras.Input(images.shape[1:], dtype=images.dtype.name)
-    predictor = keras.Model(source, looks(source))
+    predictor = _predictor(model, images.shape[1:], images.dtype.name, numbers, scale, flip, from_logits, seed)
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
     found = predictor.predict(batches, verbose=0, callbacks=list(callbacks))[: len(images)]
     plain, mean = found[:, 0], found[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
+
+
+@lru_cache(maxsize=1)
+def _predictor(
+    model: keras.Model,
+    shape: tuple[int, ...],
+    dtype: str,
+    numbers: tuple[int, ...],
+    scale: float,
+    flip: bool,
+    from_logits: bool,
+    seed: int,
+) -> keras.Model:
+    """From images to the plain prediction and the mean over the views; kept, so that the next split compiles nothing.
+
+    It shares its layers with the model, so that further training reaches it.
+    """
+    transforms, network = _split(model, shape[:2])
+    looks = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
+    source = keras.Input(shape, dtype=dtype)
+    return keras.Model(source, looks(source))
 
 
 def _ends_in_softmax(model: keras.Model) -> bool:

@@ -31,7 +31,7 @@ def compiled() -> Iterator[Counter]:
 
 @pytest.fixture(scope="module")
 def learn(tiny_backbone) -> Learner:
-    """A learner whose splits fill no whole number of batches: 4 and 2 over in training, 5 in both others."""
+    """A learner none of whose splits fills a whole number of batches."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +61,7 @@ def test_a_fit_compiles_one_training_step_and_one_validation_step(learn, compile
 
 
 def test_all_views_are_one_program(learn, compiled):
-    """Golden: test-time augmentation, its partial batch included, compiles one program, not one a view."""
+    """Golden: test-time augmentation of two splits, partial batches included, compiles one program, not one a view."""
     learn.tta("valid")
+    learn.tta("test")
     assert compiled == {"predict_step": 1}

@@ -1,0 +1,110 @@
+"""How fast images reach the network, and what `fit` costs a step beyond the step itself."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from rich.console import Console
+from speed.measure import Seconds, side_by_side, table
+from speed.peer import Fastai
+from speed.training import SOURCE, batches, our_step
+
+from kbaseline import ImageData, Learner
+from kbaseline.transforms import RandomTransforms
+
+STEPS = 32
+"""Batches of one reading of the input path."""
+
+FIT_STEPS = 500
+"""Steps of one reading of the overhead, of a network that takes next to no time."""
+
+GPU_STEP = 0.010
+"""Seconds of a training step on a GPU, for a comparison: assumed, not measured."""
+
+
+def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
+    """Images/s of the input path against the training step's, and milliseconds of overhead."""
+    sides: dict[str, Callable[[], Any]] = {"path": input_path(batch, size), "step": our_step(batch, size, True)}
+    if fastai:
+        sides |= {f"{count} workers": lambda count=count: fastai.data(STEPS, count) for count in (0, 2)}
+    seconds = side_by_side(sides, rounds)
+    rows = [
+        ["ResNet50's step, head", f"{batch / seconds['step']:.1f}", "1"],
+        ["data and transforms here", f"{batch / seconds['path']:,.0f}", f"{seconds['step'] / seconds['path']:.0f}"],
+    ]
+    if fastai:
+        best = min(list(sides)[2:], key=lambda side: seconds[side])
+        name = f"data and transforms of fastai, {best}"
+        rows.append([name, f"{batch / seconds[best]:,.0f}", f"{seconds['step'] / seconds[best]:.0f}"])
+    fit, loop = overhead(batch, rounds)
+    extra = max(fit - loop, 0.0)
+    return (
+        f"Images of {SOURCE} pixels to {size}, batch {batch}; the network replaced by a mean over the image.\n\n"
+        + table(["", "images/s", "times the step's"], rows)
+        + f"\nA step of a tiny network takes {1000 * fit:.2f} ms in `Learner.fit` and {1000 * loop:.2f} ms in a JAX "
+        f"loop written by hand around the same step: `fit` costs {1000 * extra:.2f} ms a step, "
+        f"{extra / seconds['step']:.2%} of the ResNet50 step above. On a GPU whose step took "
+        f"{1000 * GPU_STEP:.0f} ms (assumed) the host would need {1000 * fit:.2f} ms of it, {fit / GPU_STEP:.0%}, "
+        f"{extra / GPU_STEP:.0%} for `fit`; it works ahead of the accelerator, so that only a step shorter than the "
+        "host's time would wait.\n"
+    )
+
+
+def input_path(batch: int, size: int) -> Callable[[], Seconds]:
+    """`fit` over real batches and transforms, the network a mean over the image."""
+    images = keras.Input((SOURCE, SOURCE, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(RandomTransforms(size)(images))
+    model = keras.Model(images, keras.layers.Dense(10)(x))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    source = batches(batch, STEPS * batch)
+
+    def step() -> Seconds:
+        begin = time.perf_counter()
+        model.fit(source, verbose=0, shuffle=False)
+        return Seconds((time.perf_counter() - begin) / STEPS)
+
+    return step
+
+
+def overhead(batch: int, rounds: int) -> tuple[float, float]:
+    """Seconds a step of a tiny network in `Learner.fit_one_cycle`, and in a plain loop around the same step."""
+    rng = np.random.default_rng(0)
+    count = FIT_STEPS * batch
+    train = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8), np.arange(count) % 10
+    image = keras.Input((None, None, 3))
+    with TemporaryDirectory() as folder:
+        backbone = Path(folder) / "tiny.keras"
+        keras.Model(image, keras.layers.Conv2D(8, 3, 4)(image)).save(backbone)
+        data = ImageData.from_arrays(train, (train[0][:batch], train[1][:batch]))
+        config = {"data": {"batch_size": batch}, "model": {"hidden": 16}}
+        learn = Learner(data, str(backbone), config=config, console=Console(quiet=True))
+
+    def fit() -> Seconds:
+        # Of two epochs the first compiles.
+        return Seconds(batch / learn.fit_one_cycle(2, 1e-4)[-1]["images_per_s"])
+
+    def loop() -> Seconds:
+        source = learn._batches
+        step = jax.jit(learn.model.train_step, donate_argnums=0)
+        state = _state(learn.model)
+        _, state = step(state, source[0])
+        begin = time.perf_counter()
+        for index in range(len(source)):
+            logs, state = step(state, source[index])
+        jax.block_until_ready(logs)
+        return Seconds((time.perf_counter() - begin) / len(source))
+
+    seconds = side_by_side({"fit": fit, "loop": loop}, rounds)
+    return seconds["fit"], seconds["loop"]
+
+
+def _state(model: keras.Model) -> tuple[list[jax.Array], ...]:
+    """Copies of what a step takes and gives back, in Keras' order."""
+    optimizer = model.optimizer.variables
+    kinds = (model.trainable_variables, model.non_trainable_variables, optimizer, model.metrics_variables)
+    return tuple([jax.numpy.copy(variable.value) for variable in kind] for kind in kinds)

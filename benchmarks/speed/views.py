@@ -1,0 +1,82 @@
+"""Test-time augmentation beside as many plain predictions."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from speed.measure import Seconds, side_by_side, table
+from speed.training import SOURCE
+
+from kbaseline.data.batches import ImageBatches
+from kbaseline.model import build_classifier
+from kbaseline.tta import tta_predict
+
+VIEWS = 8
+LOOKS = 72
+"""Images the network sees at once: eight images and their views, or as many plain ones."""
+
+BATCHES = 3
+"""Batches of a prediction; the first, which compiles, does not count."""
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Clock(keras.callbacks.Callback):
+    """When each batch of a prediction was done; Keras waits for it before it asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes the time."""
+        self.times.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> Seconds:
+        """Of a batch, the first left out."""
+        return Seconds((self.times[-1] - self.times[0]) / (len(self.times) - 1))
+
+
+def section(size: int, rounds: int) -> str:
+    """Looks/s of both, and how many programs were compiled."""
+    model = build_classifier(10, size, "resnet50", "none")
+    rng = np.random.default_rng(0)
+
+    def images(count: int) -> np.ndarray:
+        return rng.integers(0, 256, (count, SOURCE, SOURCE, 3), dtype=np.uint8)
+
+    few, many = images(BATCHES * LOOKS // (1 + VIEWS)), images(BATCHES * LOOKS)
+    programs: list[str] = []
+
+    def views() -> Seconds:
+        clock = Clock()
+        tta_predict(model, few, VIEWS, batch_size=LOOKS, callbacks=[clock])
+        return clock.seconds
+
+    def plain() -> Seconds:
+        clock = Clock()
+        model.predict(ImageBatches(many, batch_size=LOOKS), verbose=0, callbacks=[clock])
+        return clock.seconds
+
+    sides: dict[str, Callable[[], Seconds]] = {"plain": plain, "views": views}
+
+    def listen(event: str, seconds: float, **names: str) -> None:
+        if event == COMPILED and "predict_step" in names.get("fun_name", ""):
+            programs.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    views()
+    jax.monitoring.unregister_event_duration_listener(listen)
+    seconds = side_by_side(sides, rounds)
+    rows = [
+        ["plain prediction", f"{LOOKS / seconds['plain']:.1f}", "1"],
+        [f"plain and {VIEWS} views", f"{LOOKS / seconds['views']:.1f}", f"{seconds['plain'] / seconds['views']:.2f}"],
+    ]
+    return (
+        f"ResNet50, {size} pixels, {LOOKS} looks at once, float32; a look is an image or a view of one. Programs "
+        f"compiled for all views together: {len(programs)}.\n\n" + table(["", "looks/s", "ratio"], rows)
+    )
