@@ -15,6 +15,7 @@ from speed.peer import Fastai
 from speed.training import SOURCE, batches, our_step
 
 from kbaseline import ImageData, Learner
+from kbaseline.data.batches import ImageBatches
 from kbaseline.transforms import RandomTransforms
 
 STEPS = 32
@@ -89,7 +90,7 @@ def overhead(batch: int, rounds: int) -> tuple[float, float]:
         return Seconds(batch / learn.fit_one_cycle(2, 1e-4)[-1]["images_per_s"])
 
     def loop() -> Seconds:
-        source = learn._batches
+        source = ImageBatches(data.train.images, data.train.labels, batch, shuffle=True)
         step = jax.jit(learn.model.train_step, donate_argnums=0)
         state = _state(learn.model)
         _, state = step(state, source[0])
