@@ -62,21 +62,23 @@ def taken(surface: Surface, load: Load, case: Any) -> bool:
     """Whether a case was taken; else it was refused, by an error of ours in one line, and without a warning."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        # Keras' own, on every read of a variable; see pyproject.toml.
-        warnings.filterwarnings("ignore", "__array__ implementation")
+        # Keras' own: on every read of a variable, see pyproject.toml; and on what is odd in somebody's network.
+        warnings.filterwarnings("ignore", "__array__ implementation|.* was passed an input with a mask")
         try:
             load(case)
+            refused = None
         except surface.refusals as error:
-            said = str(error)
-            assert not warned, warned[0]
-            assert said.strip(), "a refusal without a reason"
-            assert len(said.splitlines()) == 1, f"not one line: {said!r}"
-            assert len(said) <= MOST, f"{len(said)} characters: {said[:200]!r}"
-            if isinstance(error, KBaselineError):
-                assert error.exit_code == (2 if isinstance(error, InputError) else 1)
-            return False
+            refused = error
     assert not warned, warned[0]
-    return True
+    if refused is None:
+        return True
+    said = str(refused)
+    assert said.strip(), "a refusal without a reason"
+    assert len(said.splitlines()) == 1, f"not one line: {said!r}"
+    assert len(said) <= MOST, f"{len(said)} characters: {said[:200]!r}"
+    if isinstance(refused, KBaselineError):
+        assert refused.exit_code == (2 if isinstance(refused, InputError) else 1)
+    return False
 
 
 # Edits of bytes, of trees of JSON or YAML, and of zip archives, at places that shrink well.
@@ -439,6 +441,7 @@ def _image(folder: Path) -> Load:
 
 def finished_folder(path: Path) -> Path:
     """The files of a finished run that are read again, its model left out."""
+    path.mkdir(exist_ok=True)
     folder = RunFolder(path)
     folder.write_text("config.yaml", load_config({"data": {"source": "digits"}}).to_yaml())
     epoch = {"stage": "head", "epoch": 1, "accuracy": 0.5, "images_per_s": 9.0, "seconds": 2.5, "valid_loss": 1.0}

@@ -20,7 +20,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp"
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
 """Endings of images that Pillow cannot read, a telephone's for instance."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 """What a file may hold, whatever its name says. Pillow reads others too, some by starting another program."""
 
 Resize = Literal["crop", "squish"]
@@ -79,8 +79,9 @@ def probe(file: Path | BinaryIO) -> Header:
 def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np.ndarray:
     """Reads an image and fits it to a wanted size.
 
-    JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, PPM and JPEG 2000 are read. Every Pillow mode becomes RGB: palettes are looked up, CMYK is converted, alpha is composited on
-    white, 16 bits are scaled to 8. Of an animation the first frame counts. EXIF orientation is applied.
+    JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, PPM and JPEG 2000 are read. Every Pillow mode becomes RGB: palettes are
+    looked up, CMYK is converted, alpha is composited on white, 16 bits are scaled to 8. Of an animation the first
+    frame counts. EXIF orientation is applied.
 
     Args:
         file: a path or an open binary file.
