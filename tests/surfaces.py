@@ -443,7 +443,7 @@ def finished_folder(path: Path) -> Path:
     """The files of a finished run that are read again, its model left out."""
     path.mkdir(exist_ok=True)
     folder = RunFolder(path)
-    folder.write_text("config.yaml", load_config({"data": {"source": "digits"}}).to_yaml())
+    folder.write_text("config.yaml", "data: {source: digits}\nstages: [{name: head, freeze: true, epochs: 1}]\n")
     epoch = {"stage": "head", "epoch": 1, "accuracy": 0.5, "images_per_s": 9.0, "seconds": 2.5, "valid_loss": 1.0}
     result = {
         "accuracy": 0.5,
@@ -591,8 +591,9 @@ _CHECKPOINTS = (
 
 
 def _checkpoint(folder: Path) -> Load:
+    from kbaseline import session
+    from kbaseline.checkpoint import Checkpoint
     from kbaseline.lr_finder import LRCurve
-    from kbaseline.session import Session
 
     config, task = load_config(None), "fingerprint"
 
@@ -603,8 +604,10 @@ def _checkpoint(folder: Path) -> Load:
     class Reached(Exception):
         pass
 
+    # It asks every package for its version, which takes longer than all the rest.
+    facts = session.environment()
     run, lines = RunFolder(folder), []
-    keeper = Session(run, config, lambda *_: None, resumed=False)
+    keeper = session.Session(run, config, lambda *_: None, resumed=False)
     keeper.begin(Data(), {"data": 1.0})
     curve = LRCurve(np.array([1e-3, 1e-2]), np.array([1.0, 2.0]), np.array([1.0, 2.0]))
     keeper.curve("head", lambda: curve)
@@ -636,15 +639,17 @@ def _checkpoint(folder: Path) -> Load:
         for file_name, content in changed.items():
             (place / file_name).write_bytes(content)
         lines.clear()
-        session = Session(run, config, lambda line, *_: lines.append(line), resumed=True)
+        asked, session.environment = session.environment, lambda: facts
+        begun = session.Session(run, config, lambda line, *_: lines.append(line), resumed=True)
         try:
-            session.begin(Data(), {})
+            begun.begin(Data(), {})
             assert all(len(line.splitlines()) == 1 for line in lines)
-            if session.start is not None:
+            if begun.start is not None:
                 with suppress(Reached):
-                    session.curve("head", lambda: (_ for _ in ()).throw(Reached))
+                    begun.curve("head", lambda: (_ for _ in ()).throw(Reached))
         finally:
-            session.close()
+            begun.close()
+            session.environment = asked
 
     return load
 
@@ -711,23 +716,29 @@ SURFACES = (
 )
 
 
-def drawn(surface: Surface, folder: Path, count: int) -> Counter[str]:
-    """How many of `count` cases and of those in which it failed once were taken, and how many refused.
+def property_of(surface: Surface, folder: Path, counts: Counter[str]) -> Any:
+    """The Hypothesis test of a surface, which counts what became of its cases.
 
     Args:
         surface: what is tried.
         folder: an empty one to work in.
-        count: cases that are generated, the same ones every time.
+        counts: grows, under `taken` and `refused`.
     """
-    load, counts = surface.prepare(folder), Counter[str]()
+    load = surface.prepare(folder)
 
     def tried(case: Any) -> None:
         counts["taken" if taken(surface, load, case) else "refused"] += 1
 
-    test = given(surface.cases)(tried)
+    return given(surface.cases)(tried)
+
+
+def drawn(surface: Surface, folder: Path, cases: int) -> Counter[str]:
+    """What became of so many cases, the same ones every time, and of those in which it failed once."""
+    counts: Counter[str] = Counter()
+    test = property_of(surface, folder, counts)
     for case in surface.known:
         test = example(case)(test)
     settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=cases, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )(test)()
     return counts
