@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py                                # a table for the terminal
     python benchmarks/fuzz.py --write docs/reliability.md    # puts it between that page's marks
-    python benchmarks/fuzz.py --led 0                        # without those led by coverage, which take most of the time
+    python benchmarks/fuzz.py --led 0                        # without those led by coverage, which take longest
 
 Once the cases are drawn by Hypothesis, as in tests/test_fuzz.py; once they are led by coverage: libFuzzer, through
 Atheris (`pip install atheris`), mutates the bytes from which Hypothesis makes a case, and keeps those that reach

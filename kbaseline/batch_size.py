@@ -2,10 +2,9 @@
 
 Sizes are powers of two, tried upwards by one step each of the whole network, nothing frozen, until one does not fit or
 would leave less than a tenth of the memory. What is tried is what will run, so nothing is estimated. At most 1,024, and
-at most an eighth of the training images: of fewer steps an epoch, one-cycle makes no cycle.
+at most an eighth of the training images, so that an epoch has eight steps.
 
-A CPU has no such limit, only a machine that begins to swap, and larger batches are no faster on it; there it is
-64, the article's.
+A CPU does not say that its memory is short, it begins to swap; there it is 64, the article's.
 
 The number stands in the configuration of the run folder and in `result.json`, so that a resumed or repeated run takes
 it from there. Learning rates stay as they are configured: whether a larger batch wants a larger rate is for the finder
@@ -113,4 +112,5 @@ def _fits(model: keras.Model, data: ImageData, batch: int) -> bool:
 def _share_used() -> float:
     """The most of the accelerators' memory that was ever in use, 0 to 1; 0 where they do not say."""
     told = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max(float(stats.get("peak_bytes_in_use", 0) / stats.get("bytes_limit", 1)) for stats in told)
+    shares = [stats.get("peak_bytes_in_use", 0) / stats["bytes_limit"] for stats in told if stats.get("bytes_limit")]
+    return float(max(shares, default=0))

@@ -592,7 +592,6 @@ _CHECKPOINTS = (
 
 def _checkpoint(folder: Path) -> Load:
     from kbaseline import session
-    from kbaseline.checkpoint import Checkpoint
     from kbaseline.lr_finder import LRCurve
 
     config, task = load_config(None), "fingerprint"
