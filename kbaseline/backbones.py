@@ -2,6 +2,8 @@
 
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -128,12 +130,26 @@ def read_model(path: Path, noun: str) -> keras.Model:
     """A `.keras` file's model, not compiled; no code from the file is run.
 
     Raises:
-        ModelError: it cannot be read; the message begins with `noun`.
+        ModelError: it is no `.keras` file, it is damaged, or it holds code, a Lambda layer for instance; the message
+            begins with `noun`.
     """
+    # Only the format whose reader refuses code and links that lead out of the file; Keras reads others too.
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{noun}: not a Keras model that can be read (no .keras file).")
+    # Keras and HDF5 trip over a damaged file wherever they happen to be reading.
     try:
-        return keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+        with _whole_weights():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
         raise ModelError(f"{noun}: not a Keras model that can be read ({one_line(error)}).") from None
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Makes an error of Keras' word for weights that are not in the file; those layers would stay random."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
+        yield
 
 
 def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
@@ -227,9 +243,7 @@ def _follow_policy(model: keras.Model) -> None:
 def _fill(model: keras.Model, weights: str) -> None:
     path = Path(weights).expanduser()
     try:
-        with warnings.catch_warnings():
-            # Keras' word for weights that are not in the file; those layers would stay random.
-            warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
+        with _whole_weights():
             model.load_weights(path)
     except (ValueError, TypeError, OSError, KeyError, UserWarning) as error:
         reason = one_line(error)

@@ -131,6 +131,7 @@ class _Run:
             self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
             self._say_data()
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
+            config = self.config = self.learner.config  # `data.batch_size: auto` is a number from here on.
             if session is None:
                 folder = RunFolder.create(None if out is None else Path(out), config.name)
                 session = Session(folder, config, self._say, resumed=False)
@@ -268,6 +269,7 @@ class _Run:
                 for name in ("accuracy", "stages", "tta_accuracy", "test_accuracy", "suggested_lrs", "seconds")
             },
             "seed": self.config.seed,
+            "batch_size": self.config.data.batch,
             "data": {
                 "source": data.source,
                 "class_names": list(data.class_names),

@@ -21,7 +21,6 @@ import hashlib
 import json
 import secrets
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import Any
 import filelock
 import numpy as np
 
+from kbaseline.arrays import read_arrays
 from kbaseline.errors import InputError, one_line
 from kbaseline.run_folder import RunFolder
 
@@ -40,7 +40,7 @@ FORMAT = 1
 KEPT = 2
 """Checkpoints that are kept: should the newest be damaged, there is the one before."""
 
-DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 """What reading a damaged file raises."""
 
 
@@ -157,11 +157,11 @@ def _read(path: Path) -> Checkpoint:
     stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if _sha256(path) != stored["sha256"]:
         raise ValueError("its SHA-256 is not the one beside it")
-    with np.load(path) as arrays:
-        whole = json.loads(arrays["record"].tobytes())
-        if whole["format"] != FORMAT:
-            raise ValueError(f"format {whole['format']!r}, and this version of kbaseline reads {FORMAT}")
-        state = [arrays[str(index)] for index in range(len(arrays.files) - 1)]
+    arrays = read_arrays(path)
+    whole = json.loads(arrays["record"].tobytes())
+    if whole["format"] != FORMAT:
+        raise ValueError(f"format {whole['format']!r}, and this version of kbaseline reads {FORMAT}")
+    state = [arrays[str(index)] for index in range(len(arrays) - 1)]
     return Checkpoint(whole["stage"], whole["epoch"], whole["batch"], state, whole["record"])
 
 

@@ -47,8 +47,9 @@ class DataConfig(Section):
     """`tfds:NAME`, `folder:PATH`, `csv:PATH`, or `digits`."""
     size: int = Field(128, ge=8, le=1024)
     """Side of the square the network sees, in pixels."""
-    batch_size: int = Field(64, ge=1, le=65536)
-    """Images per step; the last partial training batch of an epoch is dropped."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = 64
+    """Images per step; the last partial training batch of an epoch is dropped. `auto`: the largest power of two
+    that fits the accelerator's memory, 64 on a CPU; learning rates stay as they are set."""
     resize: Literal["crop", "squish"] = "crop"
     """How a photo that is not square becomes square: centre crop, or change of aspect."""
     data_dir: Path | None = None
@@ -75,6 +76,13 @@ class DataConfig(Section):
     training images, so that every class counts the same; or `{NAME: weight}`, 1 for classes not named."""
     cache_dir: Path | None = None
     """Where decoded photos are kept; default `KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
+
+    @property
+    def batch(self) -> int:
+        """`batch_size` as a number, which it is in the configuration of every learner and run folder."""
+        if self.batch_size == "auto":
+            raise ConfigError("data.batch_size: 'auto' is settled by a Learner; give a number here.")
+        return self.batch_size
 
 
 class ModelConfig(Section):

@@ -15,11 +15,23 @@ Every message is one line that names the thing, its value, the rule and the reme
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1200
+"""Characters of a message."""
+
 
 class KBaselineError(Exception):
-    """Base of every error kbaseline raises on purpose; `exit_code` is what the command line returns."""
+    """Base of every error kbaseline raises on purpose; `exit_code` is what the command line returns.
+
+    Names and values in a message come from anywhere; it stays one line, and one that can be read, whatever they hold.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        # Only what breaks a line is replaced: a path may hold two blanks.
+        line = " ".join(message.splitlines())
+        # Cut in the middle: the thing stands at the beginning, the remedy at the end.
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}")
 
 
 class InputError(KBaselineError):

@@ -4,21 +4,57 @@ Loads neither Keras nor JAX.
 """
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kbaseline.arrays import read_arrays
 from kbaseline.config import Config, load_config
 from kbaseline.errors import InputError, one_line
 
 SPLITS = ("valid", "test")
 """The splits whose predictions a run keeps, if it has them."""
 
-_NEEDED = {"stages", "tta_accuracy", "test_accuracy", "seconds", "history", "data.images", "data.flip_safe"}
-"""What is read of `result.json`."""
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Amount = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Epoch(_Part):
+    stage: str
+    accuracy: _Share
+    images_per_s: _Amount
+    seconds: _Amount
+
+
+class _Data(_Part):
+    images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
+    flip_safe: bool
+
+
+class _Result(_Part):
+    """What is read of `result.json`; it may hold more."""
+
+    stages: dict[str, _Share]
+    tta_accuracy: _Share | None
+    test_accuracy: dict[Literal["plain", "tta"], _Share] | None
+    seconds: dict[str, _Amount]
+    history: Annotated[list[_Epoch], Field(min_length=1)]
+    data: _Data
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if not set(self.stages) <= {row.stage for row in self.history}:
+            raise ValueError("a stage has no epoch in its history")
+        if not {"valid", *(["test"] if self.test_accuracy else [])} <= set(self.data.images):
+            raise ValueError("a split that was scored has no images")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,30 +105,36 @@ def read_run(folder: Path) -> FinishedRun:
     config = load_config(folder / "config.yaml")
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        _Result.model_validate(result)
         names, predictions = _read_predictions(folder / "predictions.npz")
-        missing = _NEEDED - {*result, *(f"data.{name}" for name in result.get("data", {}))}
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        missing = sorted({".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"})
+        if missing:
+            raise InputError(
+                f"{noun}: result.json lacks {', '.join(missing)}; another version wrote it. Run again."
+            ) from None
+        where = ".".join(map(str, found[0]["loc"])) or "it"
+        raise InputError(
+            f"{noun}: result.json is damaged ({where}: {found[0]['msg'].removeprefix('Value error, ')}). Run it again."
+        ) from None
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         reason = one_line(error)
         raise InputError(f"{noun}: its files cannot be read ({reason}); they are damaged. Run it again.") from None
-    if missing:
-        raise InputError(
-            f"{noun}: result.json lacks {', '.join(sorted(missing))}; another version wrote it. Run again."
-        )
     return FinishedRun(folder, config, result, names, predictions)
 
 
 def _read_predictions(path: Path) -> tuple[tuple[str, ...], dict[str, Predictions]]:
-    with np.load(path) as arrays:
-        predictions = {
-            split: Predictions(
-                arrays[f"{split}_labels"],
-                {
-                    kind: arrays[key]
-                    for kind in ("plain", "tta")
-                    if (key := f"{split}_{kind}_probabilities") in arrays.files
-                },
-            )
-            for split in SPLITS
-            if f"{split}_labels" in arrays.files
-        }
-        return tuple(str(name) for name in arrays["class_names"]), predictions
+    arrays = read_arrays(path)
+    names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
+    predictions = {
+        split: Predictions(
+            arrays[f"{split}_labels"],
+            {kind: arrays[key] for kind in ("plain", "tta") if (key := f"{split}_{kind}_probabilities") in arrays},
+        )
+        for split in SPLITS
+        if f"{split}_labels" in arrays
+    }
+    if "valid" not in predictions or any("plain" not in found.probabilities for found in predictions.values()):
+        raise ValueError("predictions.npz lacks the plain predictions of a split")
+    return names, predictions

@@ -35,9 +35,9 @@ def predict_plain(
         RunError: the accelerator's memory does not suffice.
     """
     images = checked_images("prediction", images)
-    size = min(batch_size or 2 * config.data.batch_size, len(images))
+    size = min(batch_size or 2 * config.data.batch, len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
-    with PredictBar("predict", len(batches), console) as bar, short_of_memory("prediction", config.data.batch_size):
+    with PredictBar("predict", len(batches), console) as bar, short_of_memory("prediction", config.data.batch):
         logits = model.predict(batches, verbose=0, callbacks=[bar])[: len(images)]
     return np.asarray(keras.ops.softmax(logits))
 
@@ -69,9 +69,9 @@ def predict_views(
     if settings is None:
         raise InputError("tta: the configuration leaves test-time augmentation out (tta: null); give it a section.")
     images = checked_images("prediction", images)
-    looks = looks or 4 * config.data.batch_size
+    looks = looks or 4 * config.data.batch
     batches = math.ceil(len(images) / max(1, looks // (1 + settings.views)))
-    with PredictBar("tta", batches, console) as bar, short_of_memory("tta", config.data.batch_size):
+    with PredictBar("tta", batches, console) as bar, short_of_memory("tta", config.data.batch):
         plain, mean = tta_predict(
             model,
             images,

@@ -13,7 +13,13 @@ from kbaseline.errors import ConfigError, one_line
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (`1e-3`), and no key twice."""
+    """No key twice, and no aliases: a few lines of them stand for more than fits into any memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor}; write it out", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -75,9 +81,10 @@ def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
         return value
     head, rest = parts[0], parts[1:]
     if isinstance(tree, list | tuple):
-        if not head.isdigit() or int(head) >= len(tree):
+        # Not as a number: `²` is a digit that is none, and five thousand of them are no number to Python.
+        if head not in map(str, range(len(tree))):
             raise ConfigError(f"{whole}: {head!r} must be a position from 0 to {len(tree) - 1}.")
-        return [with_override(item, rest, value, whole) if i == int(head) else item for i, item in enumerate(tree)]
+        return [with_override(item, rest, value, whole) if str(i) == head else item for i, item in enumerate(tree)]
     if not isinstance(tree, dict | type(None)):
         raise ConfigError(f"{whole}: there is nothing called {head!r} below {tree!r}; shorten the key.")
     tree = dict(tree or {})

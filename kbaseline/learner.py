@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from rich.console import Console
 
+from kbaseline.batch_size import settled
 from kbaseline.config import Config, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
@@ -92,6 +93,7 @@ class Learner:
         ModelError: see `build_classifier`.
         DataError: fewer training images than a batch, or a class weight for no class.
         DownloadError: see `build_classifier`.
+        RunError: `data.batch_size` is `auto`, and not even one image fits into the accelerator's memory.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Learner:
         self.data = data
         self.console = console or Console()
         self.model = self._build()
+        self.config = settled(self.config, self.model, data, self.console)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []
@@ -146,9 +149,7 @@ class Learner:
         """The training images in orders fixed by `seed`, weighed by class where the configuration asks for it."""
         train, settings = self.data.train, self.config.data
         weights = class_weights(settings.class_weights, train.labels, self.data.class_names)
-        return ImageBatches(
-            train.images, train.labels, settings.batch_size, class_weights=weights, shuffle=True, seed=seed
-        )
+        return ImageBatches(train.images, train.labels, settings.batch, class_weights=weights, shuffle=True, seed=seed)
 
     def freeze(self) -> None:
         """Freezes the backbone; its BatchNorm goes on training if `model.train_bn` says so."""
@@ -283,7 +284,7 @@ class Learner:
         if epochs < 1:
             raise InputError(f"{title}: epochs must be at least 1; got {epochs}.")
         self._compile(optimizer)
-        size, train_steps = self.config.data.batch_size, len(self._batches)
+        size, train_steps = self.config.data.batch, len(self._batches)
         stage = Stage(self._fits, title, epochs, train_steps, int(optimizer.iterations))
         self._fits += 1
         before, start = len(self.history), self.session.start if self.session else None
@@ -305,7 +306,7 @@ class Learner:
         return self.history[before:]
 
     def _memory(self, what: str) -> AbstractContextManager[None]:
-        return short_of_memory(what, self.config.data.batch_size)
+        return short_of_memory(what, self.config.data.batch)
 
     def _record(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
         lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))

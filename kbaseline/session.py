@@ -4,14 +4,15 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kbaseline.checkpoint import Checkpoint, Checkpoints
 from kbaseline.config import Config
 from kbaseline.data import ImageData
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, one_line
 from kbaseline.interrupts import Interrupts
 from kbaseline.lr_finder import LRCurve
 from kbaseline.run_folder import RunFolder
@@ -19,6 +20,38 @@ from kbaseline.runtime import environment
 
 _CURVE = ("lrs", "losses", "smoothed")
 """The arrays of an `LRCurve`."""
+
+
+class _Curve(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    lrs: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    planned: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if not len(self.lrs) == len(self.losses) == len(self.smoothed) > 0:
+            raise ValueError("the arrays of a sweep differ in length")
+        return self
+
+
+class _Start(BaseModel):
+    """What is read of a checkpoint besides its state; a loss may be infinite."""
+
+    model_config = ConfigDict(strict=True)
+
+    stage: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
+    batch: Annotated[int, Field(ge=0)]
+    config: str
+    data: str
+    environment: dict[str, Any]
+    seconds: dict[str, float]
+    sweeps: dict[str, _Curve]
+    history: list[dict[str, str | float | None]]
+    elapsed: float
 
 
 class Session:
@@ -92,6 +125,7 @@ class Session:
             self._say(f"{self.folder.path}: no checkpoint that can be used; the run starts anew", "yellow")
             return
         earlier = self.start.record
+        self._check(self.start)
         self._compare(earlier)
         self._record["sweeps"] |= earlier["sweeps"]
         for part, spent in earlier["seconds"].items():
@@ -101,6 +135,18 @@ class Session:
             f"at {stage.name}, epoch {epoch + 1}, batch {batch + 1}" if epoch < stage.epochs else f"after {stage.name}"
         )
         self._say(f"{self.folder.path}: goes on {place}")
+
+    def _check(self, start: Checkpoint) -> None:
+        """Refuses what is whole and yet says nothing that a run of this configuration could have written."""
+        try:
+            _Start.model_validate({"stage": start.stage, "epoch": start.epoch, "batch": start.batch, **start.record})
+            if not start.epoch <= self._config.stages[start.stage].epochs:
+                raise ValueError(f"epoch {start.epoch} of {self._config.stages[start.stage].epochs}")
+        except (ValueError, TypeError, IndexError, RecursionError) as error:
+            raise InputError(
+                f"run folder {str(self.folder.path)!r}: its checkpoint is not one of this version ({one_line(error)}); "
+                "start a new run."
+            ) from None
 
     def _compare(self, earlier: Mapping[str, Any]) -> None:
         for what in ("config", "data"):

@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     *(
         "errors",
+        "arrays",
         "keys",
         "config",
         "schedules",
@@ -45,6 +46,7 @@ RANKS = [
         "checkpoint",
         "session",
         "training",
+        "batch_size",
         "learner",
         "trackers",
         "baseline",

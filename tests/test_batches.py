@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,6 +129,19 @@ def test_fewer_images_than_a_batch() -> None:
     with pytest.raises(DataError, match=r"3 images do not fill one batch of 4; set data\.batch_size to 2"):
         ImageBatches(numbered(3), np.arange(3), 4, shuffle=True)
     assert numbers(ImageBatches(numbered(3), np.arange(3), 4)) == [[0, 1, 2]]
+
+
+def test_the_order_does_not_depend_on_the_workers() -> None:
+    """Invariant: Keras hands out the same batches in the same order however many threads make them."""
+    image = keras.Input((2, 2, 3), dtype="uint8")
+    same = keras.Model(image, keras.layers.Identity()(image))
+    seen = []
+    for workers in (1, 5):
+        batches = ImageBatches(numbered(200), np.arange(200), 8, shuffle=True, seed=3)
+        batches.workers, batches.max_queue_size = workers, 2 * workers
+        seen.append(same.predict(batches, verbose=0)[:, 0, 0, 0].tolist())
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 200
 
 
 def test_an_epoch_can_be_entered_in_its_middle() -> None:

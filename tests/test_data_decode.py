@@ -1,7 +1,9 @@
 """One file of any kind becomes right-side-up RGB of the wanted size, or a reason why not."""
 
+import contextlib
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -267,3 +269,52 @@ def test_missing_file_has_a_reason(tmp_path):
     """A link that leads nowhere is a bad image, not a crash."""
     with pytest.raises(BadImageError, match="no such file"):
         decode(tmp_path / "a.jpg", 8, 8, "crop")
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    """Invariant: a PostScript file under an image's name is refused; Pillow would have Ghostscript run it."""
+    from PIL import EpsImagePlugin
+
+    def never(*_, **__):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", never)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "EPS")
+    for read in (probe, lambda file: decode(file, 8, 8, "crop")):
+        with pytest.raises(BadImageError, match="not an image that Pillow can read"):
+            read(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_bomb_in_a_text_is_not_unpacked(kind):
+    """Invariant: a PNG whose text or profile unpacks to 200 million bytes is read or refused, in a few of them."""
+    text = zlib.compress(bytes(200_000_000), 9)
+    head = {b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0\0\0", b"iCCP": b"icc\0\0"}[kind]
+    plain = png(8, 8, 8, 2, bytes(8 * 25))
+    bomb = plain[:33] + chunk(kind, head + text) + plain[33:]
+    tracemalloc.start()
+    try:
+        with quiet(), contextlib.suppress(BadImageError):
+            decode(io.BytesIO(bomb), 8, 8, "crop")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_silly_tags_of_a_tiff_ask_for_no_memory():
+    """Invariant: a TIFF whose tags claim 2^32 - 1 strips, values or tile sides is refused; no room is made for them."""
+    whole = tiff16(8, 8, bytes(8 * 8 * 6))
+    (at,) = struct.unpack_from("<I", whole, 4)
+    (count,) = struct.unpack_from("<H", whole, at)
+    tracemalloc.start()
+    try:
+        for entry in range(count):
+            for place in (4, 8):  # The number of values; the value, or where it stands.
+                spoilt = bytearray(whole)
+                struct.pack_into("<I", spoilt, at + 2 + 12 * entry + place, 2**32 - 1)
+                with quiet(), contextlib.suppress(BadImageError):
+                    decode(io.BytesIO(bytes(spoilt)), 8, 8, "crop")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()

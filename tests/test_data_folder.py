@@ -245,6 +245,19 @@ def test_chunks_are_joined_in_order(tmp_path, monkeypatch):
         assert [value >= 100 for value in greys(split)] == split.labels.astype(bool).tolist()
 
 
+def test_images_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
+    """Invariant: one thread and seven decode the same images into the same order, and leave the same ones out."""
+    root = flat(tmp_path / "photos", count=60)
+    (root / "cat" / "017.png").write_bytes(b"no image")
+    found = []
+    for threads in (1, 7):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=threads: range(n), raising=False)
+        data = load(root, cache_dir=tmp_path / f"{threads} threads")
+        found.append((greys(data.train), greys(data.valid), data.train.labels.tolist(), data.skipped))
+    assert found[0] == found[1]
+    assert len(found[0][-1]) == 1
+
+
 def test_bad_files_are_named_and_left_out(tmp_path):
     """Each unreadable image gives one line with its path and reason; the others stay."""
     root = flat(tmp_path / "photos")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from rich.console import Console
 
+from kbaseline.arrays import read_array
 from kbaseline.data import decode
 from kbaseline.data.origin import Pictures, pixel_digest
 from kbaseline.data.progress import Bar
@@ -118,8 +119,8 @@ def _open(folder: Path, chosen: Mapping[str, np.ndarray]) -> dict[str, Decoded] 
     try:
         bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
         for name, indices in chosen.items():
-            images = np.load(folder / f"{name}.npy", mmap_mode="r")
-            digests = np.load(folder / f"{name}.digests.npy")
+            images = read_array(folder / f"{name}.npy", mapped=True)
+            digests = read_array(folder / f"{name}.digests.npy")
             found[name] = Decoded(images, digests, {int(position): reason for position, reason in bad[name].items()})
             if not len(images) == len(digests) == len(indices) - len(found[name].bad):
                 return None

@@ -69,7 +69,7 @@ def _unpacked(archive: Path, info: Any) -> dict[str, bytes]:
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                content = tar.extractfile(member) if member.name in wanted else None
+                content = tar.extractfile(member) if member.isfile() and member.name in wanted else None
                 if content is not None:
                     found[wanted[member.name]] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -166,7 +166,7 @@ def _clashes(rows: Iterable[Row], files: dict[int, File]) -> dict[int, str]:
 
 
 def _sorted(labels: set[str]) -> tuple[str, ...]:
-    """Whole numbers by value, anything else by name."""
-    if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
+    """Whole numbers by value, anything else by name; Python takes no number of more than 4,300 digits."""
+    if all(re.fullmatch(r"[+-]?\d{1,4300}", label) for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))

@@ -20,6 +20,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp"
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
 """Endings of images that Pillow cannot read, a telephone's for instance."""
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+"""What a file may hold, whatever its name says. Pillow reads others too, some by starting another program."""
+
 Resize = Literal["crop", "squish"]
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -64,7 +67,7 @@ def probe(file: Path | BinaryIO) -> Header:
     Raises:
         BadImageError: the header cannot be read.
     """
-    with _reasons(file), Image.open(file) as image:
+    with _reasons(file), Image.open(file, formats=_FORMATS) as image:
         width, height = image.size
         # Pillow turns TIFFs itself, and reads a whole PNG in search of a tag behind the pixels.
         asks = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -76,8 +79,9 @@ def probe(file: Path | BinaryIO) -> Header:
 def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np.ndarray:
     """Reads an image and fits it to a wanted size.
 
-    Every Pillow mode becomes RGB: palettes are looked up, CMYK is converted, alpha is composited on
-    white, 16 bits are scaled to 8. Of an animation the first frame counts. EXIF orientation is applied.
+    JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF, PPM and JPEG 2000 are read. Every Pillow mode becomes RGB: palettes are
+    looked up, CMYK is converted, alpha is composited on white, 16 bits are scaled to 8. Of an animation the first
+    frame counts. EXIF orientation is applied.
 
     Args:
         file: a path or an open binary file.
@@ -91,7 +95,7 @@ def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np
     Raises:
         BadImageError: the file is empty, truncated, no image, or above Pillow's limit of pixels.
     """
-    with _reasons(file), Image.open(file) as image:
+    with _reasons(file), Image.open(file, formats=_FORMATS) as image:
         # The JPEG decoder halves almost for free; twice the wanted size leaves the rest to the filter.
         image.draft(None, (2 * max(height, width), 2 * max(height, width)))
         rgb = _to_rgb(image)

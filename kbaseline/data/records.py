@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kbaseline.arrays import DamagedError, read_array
 from kbaseline.data.progress import Bar
 from kbaseline.errors import DataError, RunError
 
@@ -137,8 +138,8 @@ def remembered(folder: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.n
         RunError: the folder cannot be written.
     """
     path = folder / f"{hashlib.blake2b(stamp.encode(errors='surrogateescape'), digest_size=16).hexdigest()}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        return np.asarray(np.load(path))
+    with contextlib.suppress(DamagedError):
+        return read_array(path)
     array = make()
     try:
         folder.mkdir(parents=True, exist_ok=True)

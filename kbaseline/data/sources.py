@@ -95,7 +95,7 @@ def _unknown(source: str) -> str:
     if rest.startswith("//"):  # A web address.
         guess = ""
     elif colon:  # Only the prefix is corrected.
-        guess = did_you_mean(kind + colon, ("tfds:", "folder:", "csv:")).replace(":'", f":{rest}'")
+        guess = did_you_mean(kind + colon, ("tfds:", "folder:", "csv:")).replace(":'", f":{repr(rest)[1:-1]}'")
     else:
         guess = did_you_mean(source, _EXAMPLES)
     return f"data.source {source!r}: must be {_FORMS}.{guess}"
