@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +14,14 @@ from kbaseline.config import Config, StageConfig, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.duplicates import leak_warning
 from kbaseline.data.sources import load_source
+from kbaseline.distribution import remark
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
 from kbaseline.html_report import Contents, write_report
 from kbaseline.keys import flattened
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions, interval
+from kbaseline.processes import in_turn, join, together, voice, wait
 from kbaseline.results import (
     BaselineResult,
     Outcome,
@@ -26,17 +29,19 @@ from kbaseline.results import (
     climbed,
     ladder_table,
     read_result,
+    summary,
     write_results,
     write_sweeps,
 )
 from kbaseline.run_folder import RunFolder
-from kbaseline.session import Session
+from kbaseline.session import PLACE, Session
 from kbaseline.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 Found = TypeVar("Found")
 
 
+@together()
 def run_baseline(
     config: ConfigLike = None,
     *,
@@ -54,8 +59,8 @@ def run_baseline(
         config: a `Config`, a mapping, a YAML file, the name of a bundled one, or None for the article's recipe.
         out: the run folder; default `runs/<name>`, numbered if there is one already.
         resume: the folder of a run to go on with, however it ended. It holds the configuration, so that nothing else
-            may be given. The result is that of a run never interrupted: on a CPU with the same versions bit by bit,
-            times apart.
+            may be given but where it runs: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. The result
+            is that of a run never interrupted: on a CPU with the same versions and devices bit by bit, times apart.
         console: where progress goes; default: standard output.
         **overrides: keys of the configuration; a mapping changes only the keys it names, e.g.
             `data={"limit": 500}`; dotted keys can be given as `**{"data.limit": 500}`.
@@ -70,18 +75,24 @@ def run_baseline(
         settings = load_config(config, flattened(overrides, lists=False))
         require_trackers(settings.runtime.log)
         return _Run(settings, out, console).whole_recipe()
-    if config is not None or out is not None or overrides:
-        raise InputError("resume: the run folder holds the configuration; leave out config, out and every change.")
+    places = flattened(overrides, lists=False)
+    if config is not None or out is not None or not places.keys() <= {f"runtime.{name}" for name in PLACE}:
+        raise InputError(
+            "resume: the run folder holds the configuration; leave out config, out and every change but those of "
+            f"runtime.{', '.join(PLACE)}."
+        )
     folder = RunFolder.reopen(Path(resume))
+    settings = load_config(folder.path / "config.yaml", places)
+    join(settings.runtime, console)
     if finished(folder):
         folder.tidy()
-        (console or Console()).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
+        voice(console).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
         return read_result(folder)
-    settings = load_config(folder.path / "config.yaml")
     require_trackers(settings.runtime.log)
     return _Run(settings, None, console, folder).whole_recipe()
 
 
+@together()
 def find_learning_rate(
     config: ConfigLike = None,
     *,
@@ -118,7 +129,8 @@ class _Run:
     def __init__(
         self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
     ) -> None:
-        self.config, self.console = config, console or Console()
+        join(config.runtime, console)
+        self.config, self.console = config, voice(console)
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
@@ -128,15 +140,19 @@ class _Run:
         session = Session(resumed, config, self._say, resumed=True) if resumed else None
         try:
             keras.utils.set_random_seed(config.seed)
-            self.data: ImageData = self._timed("data", lambda: load_source(config.data, config.seed, self.console))
+            load = partial(load_source, config.data, config.seed, self.console)
+            self.data: ImageData = self._timed("data", lambda: in_turn("data", load))
             self._say_data()
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
             config = self.config = self.learner.config  # `data.batch_size: auto` is a number from here on.
+            if line := remark(self.learner.distribution, config.data.batch):
+                self._say(line)
             if session is None:
                 folder = RunFolder.create(None if out is None else Path(out), config.name)
                 session = Session(folder, config, self._say, resumed=False)
             self.session, self.folder = session, session.folder
             session.begin(self.data, self.seconds)
+            wait("begun")  # all have read what an earlier process left before the first writes more
         except BaseException:
             if session is not None:
                 session.close()
@@ -178,7 +194,8 @@ class _Run:
         result = BaselineResult.of(
             self.accuracy, outcomes, self.sweeps, learner.history, self.folder.path, self.seconds
         )
-        self._write(outcomes, result)
+        described = summary(result, self.data, self.config)
+        write_results(self.folder, outcomes, learner.history, learner.applied, described)
         rungs = climbed(result.stages, outcomes, self.seconds)
         contents = Contents(
             self.config,
@@ -241,7 +258,7 @@ class _Run:
                 self.folder.write_csv("history.csv", learner.history)
         self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
-        if not trained:
+        if not trained and self.folder.written:
             # After every stage, so that what a later one loses is only its own.
             with self.folder.atomic("model.keras") as path:
                 learner.save(path)
@@ -260,26 +277,6 @@ class _Run:
             for kind, p in probabilities.items()
         }
         return Outcome(labels, probabilities, figures)
-
-    def _write(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
-        data = self.data
-        summary = {
-            **{
-                name: getattr(result, name)
-                for name in ("accuracy", "stages", "tta_accuracy", "test_accuracy", "suggested_lrs", "seconds")
-            },
-            "seed": self.config.seed,
-            "batch_size": self.config.data.batch,
-            "data": {
-                "source": data.source,
-                "class_names": list(data.class_names),
-                "images": {name: len(split) for name, split in data.splits.items()},
-                "size": data.size,
-                "flip_safe": data.flip_safe,
-                "skipped": list(data.skipped),
-            },
-        }
-        write_results(self.folder, outcomes, self.learner.history, self.learner.applied, summary)
 
     def _say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -71,6 +71,8 @@ def finished(folder: RunFolder) -> bool:
 class Checkpoints:
     """The checkpoints of a run folder, which belongs to one process until this is closed.
 
+    Of several processes that run as one, the first has the folder; the others read.
+
     Args:
         folder: the run folder.
         report: takes a line about each checkpoint that is damaged.
@@ -83,6 +85,8 @@ class Checkpoints:
         self.folder = RunFolder(folder.path / "checkpoints")
         self._report = report
         self._lock = filelock.FileLock(self.folder.path / "lock", blocking=False)
+        if not folder.written:
+            return
         try:
             self.folder.path.mkdir(exist_ok=True)
             self._lock.acquire()
@@ -104,6 +108,8 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes all checkpoints, by one rename first, and lets another process in: the run is finished."""
         self.close()
+        if not self.folder.written:
+            return
         old = self.folder.path.with_name(f".checkpoints.{secrets.token_hex(4)}")
         # Where that fails, they stay and the run counts as not finished; its results are there all the same.
         with suppress(OSError):
@@ -142,7 +148,7 @@ class Checkpoints:
                 self._report(f"checkpoint {str(path)!r}: damaged ({reason}); trying the one before")
                 damaged.append(path)
                 continue
-            for file in damaged:
+            for file in damaged if self.folder.written else ():
                 file.with_suffix(".json").unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
             return found

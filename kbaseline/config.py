@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from kbaseline.errors import ConfigError, did_you_mean
@@ -217,6 +217,22 @@ class RuntimeConfig(Section):
     """Minutes between two checkpoints within an epoch; there is one after every epoch besides."""
     deterministic: bool = False
     """Make a GPU compute the same bits twice, at a price in speed; a CPU does in any case."""
+    devices: PositiveInt | Literal["all"] = 1
+    """Devices that share every batch, of those a process sees: how many, or `all`."""
+    coordinator: str | None = Field(None, pattern=r"^\S+:\d+$")
+    """`HOST:PORT` of the first of several processes, the same for each. A SLURM step needs none of these three."""
+    num_processes: int | None = Field(None, ge=1)
+    """How many processes train together; 1 keeps the processes of a SLURM step apart."""
+    process_id: int | None = Field(None, ge=0)
+    """Which of them this one is, from 0; the first alone writes."""
+
+    @model_validator(mode="after")
+    def _processes_are_numbered(self) -> Self:
+        if self.process_id is not None and self.process_id >= (self.num_processes or 1):
+            raise ValueError(f"process_id must be less than num_processes; got {self.process_id}")
+        if self.coordinator is not None and (self.num_processes is None or self.process_id is None):
+            raise ValueError("coordinator needs num_processes and process_id; set all three")
+        return self
 
 
 class Config(Section):

@@ -9,6 +9,7 @@ from rich.console import Console
 from kbaseline.config import Config
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
+from kbaseline.distribution import predict_batches
 from kbaseline.errors import InputError
 from kbaseline.progress import PredictBar
 from kbaseline.runtime import short_of_memory
@@ -38,7 +39,7 @@ def predict_plain(
     size = min(batch_size or 2 * config.data.batch, len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
     with PredictBar("predict", len(batches), console) as bar, short_of_memory("prediction", config.data.batch):
-        logits = model.predict(batches, verbose=0, callbacks=[bar])[: len(images)]
+        logits = predict_batches(model, batches, [bar])
     return np.asarray(keras.ops.softmax(logits))
 
 

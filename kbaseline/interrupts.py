@@ -2,6 +2,9 @@
 
 Python runs a handler between two of its own instructions, so a signal also waits for the compilation or the
 accelerator's call that is under way.
+
+Several processes that run as one must stop after the same step. There JAX itself catches SIGTERM in whichever process
+it comes to, and has all of them agree on a step.
 """
 
 import os
@@ -11,6 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from jax.experimental import multihost_utils
+
+from kbaseline.processes import are_several
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,12 +52,14 @@ class Interrupts:
         self.advice = advice
         self.asked: int | None = None
         self._deferring = False
+        self._steps = 0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         # Python lets no other thread set handlers.
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._noted) for number in (signal.SIGINT, signal.SIGTERM)}
+            caught = (signal.SIGINT,) if are_several() else (signal.SIGINT, signal.SIGTERM)
+            self._earlier = {number: signal.signal(number, self._noted) for number in caught}
         return self
 
     def __exit__(
@@ -69,6 +78,13 @@ class Interrupts:
         finally:
             self._deferring = False
 
+    def reached(self) -> bool:
+        """Whether to stop after the step that was just made; of several processes each must ask after every step."""
+        self._steps += 1
+        if are_several() and multihost_utils.reached_preemption_sync_point(self._steps):
+            self.asked = signal.SIGTERM
+        return self.asked is not None
+
     def raise_if_asked(self) -> None:
         """Raises `Stopped` if a signal was noted."""
         if self.asked is not None:
@@ -77,6 +93,10 @@ class Interrupts:
     def _noted(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None or not self._deferring:
             raise Stopped(number, self.advice)
-        self.asked = number
+        if are_several():
+            self._deferring = False
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self.asked = number
         # The plain call: whatever the signal interrupted may hold the lock of a Python stream.
         os.write(2, f"{signal.Signals(number).name}: finishing this step; once more stops at once\n".encode())

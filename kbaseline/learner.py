@@ -1,28 +1,32 @@
 """`Learner`: data, model and optimizer under the article's verbs: find a rate, fit, unfreeze, fit, tta, predict."""
 
+import functools
 import math
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import keras
 import numpy as np
 from rich.console import Console
 
+from kbaseline.backbones import load_backbone
 from kbaseline.batch_size import settled
 from kbaseline.config import Config, load_config
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
+from kbaseline.distribution import data_parallel
 from kbaseline.errors import DataError, InputError
 from kbaseline.inference import predict_plain, predict_views
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
+from kbaseline.processes import are_several, in_turn, join, voice
 from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
@@ -35,6 +39,21 @@ PLAIN_RATE = 3e-3
 """fastai's rate where none is given: of the head; a tenth of it for the body."""
 
 MaxLR = float | slice | tuple[float | None, float]
+_Arguments = ParamSpec("_Arguments")
+_Found = TypeVar("_Found")
+
+
+def _on_all_devices(
+    verb: Callable[Concatenate["Learner", _Arguments], _Found],
+) -> Callable[Concatenate["Learner", _Arguments], _Found]:
+    """A method of a learner whose variables, batches and steps are those of all its devices."""
+
+    @functools.wraps(verb)
+    def spread(learner: "Learner", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Found:
+        with nullcontext() if learner.distribution is None else learner.distribution.scope():
+            return verb(learner, *args, **kwargs)
+
+    return spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +106,7 @@ class Learner:
         history: one row an epoch, over all fits.
         applied: one row a step, over all fits: stage, step, learning rate of each layer group, momentum.
         callbacks: Keras callbacks of every fit, for instance trackers; empty, for you to add to.
+        distribution: what spreads every batch over several devices, or None.
         session: keeps checkpoints of the fits and knows where an earlier process got to; None keeps none.
 
     Raises:
@@ -94,6 +114,7 @@ class Learner:
         DataError: fewer training images than a batch, or a class weight for no class.
         DownloadError: see `build_classifier`.
         RunError: `data.batch_size` is `auto`, and not even one image fits into the accelerator's memory.
+        InputError: devices that are not there, or that cannot share a batch equally.
     """
 
     def __init__(
@@ -111,8 +132,13 @@ class Learner:
             enable_compilation_cache()
         if self.config.runtime.deterministic:
             make_deterministic()
+        join(self.config.runtime, console)
+        self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
-        self.console = console or Console()
+        self.console = voice(console)
+        if are_several():
+            # Two downloads of one file would meet in it; the first process alone fetches.
+            in_turn("weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size))
         self.model = self._build()
         self.config = settled(self.config, self.model, data, self.console)
         self.frozen = False
@@ -126,6 +152,7 @@ class Learner:
         if self.config.model.weights != "none":
             self.freeze()
 
+    @_on_all_devices
     def _build(self) -> keras.Model:
         settings = self.config.model
         before = keras.config.dtype_policy()
@@ -145,6 +172,7 @@ class Learner:
         finally:
             keras.config.set_dtype_policy(before)
 
+    @_on_all_devices
     def _train_batches(self, seed: int) -> ImageBatches:
         """The training images in orders fixed by `seed`, weighed by class where the configuration asks for it."""
         train, settings = self.data.train, self.config.data
@@ -183,6 +211,7 @@ class Learner:
         self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
         return curve
 
+    @_on_all_devices
     def lr_sweep(self) -> LRCurve:
         """The sweep of `lr_find` alone, whose curve may be one that suggests nothing."""
         settings = self.config.lr_find
@@ -203,6 +232,7 @@ class Learner:
             self._optimizer = kept
         return finder.curve
 
+    @_on_all_devices
     def fit(self, epochs: int, lr: MaxLR = slice(PLAIN_RATE), *, title: str = "fit") -> list[dict[str, Any]]:
         """Trains at constant rates, beta_1 0.9.
 
@@ -222,6 +252,7 @@ class Learner:
         optimizer = self._at_rates(rates, rates[-1], beta_1)
         return self._train(optimizer, epochs, title)
 
+    @_on_all_devices
     def fit_one_cycle(
         self,
         epochs: int,
@@ -316,6 +347,7 @@ class Learner:
             row = {"stage": stage.title, "step": offset + index, "lr": float(lr), "momentum": float(momentum), **groups}
             self.applied.append(row)
 
+    @_on_all_devices
     def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """Probabilities of classes.
 
@@ -340,6 +372,7 @@ class Learner:
         held = self._split(split)
         return evaluate_predictions(self.predict(held.images), held.labels, self.data.class_names)
 
+    @_on_all_devices
     def tta(self, split: str = "valid") -> TTAResult:
         """Predicts a split with test-time augmentation, as the configuration's `tta` section says.
 

@@ -10,6 +10,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from kbaseline.config import Config
+from kbaseline.data import ImageData
 from kbaseline.errors import InputError, one_line
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, clock, percent
@@ -168,6 +170,24 @@ def read_result(folder: RunFolder) -> BaselineResult:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{str(path)!r}: cannot be read ({one_line(error)}).") from None
     return BaselineResult(**found, folder=folder.path)
+
+
+def summary(result: BaselineResult, data: ImageData, config: Config) -> dict[str, Any]:
+    """What `result.json` says first: the result's figures, and the seed, batch and images they come from."""
+    names = ("accuracy", "stages", "tta_accuracy", "test_accuracy", "suggested_lrs", "seconds")
+    return {
+        **{name: getattr(result, name) for name in names},
+        "seed": config.seed,
+        "batch_size": config.data.batch,
+        "data": {
+            "source": data.source,
+            "class_names": list(data.class_names),
+            "images": {name: len(split) for name, split in data.splits.items()},
+            "size": data.size,
+            "flip_safe": data.flip_safe,
+            "skipped": list(data.skipped),
+        },
+    }
 
 
 def write_results(

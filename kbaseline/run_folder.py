@@ -1,7 +1,8 @@
 """The run folder: where a run keeps its results, every file of which appears whole.
 
 A file is written under a temporary name in the same folder and then renamed, so that a reader, or a run that was
-killed on the way, sees the old file or the new one and never half of one.
+killed on the way, sees the old file or the new one and never half of one. Of several processes that run as one, only
+the first writes; the others go through the same motions, and nothing of theirs stays.
 """
 
 import csv
@@ -13,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from kbaseline.errors import InputError, RunError
+from kbaseline.processes import is_first
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +48,11 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def written(self) -> bool:
+        """Whether what this process writes here stays."""
+        return is_first()
+
     @classmethod
     def create(cls, out: Path | None, name: str, under: Path = Path("runs")) -> Self:
         """Makes the folder of a new run.
@@ -59,6 +67,8 @@ class RunFolder:
             InputError: `out` holds something already, or the folder cannot be made or written to.
         """
         wanted = under / name if out is None else Path(out).expanduser()
+        if not is_first():
+            return cls(wanted)
         try:
             path = _first_free(wanted) if out is None else _empty(wanted)
             probe = path / f".probe.{secrets.token_hex(4)}"
@@ -91,7 +101,7 @@ class RunFolder:
             InputError: `out` holds something already, or cannot be looked into.
         """
         try:
-            if out is not None:
+            if out is not None and is_first():
                 _refuse_used(Path(out).expanduser())
         except OSError as error:
             raise InputError(f"run folder {str(out)!r}: cannot be looked into ({_reason(error)}).") from None
@@ -108,6 +118,10 @@ class RunFolder:
         Raises:
             RunError: the disk is full, the folder has gone, or the file cannot be written for another reason.
         """
+        if not self.written:
+            with tempfile.TemporaryDirectory() as nowhere:
+                yield Path(nowhere) / name
+            return
         final = self.path / name
         temporary = final.with_name(f".{final.stem}.{secrets.token_hex(4)}{final.suffix}")
         try:
@@ -125,7 +139,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Removes the temporary files and folders that a process which was killed has left."""
-        for path in self.path.glob(".*"):
+        for path in self.path.glob(".*") if self.written else ():
             if _TEMPORARY.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -10,13 +10,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kbaseline.checkpoint import Checkpoint, Checkpoints
-from kbaseline.config import Config
+from kbaseline.config import Config, RuntimeConfig
 from kbaseline.data import ImageData
 from kbaseline.errors import InputError, one_line
 from kbaseline.interrupts import Interrupts
 from kbaseline.lr_finder import LRCurve
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import environment
+
+PLACE = ("devices", "coordinator", "num_processes", "process_id")
+"""The keys of `runtime` that say where a run runs, which may be another place when it is resumed."""
 
 _CURVE = ("lrs", "losses", "smoothed")
 """The arrays of an `LRCurve`."""
@@ -108,14 +111,15 @@ class Session:
             RunError: the folder cannot be written to.
         """
         self._record: dict[str, Any] = {
-            "config": self._config.to_yaml(),
+            "config": _anywhere(self._config, PLACE),
             "data": data.fingerprint(),
             "environment": environment(),
             "seconds": seconds,
             "sweeps": {},
         }
         if not self._resumed:
-            self.folder.write_text("config.yaml", self._config.to_yaml())
+            # Each process has its own number, and the folder none.
+            self.folder.write_text("config.yaml", _anywhere(self._config, PLACE[1:]))
             self._say(f"run folder: {self.folder.path}")
             return
         for folder in (self.folder, self._checkpoints.folder):
@@ -171,7 +175,8 @@ class Session:
     def due(self) -> bool:
         """Whether a checkpoint is wanted within an epoch."""
         every = 60 * self._config.runtime.checkpoint_minutes
-        return self.interrupts.asked is not None or time.monotonic() - self._last >= every
+        waited = self.folder.written and time.monotonic() - self._last >= every
+        return self.interrupts.reached() or waited
 
     def save(
         self, place: tuple[int, int, int], state: Sequence[np.ndarray], history: list[dict[str, Any]], elapsed: float
@@ -193,3 +198,9 @@ class Session:
     def finish(self) -> None:
         """Marks the run as finished: its checkpoints go."""
         self._checkpoints.clear()
+
+
+def _anywhere(config: Config, names: Sequence[str]) -> str:
+    """The configuration as YAML, with these keys of `runtime` at their defaults."""
+    defaults = {name: RuntimeConfig.model_fields[name].default for name in names}
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update=defaults)}).to_yaml()

@@ -17,6 +17,7 @@ from rich.console import Console
 from kbaseline.config import Config
 from kbaseline.errors import InputError
 from kbaseline.keys import flattened
+from kbaseline.processes import is_first
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """Tracker -> the module it needs; `pip install 'kbaseline[TRACKER]'` brings it."""
@@ -109,7 +110,7 @@ def tracking(folder: Path, config: Config, console: Console) -> Iterator[list[Tr
     trackers: list[Tracker] = []
     failed = True
     try:
-        for name in dict.fromkeys(config.runtime.log):
+        for name in dict.fromkeys(config.runtime.log if is_first() else ()):
             trackers.append(Tracker(name, _opened(name, folder, config), console))
         yield trackers
         failed = False

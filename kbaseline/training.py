@@ -22,6 +22,7 @@ from scipy.special import log_softmax
 from kbaseline.checkpoint import Checkpoint
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import Split
+from kbaseline.distribution import predict_batches
 from kbaseline.errors import InputError, RunError
 from kbaseline.optimizer import LayerwiseAdamW
 from kbaseline.progress import StageTable
@@ -29,7 +30,7 @@ from kbaseline.schedules import CosineCycle
 from kbaseline.session import Session
 
 LOOK_EVERY = 20
-"""Steps between two looks at the loss: reading one costs a copy from the accelerator."""
+"""Steps between two looks at the loss, at what was computed before the last look: reading one costs a copy."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
         super().on_train_batch_end(done - 1, logs)
         self._unread.append((self._stage.steps * self._epoch + done, (logs or {})["loss"]))
         if done % LOOK_EVERY == 0:
-            self._look(len([None for _, loss in self._unread if loss.is_ready()]))
+            # Long since computed, so that reading them waits for nothing; and the same ones in every process.
+            self._look(len(self._unread) - LOOK_EVERY)
         # The last step of an epoch is saved together with its validation.
         if self._session is not None and done < self._stage.steps and self._session.due():
             self._look(len(self._unread))
@@ -183,7 +185,7 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
     def _validate(self) -> dict[str, float]:
         """Loss (nats) and accuracy on the validation images, under Keras' names."""
         self.on_test_begin()
-        logits = self.model.predict(self._valid, verbose=0, callbacks=[_AsTest(self)])[: len(self._labels)]
+        logits = predict_batches(self.model, self._valid, [_AsTest(self)])
         own = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(logits)), self._labels]
         right = logits.argmax(axis=-1) == self._labels
         figures = {"val_loss": float(-own.mean()), "val_accuracy": float(right.mean())}
@@ -205,7 +207,7 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
         )
 
     def _save(self, epoch: int, batch: int) -> None:
-        if self._session is None:
+        if self._session is None or not self._session.folder.written:
             return
         state = [np.asarray(variable.value) for variable in _variables(self.model)]
         # A step can spoil the weights before any loss shows it.

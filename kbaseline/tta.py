@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from kbaseline.data.batches import ImageBatches
+from kbaseline.distribution import predict_batches
 from kbaseline.errors import InputError
 from kbaseline.geometry import flip, identity, resample, shrink, zoom
 from kbaseline.transforms import RandomTransforms
@@ -131,7 +132,7 @@ def tta_predict(
     from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
     predictor = _predictor(model, images.shape[1:], images.dtype.name, numbers, scale, flip, from_logits, seed)
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
-    found = predictor.predict(batches, verbose=0, callbacks=list(callbacks))[: len(images)]
+    found = predict_batches(predictor, batches, callbacks)
     plain, mean = found[:, 0], found[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 

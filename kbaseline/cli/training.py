@@ -17,7 +17,10 @@ from kbaseline.cli.options import out, require_jax, resolve, settings
 )
 @out
 @click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Continue the run of that folder, as it is set."
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Continue the run of that folder; --set changes only where it runs.",
 )
 def fit(
     config: str | None,
@@ -31,12 +34,14 @@ def fit(
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    own = resume is None or config or source or assignments or log
+    own = resume is None or config or source or log
     chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if own else None
     require_jax()
     from kbaseline.baseline import run_baseline
+    from kbaseline.config import parse_assignments
 
-    run_baseline(chosen, out=out, resume=resume)
+    changes = parse_assignments(assignments) if resume else {}
+    run_baseline(chosen, out=out, resume=resume, **changes)
 
 
 @click.command("find-lr")

@@ -4,6 +4,7 @@ import math
 import mmap
 from typing import Any
 
+import jax
 import keras
 import numpy as np
 
@@ -19,6 +20,9 @@ HUGE_PAGE = 2 * 2**20
 class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches for `model.fit`, `model.evaluate` and `model.predict`.
 
+    Made under a `keras.distribution.DataParallel`, each batch is padded to a multiple of its devices, and of several
+    processes each slices only its own part of a batch; batches and their order are those of one device.
+
     Args:
         images: uint8 `(number, height, width, 3)`; a memory map is read batch by batch.
         labels: int `(number,)`, or None for prediction.
@@ -28,7 +32,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
             so that BatchNorm never sees a tiny one and the step is compiled once.
         seed: fixes the orders.
         pad: repeat the last image until the last batch is full, so that prediction is compiled once;
-            cut the result to `number`.
+            `unpadded` cuts the result to `number`.
 
     Raises:
         DataError: shuffling fewer images than one batch holds.
@@ -53,6 +57,10 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
             )
         self.images, self.labels, self.batch_size, self.class_weights = images, labels, batch_size, class_weights
         self.shuffle, self.seed, self.pad = shuffle, seed, pad
+        spread = keras.distribution.distribution()
+        self._devices: int = 1 if spread is None else spread.num_model_replicas
+        self._part: int = 0 if spread is None else jax.process_index()
+        self._parts: int = 1 if spread is None else jax.process_count()
         self.epoch = self._skipped = self._read = 0
         self._order = self._next_order()
 
@@ -77,10 +85,12 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """Batch `index`: uint8 `(batch, height, width, 3)`, and if any int32 labels and float32 weights `(batch,)`."""
-        index += self._skipped
-        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        if self.pad and len(chosen) < self.batch_size:
-            chosen = np.pad(chosen, (0, self.batch_size - len(chosen)), mode="edge")
+        begin = (index + self._skipped) * self.batch_size
+        chosen = self._order[begin : begin + self.batch_size]
+        missing = self.batch_size - len(chosen) if self.pad else 0
+        missing += -(len(chosen) + missing) % self._devices
+        part = (len(chosen) + missing) // self._parts
+        chosen = np.pad(chosen, (0, missing), mode="edge")[self._part * part : (self._part + 1) * part]
         images = np.ascontiguousarray(self.images[chosen])
         self._let_go(len(chosen))
         if self.labels is None:
@@ -97,6 +107,12 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         self._read = 0
         if hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
+
+    def unpadded(self, rows: np.ndarray) -> np.ndarray:
+        """Cuts what a network gave for all padded batches to one row an image."""
+        size = self.batch_size + -self.batch_size % self._devices
+        kept = rows.reshape(len(self), size, *rows.shape[1:])[:, : self.batch_size]
+        return kept.reshape(-1, *rows.shape[1:])[: len(self.images)]
 
     def on_epoch_end(self) -> None:
         """Draws the next epoch's order."""
