@@ -1,5 +1,6 @@
 """Reads NumPy's files, which may be damaged or hostile: never a pickle, and one error whatever is wrong with them."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     for name, array in found.items():
         if not isinstance(array, np.ndarray):
             raise DamagedError(f"{name!r} is no array")
+        if array.dtype.kind == "U" and array.nbytes:
+            # NumPy takes any 32 bits for a character and fails where it is asked for one.
+            characters = array.ravel().view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+            if characters.max() > sys.maxunicode:
+                raise DamagedError(f"{name!r} holds what is no text")
     return found
 
 

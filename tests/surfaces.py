@@ -688,6 +688,7 @@ SURFACES = (
             ("result.json", {"history": [{"epoch": 1}]}),
             ("result.json", {"data": {"images": {"valid": 4}, "flip_safe": True}}),
             ("member", ("valid_labels", [("repeat", 790, 179, b""), ("flip", 779, 59, b"")])),
+            ("member", ("class_names", [("number", 133, 13, b"")])),
             ("predictions.npz", [("cut", 100, 0, b"")]),
             ("array", ("valid_labels", "object")),
         ),
