@@ -105,9 +105,9 @@ def page(runs: Path, docs: Path) -> None:
         if name.startswith("control-"):
             last = list(result["stages"].values())[-1]
             rule = "about 10" if "shuffled" in name else "far below the ladder"
-            size = result["data"]["size"]
+            size, images = result["data"]["size"], result["data"]["images"]["train"]
             title = name.split("-", 1)[1].rsplit("-", 1)[0].replace("-", " ")
-            lines.append(f"| {title}, {size} px | {100 * last:.1f} | {rule} |")
+            lines.append(f"| {title}, {size} px, {images:,} images | {100 * last:.1f} | {rule} |")
     (docs / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     picture = next(runs.glob("article-2-5-*/lr_find.png"))
     (docs / "lr-find-cifar10.png").write_bytes(picture.read_bytes())
