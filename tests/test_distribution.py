@@ -33,7 +33,7 @@ def recipe(tiny_backbone, tmp_path_factory) -> Path:
         "lr_find": {"steps": 20},
         "stages": [
             {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2, "lr_find": False},
-            {"name": "all", "freeze": False, "epochs": 2, "max_lr": "auto"},
+            {"name": "all", "freeze": False, "epochs": 2, "max_lr": 1e-2},
         ],
         "tta": {"views": 2, "flip": False, "scale": 1.1},
         "runtime": {"checkpoint_minutes": 1e-9},
