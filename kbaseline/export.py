@@ -2,10 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -122,9 +122,10 @@ def export_run(
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         draft = Path(scratch) / form.file
         rounded = as_float32(saved.model)
-        with console.status(f"{form.file}: converting"):
-            _write(form, saved, (height, width), facts, draft)
-        agreement = _agreement(form, draft, saved, images, source)
+        with _one_line_errors(form, saved):
+            with console.status(f"{form.file}: converting"):
+                form.write(stock_network(saved.model, height, width), facts, draft)
+            agreement = _agreement(form, draft, saved, images, source)
         card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded)
         folder = RunFolder.create(out, kind, under=saved.folder / "exports")
         with folder.atomic(form.file) as path:
@@ -132,11 +133,14 @@ def export_run(
     return Exported(folder.path / form.file, folder.write_text(CARD, card), height, width, agreement)
 
 
-def _write(form: Format, saved: SavedRun, size: tuple[int, int], facts: Mapping[str, Any], draft: Path) -> None:
+@contextmanager
+def _one_line_errors(form: Format, saved: SavedRun) -> Iterator[None]:
+    """Converters and runtimes raise whatever they trip over; nearly all of it means an operation they do not know."""
     try:
-        form.write(stock_network(saved.model, *size), facts, draft)
+        yield
+    except KBaselineError:
+        raise
     except Exception as error:
-        # Converters raise whatever they trip over; nearly all of it means that they do not know an operation.
         raise RunError(
             f"export of run {str(saved.folder)!r}: {form.file} cannot be made ({type(error).__name__}: "
             f"{one_line(error)}); nothing was written. Try another format."

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import keras
 import numpy as np
 from jax import export as jax_export
 
+from kbaseline.backbones import leaves
 from kbaseline.errors import InputError, did_you_mean
 from kbaseline.export_network import INPUT, OUTPUT
 
@@ -100,14 +103,9 @@ def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -
     # Not by Keras' `model.export`, which calls the same converter: that puts large weights into a second file, and
     # names the output as it likes.
     images = jax.ShapeDtypeStruct(("batch", *network.input_shape[1:]), np.uint8)
-    converted = to_onnx(
-        _inference(network),
-        [images],
-        model_name=network.name,
-        opset=_OPSET,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-    )
+    names = {"input_names": [INPUT], "output_names": [OUTPUT], "model_name": network.name}
+    with _pooling_by_flax(network):
+        converted = to_onnx(_inference(network), [images], opset=_OPSET, **names)
     onnx.helper.set_model_props(
         converted,
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
@@ -116,10 +114,35 @@ def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -
     path.write_bytes(converted.SerializeToString())
 
 
-def _read_onnx(path: Path) -> tuple[Predict, dict[str, Any]]:
-    from onnxruntime import InferenceSession
+@contextmanager
+def _pooling_by_flax(network: keras.Model) -> Iterator[None]:
+    """Has max pooling computed by Flax's function, the same numbers, for a time.
 
-    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    jax2onnx 0.17 makes ONNX's own pooling of it, and of the JAX operation in Keras' layer one over four dimensions,
+    which ONNX Runtime does not have.
+    """
+    from flax import linen
+
+    def pool(layer: keras.layers.MaxPooling2D, inputs: Any) -> Any:
+        shape, strides = tuple(layer.pool_size), tuple(layer.strides)
+        return linen.max_pool(inputs, window_shape=shape, strides=strides, padding=layer.padding.upper())
+
+    layers = [layer for layer in leaves(network) if isinstance(layer, keras.layers.MaxPooling2D)]
+    for layer in layers:
+        layer.call = partial(pool, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.call
+
+
+def _read_onnx(path: Path) -> tuple[Predict, dict[str, Any]]:
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.log_severity_level = 4  # its errors are raised; they need not be printed too
+    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
     metadata = {**texts, "class_names": json.loads(texts["class_names"])}
     return lambda images: session.run([OUTPUT], {INPUT: images})[0], metadata
