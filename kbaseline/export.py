@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from kbaseline import __version__
 from kbaseline.data.progress import Bar
 from kbaseline.data.sources import load_source
 from kbaseline.doctor import data_status
@@ -21,6 +20,7 @@ from kbaseline.export_network import as_float32, stock_network
 from kbaseline.finished import read_run
 from kbaseline.model_card import render_card
 from kbaseline.run_folder import RunFolder
+from kbaseline.runtime import environment
 from kbaseline.saved import SavedRun, load
 
 TOLERANCE = 1e-4
@@ -117,7 +117,7 @@ def export_run(
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
         "output": f"float32 (batch, {len(saved.class_names)}), probabilities",
         "run": saved.config.name,
-        "kbaseline": __version__,
+        "kbaseline": environment()["kbaseline"],
     }
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         draft = Path(scratch) / form.file

@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.filesize import decimal
 
-from kbaseline import __version__
 from kbaseline.evaluate import judge_kept
 from kbaseline.finished import FinishedRun
 from kbaseline.metrics import interval, percent
+from kbaseline.runtime import environment
 
 
 def render_card(
@@ -51,7 +51,7 @@ def render_card(
         judged=judged,
         split={"valid": "validation", "test": "test"}[judged.split],
         stages=[stage.model_dump() for stage in run.config.stages],
-        version=__version__,
+        now=environment(),
         today=date.today(),
     )
 

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import kbaseline
 from kbaseline import export, export_formats
 from kbaseline.backbones import ImageNetPreprocessing
 from kbaseline.cli import main
@@ -57,8 +58,10 @@ def exported(kind: str, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray],
         names = json.loads(zipfile.ZipFile(path).read("kbaseline.json"))["class_names"]
         return keras.models.load_model(path).predict_on_batch, names
     if kind == "onnx":
+        import onnx
         import onnxruntime
 
+        assert [(used.domain, used.version) for used in onnx.load(path).opset_import] == [("", 18)]
         session = onnxruntime.InferenceSession(path)
         (taken,), (given,) = session.get_inputs(), session.get_outputs()
         assert (taken.name, taken.type, taken.shape[1:]) == ("images", "tensor(uint8)", [8, 8, 3])
@@ -238,6 +241,6 @@ def test_the_card_holds_what_the_run_found(run: Path, tmp_path: Path) -> None:
     assert rows["head"].startswith("frozen | 3 | ")
     assert "digits: 100 valid images" in card
     assert f"seed {saved.config.seed}" in card
-    assert f"kbaseline {export.__version__}" in card
+    assert f"kbaseline {kbaseline.__version__}" in card
     assert f"Keras {keras.__version__}" in card
     assert "in bfloat16; this file computes in float32" in card
