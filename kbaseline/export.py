@@ -155,10 +155,10 @@ def _agreement(form: Format, draft: Path, saved: SavedRun, images: np.ndarray, s
     """
     expected = saved.predict(images)
     predict, facts = form.read(draft)
-    several = min(_BATCH, len(images))
+    single, several = min(_SINGLE, len(images)), min(_BATCH, len(images))
     difference, changed = 0.0, 0
-    with Bar(saved.console, "Checking", len(images) + _SINGLE) as bar:
-        for size, end in ((1, _SINGLE), (several, len(images))):
+    with Bar(saved.console, "Checking", single + len(images)) as bar:
+        for size, end in ((1, single), (several, len(images))):
             for start in range(0, end, size):
                 found, wanted = predict(images[start : start + size]), expected[start : start + size]
                 # NumPy's maximum keeps NaN, and NaN passes no comparison.
