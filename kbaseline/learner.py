@@ -147,7 +147,7 @@ class Learner:
             DownloadError, RunError: as `ImageData.from_source`.
         """
         read = read_run(Path(run))
-        learn = cls(read_data(read, console), config=read.config, console=console, run=run)
+        learn = cls(read_data(read, console or Console()), config=read.config, console=console, run=run)
         (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
         return learn
 
