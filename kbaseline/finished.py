@@ -34,8 +34,11 @@ class _Epoch(_Part):
 
 
 class _Data(_Part):
+    source: str
     images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
+    image_size: Annotated[list[Annotated[int, Field(ge=1, le=10**5)]], Field(min_length=2, max_length=2)] | None = None
     flip_safe: bool
+    skipped: list[str]
 
 
 class _Result(_Part):
@@ -46,7 +49,9 @@ class _Result(_Part):
     test_accuracy: dict[Literal["plain", "tta"], _Share] | None
     seconds: dict[str, _Amount]
     history: Annotated[list[_Epoch], Field(min_length=1)]
+    seed: int
     data: _Data
+    environment: dict[str, str | int | None]
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

@@ -162,9 +162,24 @@ def shrink(images: Any, height: int, width: int) -> Any:
 
 
 def resize(images: Any, height: int, width: int) -> Any:
-    """Plain bilinear align-corners resize, what validation images get; float32 `(batch, height, width, channels)`."""
-    images = shrink(images, height, width)
-    return resample(images, identity(ops.shape(images)[0]), height, width)
+    """Plain bilinear align-corners resize, what validation images get; float32 `(batch, height, width, channels)`.
+
+    Made of stock Keras operations at places known beforehand, so that it also runs on symbolic images of known size.
+    """
+    images = ops.cast(shrink(images, height, width), "float32")
+    return _stretch(_stretch(images, 2, width), 1, height)
+
+
+def _stretch(images: Any, axis: int, target: int) -> Any:
+    """Interpolates `target` pixels along one axis."""
+    source = images.shape[axis]
+    if source == target:
+        return images
+    position = _pixels(_centres(target).astype("float32"), source, np)
+    left = np.clip(np.floor(position), 0, max(source - 2, 0)).astype("int32")
+    right = np.minimum(left + 1, source - 1)
+    share = (position - left.astype("float32")).reshape((-1,) + (1,) * (3 - axis))
+    return ops.take(images, left, axis=axis) * (1 - share) + ops.take(images, right, axis=axis) * share
 
 
 def _matrix(rows: list[list[Any]], batch: int) -> Any:
@@ -177,11 +192,14 @@ def _centres(count: int) -> np.ndarray:
     return np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
 
 
-def _pixels(place: Any, count: int) -> Any:
-    """Places in -1..1 in pixels, 0..count-1; float32's noise about a pixel's centre goes, so that no move is exact."""
+def _pixels(place: Any, count: int, numbers: Any = ops) -> Any:
+    """Places in -1..1 in pixels, 0..count-1; float32's noise about a pixel's centre goes, so that no move is exact.
+
+    `numbers` computes it, Keras' operations or NumPy, with the same bits.
+    """
     position = (place + 1) * ((count - 1) / 2)
-    nearest = ops.round(position)
-    return ops.where(ops.abs(position - nearest) < 2.5e-7 * count, nearest, position)
+    nearest = numbers.round(position)
+    return numbers.where(numbers.abs(position - nearest) < 2.5e-7 * count, nearest, position)
 
 
 def _reflect(position: Any, count: int) -> Any:

@@ -1,6 +1,7 @@
 """Predicts arrays with a classifier, plain or with test-time augmentation, as a run's configuration says."""
 
 import math
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -11,9 +12,34 @@ from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
 from kbaseline.distribution import predict_batches
 from kbaseline.errors import InputError
+from kbaseline.metrics import Evaluation
 from kbaseline.progress import PredictBar
 from kbaseline.runtime import short_of_memory
 from kbaseline.tta import tta_predict
+
+
+@dataclass(frozen=True, eq=False)
+class TTAResult:
+    """Plain and test-time-augmented predictions, side by side.
+
+    Attributes:
+        plain: figures of the plain predictions.
+        tta: figures of the augmented ones.
+        probabilities: float32 `(number, classes)`, augmented.
+        plain_probabilities: float32 `(number, classes)`.
+        seconds: what the augmented prediction took.
+    """
+
+    plain: Evaluation
+    tta: Evaluation
+    probabilities: np.ndarray
+    plain_probabilities: np.ndarray
+    seconds: float
+
+    @property
+    def helped(self) -> bool:
+        """Whether augmentation is at least as accurate."""
+        return self.tta.accuracy >= self.plain.accuracy
 
 
 def predict_plain(

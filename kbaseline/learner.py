@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -21,16 +20,19 @@ from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
 from kbaseline.distribution import data_parallel
 from kbaseline.errors import DataError, InputError
-from kbaseline.inference import predict_plain, predict_views
+from kbaseline.finished import read_run
+from kbaseline.inference import TTAResult, predict_plain, predict_views
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
-from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.model import BACKBONE, build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
+from kbaseline.pointwise import use_matrix_products
 from kbaseline.processes import are_several, in_turn, join, voice
 from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import dtype_policy, enable_compilation_cache, make_deterministic, short_of_memory
+from kbaseline.saved import load, read_data
 from kbaseline.schedules import OneCycle
 from kbaseline.session import Session
 from kbaseline.training import Stage, applied_rates, train
@@ -56,30 +58,6 @@ def _on_all_devices(
     return spread
 
 
-@dataclass(frozen=True, eq=False)
-class TTAResult:
-    """Plain and test-time-augmented predictions, side by side.
-
-    Attributes:
-        plain: figures of the plain predictions.
-        tta: figures of the augmented ones.
-        probabilities: float32 `(number, classes)`, augmented.
-        plain_probabilities: float32 `(number, classes)`.
-        seconds: what the augmented prediction took.
-    """
-
-    plain: Evaluation
-    tta: Evaluation
-    probabilities: np.ndarray
-    plain_probabilities: np.ndarray
-    seconds: float
-
-    @property
-    def helped(self) -> bool:
-        """Whether augmentation is at least as accurate."""
-        return self.tta.accuracy >= self.plain.accuracy
-
-
 class Learner:
     """A classifier in training.
 
@@ -100,6 +78,7 @@ class Learner:
         config: everything else, as `load_config` takes it: a `Config`, a mapping, a YAML file. Its `data` section
             gives only the batch size and the class weights here.
         console: where progress goes; default: standard output. `Console(quiet=True)` keeps silent.
+        run: the folder of a finished run whose model to go on with; None builds a new one.
 
     Attributes:
         model: the Keras model, uint8 images in, float32 logits out.
@@ -125,6 +104,7 @@ class Learner:
         *,
         config: Config | Mapping[str, Any] | str | Path | None = None,
         console: Console | None = None,
+        run: str | Path | None = None,
     ) -> None:
         chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
@@ -136,10 +116,10 @@ class Learner:
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
         self.console = voice(console)
-        if are_several():
+        if run is None and are_several():
             # Two downloads of one file would meet in it; the first process alone fetches.
             in_turn("weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size))
-        self.model = self._build()
+        self.model = self._build() if run is None else self._take(run)
         self.config = settled(self.config, self.model, data, self.console)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
@@ -151,6 +131,31 @@ class Learner:
         self._batches = self._train_batches(self.config.seed)
         if self.config.model.weights != "none":
             self.freeze()
+
+    @classmethod
+    def load(cls, run: str | Path, *, console: Console | None = None) -> Self:
+        """A learner that goes on where a finished run ended: its model, frozen or not, and its data, read again.
+
+        History and the optimizer's state start afresh.
+
+        Args:
+            run: the run's folder.
+            console: as for the class.
+
+        Raises:
+            InputError: it is no finished run's folder, or its model or its data cannot be read any more.
+            DownloadError, RunError: as `ImageData.from_source`.
+        """
+        read = read_run(Path(run))
+        learn = cls(read_data(read, console or Console()), config=read.config, console=console, run=run)
+        (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
+        return learn
+
+    @_on_all_devices
+    def _take(self, run: str | Path) -> keras.Model:
+        model = load(run).model
+        use_matrix_products(model.get_layer(BACKBONE))
+        return model
 
     @_on_all_devices
     def _build(self) -> keras.Model:

@@ -1,4 +1,4 @@
-"""A finished run to predict with: its network, its class names, and test-time augmentation as it was configured."""
+"""A finished run to predict with: its network, its class names, test-time augmentation as configured; and its data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +10,10 @@ from rich.console import Console
 
 from kbaseline.backbones import read_model
 from kbaseline.config import Config
-from kbaseline.errors import ModelError
-from kbaseline.finished import read_run
+from kbaseline.data import ImageData
+from kbaseline.data.sources import load_source
+from kbaseline.errors import DataError, ModelError, listed
+from kbaseline.finished import FinishedRun, read_run
 from kbaseline.inference import predict_plain, predict_views
 
 
@@ -69,3 +71,24 @@ def load(run: str | Path) -> SavedRun:
         raise ModelError(f"run {str(run)!r}: holds no model.keras; run it again.")
     model = read_model(path, f"run {str(run)!r}: model.keras")
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
+
+
+def read_data(run: FinishedRun, console: Console | None = None) -> ImageData:
+    """The data of a finished run, read again from its source and split as it was.
+
+    Args:
+        run: the run.
+        console: where work of more than two seconds shows its progress; None shows nothing.
+
+    Raises:
+        DataError: it cannot be read any more, or has other classes now.
+        DownloadError, RunError: as `load_source`.
+    """
+    config = run.config
+    data = load_source(config.data, config.seed, console)
+    if data.class_names != run.class_names:
+        raise DataError(
+            f"source {config.data.source!r}: has the classes {listed(data.class_names)} now, and the run knows "
+            f"{listed(run.class_names)}; put them back, or use kbaseline.load(run), which needs no data."
+        )
+    return data

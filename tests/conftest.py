@@ -91,6 +91,7 @@ def finished_run(tmp_path: Path) -> Callable[..., Path]:
                 "source": "digits",
                 "images": {split: len(o.labels) for split, o in outcomes.items()},
                 "flip_safe": True,
+                "skipped": [],
             },
         }
         write_results(folder, outcomes, history, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}], summary)

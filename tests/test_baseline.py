@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from kbaseline import BaselineResult, ImageData, run_baseline
+from kbaseline import BaselineResult, ImageData, Learner, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.config import Config, load_config
 from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
@@ -79,6 +79,7 @@ def test_the_numbers_agree_with_each_other(run):
     assert stored["seed"] == 3
     assert stored["environment"]["keras"] == keras.__version__
     assert stored["data"]["images"] == {"train": 1438, "valid": 359}
+    assert stored["data"]["image_size"] == [8, 8]
     assert float(rows(run.folder / "history.csv")[-1]["accuracy"]) == pytest.approx(plain, abs=1e-6)
     assert set(stored["seconds"]) >= {"data", "model", "head lr_find", "head", "finetune", "valid tta"}
 
@@ -90,6 +91,21 @@ def test_the_page_shows_the_last_rung(run):
     wrong = round(359 * (1 - run.tta_accuracy))
     assert wrong > 0
     assert page.count('alt="heat map for') == 2 * min(wrong, 12)
+
+
+def test_a_learner_goes_on_from_the_run(run):
+    """`Learner.load` has the run's data, its predictions and its accuracy, and trains on (reference)."""
+    learn = Learner.load(run.folder, console=QUIET)
+    with np.load(run.folder / "predictions.npz") as arrays:
+        kept = arrays["valid_plain_probabilities"]
+        assert (learn.data.valid.labels == arrays["valid_labels"]).all()
+    np.testing.assert_allclose(learn.predict(learn.data.valid.images), kept, atol=1e-5)
+    assert learn.evaluate().accuracy == pytest.approx(run.stages["finetune"], abs=1e-6)
+    assert learn.tta().tta.accuracy == pytest.approx(run.tta_accuracy, abs=1e-6)
+    assert not learn.frozen
+    (row,) = learn.fit_one_cycle(1, 1e-3)
+    assert row["accuracy"] > run.stages["finetune"] - 0.05
+    assert not np.allclose(learn.predict(learn.data.valid.images), kept, atol=1e-3)
 
 
 def test_digits_are_learnt(run):

@@ -180,3 +180,12 @@ def test_what_the_learner_refuses(digits, tiny_backbone):
         learn.fit(0)
     with pytest.raises(DataError, match="do not fill one batch of 1024"):
         learner(digits, tiny_backbone, data={"batch_size": 1024})
+
+
+def test_a_run_whose_data_has_other_classes_is_not_loaded(finished_run):
+    """The labels of other classes would be another network's: the classes of both are named."""
+    run = finished_run("run")
+    image = keras.Input((8, 8, 3))
+    keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(image))).save(run / "model.keras")
+    with pytest.raises(DataError, match=r"source 'digits': has the classes '0', .*, and the run knows 'cat', 'dog'"):
+        Learner.load(run, console=QUIET)

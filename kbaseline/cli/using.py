@@ -1,4 +1,4 @@
-"""The commands that use a finished run: `predict`."""
+"""The commands that use a finished run: `predict` and `export`."""
 
 import json
 from pathlib import Path
@@ -39,3 +39,34 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
         click.echo(found.to_csv(top), nl=False)
     else:
         print_predictions(found, top, Console())
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(["keras", "onnx", "stablehlo"]), required=True, help="What to write."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder. Default: RUN/exports/FORMAT, numbered."
+)
+@click.option(
+    "--input-size",
+    type=int,
+    nargs=2,
+    metavar="HEIGHT WIDTH",
+    help="Of the images it will take, in pixels. Default: that of the run's own.",
+)
+def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] | None) -> None:
+    """Export a finished run's network as one file that needs no kbaseline, and a model card.
+
+    Raw uint8 pixels go in, any number of images at once; resize and normalisation are inside; probabilities come out.
+    The file is compared with the run on real images first, and is not written if they disagree.
+    """
+    require_jax()
+    from rich.console import Console
+
+    from kbaseline.export import export_run
+
+    done = export_run(run, kind, out, input_size, Console(stderr=True))
+    click.echo(f"checked on {done.agreement}")
+    click.echo(f"{done.path}: uint8 (batch, {done.height}, {done.width}, 3) in, probabilities out; {done.card.name}")

@@ -1,0 +1,62 @@
+"""`model_card.md`: what an exported network is, how to ask it, what it was trained on and what it is worth."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.filesize import decimal
+
+from kbaseline.evaluate import judge_kept
+from kbaseline.finished import FinishedRun
+from kbaseline.metrics import interval, percent
+from kbaseline.runtime import environment
+
+
+def render_card(
+    run: FinishedRun, kind: str, file: Path, size: tuple[int, int], agreement: str, rounded: bool = False
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        run: what was exported.
+        kind: the format.
+        file: the exported file.
+        size: height and width of the images it takes, in pixels.
+        agreement: what its check found.
+        rounded: whether the run computed in bfloat16, where the file computes in float32.
+    """
+    cards = Environment(
+        loader=PackageLoader("kbaseline"),
+        autoescape=False,  # noqa: S701 - Markdown; what could be taken for it goes through `plain`
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    cards.filters |= {"percent": percent, "interval": interval, "plain": _plain}
+    judged = judge_kept(run)
+    return cards.get_template("model_card.md.j2").render(
+        run=run,
+        config=run.config,
+        data=run.result["data"],
+        environment=run.result["environment"],
+        kind=kind,
+        file=file.name,
+        bytes=decimal(file.stat().st_size),
+        height=size[0],
+        width=size[1],
+        agreement=agreement,
+        rounded=rounded,
+        judged=judged,
+        split={"valid": "validation", "test": "test"}[judged.split],
+        stages=[stage.model_dump() for stage in run.config.stages],
+        now=environment(),
+        today=date.today(),
+    )
+
+
+def _plain(value: Any) -> str:
+    """Text of the user's in one line that Markdown takes for nothing but text, in a table too."""
+    text = " ".join(str(value).split())
+    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|!~" else character for character in text)
