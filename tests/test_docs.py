@@ -36,9 +36,11 @@ def commands(page: Path) -> list[tuple[list[str], str]]:
     for block in blocks(page, "console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             line, _, output = part.partition("\n")
-            *before, last = " ".join(shlex.split(line, comments=True)).split(" && ")
-            lines = [*((command, "") for command in before), (last, output)] if before else [(line, output)]
-            found += [(shlex.split(command, comments=True), said) for command, said in lines]
+            words = shlex.split(line, comments=True)
+            while "&&" in words:
+                found.append((words[: words.index("&&")], ""))
+                words = words[words.index("&&") + 1 :]
+            found.append((words, output))
     return found
 
 
