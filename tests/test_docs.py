@@ -1,6 +1,7 @@
 """The pages a reader follows: generated ones are current, blocks run, command lines exist, links lead somewhere."""
 
 import contextlib
+import itertools
 import re
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 
 from kbaseline.cli import main
 from kbaseline.cli.options import resolve
-from kbaseline.config import Config, load_config
+from kbaseline.config import Config, load_config, parse_assignments
 from kbaseline.data import ImageData
 
 ROOT = Path(__file__).parent.parent
@@ -125,24 +126,29 @@ def followed(
 ) -> tuple[Path, list[tuple[list[str], str, str]]]:
     """docs/start.md followed word by word in an empty folder: its path, and what each command says on paper and here.
 
-    Only the network and the number of steps are smaller.
+    Only the network and the number of steps are smaller; the second `fit` is the first's folder with its own settings.
     """
-    folder, page, seen = tmp_path_factory.mktemp("start"), ROOT / "docs/start.md", []
+    start, page, seen = tmp_path_factory.mktemp("start"), ROOT / "docs/start.md", []
     small = {"model.backbone": tiny_backbone, "model.weights": "auto", "lr_find.steps": 20, "data.limit": 200}
     small |= {"data.batch_size": 32, "stages.0.epochs": 1, "stages.1.epochs": 1, "tta.views": 1, "data.size": 16}
     smaller = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    with contextlib.chdir(folder):
+    with contextlib.chdir(start):
         (block,) = blocks(page, "python")
         with cifar10_made_up():
             exec(block, {"__name__": "__main__"})  # noqa: S102  # our own page
         for words, on_paper in commands(page):
-            if words[0] == "kbaseline":
+            if words[1] == "fit" and Path("runs/first").exists():
+                folder = shutil.copytree("runs/first", words[-1])
+                changes = [after for word, after in itertools.pairwise(words) if word == "--set"]
+                config = load_config("runs/first/config.yaml", parse_assignments(changes))
+                Path(folder, "config.yaml").write_text(config.to_yaml())
+            elif words[0] == "kbaseline":
                 here = CliRunner().invoke(main, words[1:] + smaller * (words[1] == "fit"))
                 assert here.exit_code == 0, (words, here.output)
                 seen.append((words, on_paper, here.output))
             elif words[0] == "find":
                 subprocess.run(words, check=True)
-    return folder, seen
+    return start, seen
 
 
 def test_start_can_be_followed(followed) -> None:
