@@ -130,7 +130,7 @@ def followed(
     """
     start, page, seen = tmp_path_factory.mktemp("start"), ROOT / "docs/start.md", []
     small = {"model.backbone": tiny_backbone, "model.weights": "auto", "lr_find.steps": 20, "data.limit": 200}
-    small |= {"data.batch_size": 32, "stages.0.epochs": 1, "stages.1.epochs": 1, "tta.views": 1, "data.size": 16}
+    small |= {"data.batch_size": 32, "stages.0.epochs": 2, "stages.1.epochs": 2, "tta.views": 1, "data.size": 16}
     smaller = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
     with contextlib.chdir(start):
         (block,) = blocks(page, "python")
