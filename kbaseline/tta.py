@@ -167,7 +167,7 @@ def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms
     """The transforms a model begins with, and the rest of it; identity transforms for a model without them."""
     for layer in model.layers:
         if isinstance(layer, RandomTransforms) and layer.input is model.inputs[0]:
-            return layer, keras.Model(layer.output, model.output)
+            return layer, keras.Model(layer.output, model.outputs[0])
     if not hasattr(model, "output_shape"):
         raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it is a subclass.")
     size = (shape[0], shape[1])

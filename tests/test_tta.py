@@ -178,6 +178,15 @@ def test_a_strangers_model(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(mean.sum(axis=1), 1, atol=1e-5)
 
 
+def test_a_sequential_model_of_our_shape_predicts_as_its_functional_twin(rng: np.random.Generator) -> None:
+    """Invariant: transforms at the front of a `Sequential` are found and used as those of a functional model are."""
+    model, images = ours(do_flip=True, max_rotate=20.0), pictures(rng, 3, 9, 9)
+    own = [type(layer).from_config(layer.get_config()) for layer in model.layers[1:]]
+    chain = keras.Sequential([layers.Input((9, 9, 3), dtype="uint8"), *own])
+    chain.set_weights(model.get_weights())
+    np.testing.assert_allclose(tta_predict(chain, images, 2), tta_predict(model, images, 2), atol=1e-6)
+
+
 def test_the_last_partial_batch_is_right(rng: np.random.Generator) -> None:
     """Invariant: seven images in batches of three, or one by one, are predicted as all at once."""
     model, images = ours(), pictures(rng, 7, 8, 8)
