@@ -7,6 +7,7 @@ metrics are those of the whole batch, and random draws those of an image's place
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import jax
 import keras
@@ -14,6 +15,9 @@ import numpy as np
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.errors import InputError
+
+_trainable: "WeakKeyDictionary[keras.Model, int]" = WeakKeyDictionary()
+"""How many variables were trainable when a model's prediction was compiled."""
 
 
 def data_parallel(
@@ -77,8 +81,13 @@ def predict_batches(
     Returns:
         One row an image, in each process all of them.
     """
-    if jax.process_count() > 1 and keras.distribution.distribution() is not None:
-        model = _read_by_all(model)
+    if keras.distribution.distribution() is not None:
+        model = _read_by_all(model) if jax.process_count() > 1 else model
+        # A compiled prediction says where every variable lies, trainable ones first: another split needs another one.
+        trainable = len(model.trainable_variables)
+        if _trainable.get(model) != trainable:
+            _trainable[model] = trainable
+            model.make_predict_function(force=True)
     return batches.unpadded(model.predict(batches, verbose=0, callbacks=list(callbacks)))
 
 
