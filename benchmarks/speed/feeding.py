@@ -49,10 +49,10 @@ def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
         + table(["", "images/s", "times the step's"], rows)
         + f"\nA step of a tiny network takes {1000 * fit:.2f} ms in `Learner.fit` and {1000 * loop:.2f} ms in a JAX "
         f"loop written by hand around the same step: `fit` costs {1000 * extra:.2f} ms a step, "
-        f"{extra / seconds['step']:.2%} of the ResNet50 step above. On a GPU whose step took "
-        f"{1000 * GPU_STEP:.0f} ms (assumed) the host would need {1000 * fit:.2f} ms of it, {fit / GPU_STEP:.0%}, "
-        f"{extra / GPU_STEP:.0%} for `fit`; it works ahead of the accelerator, so that only a step shorter than the "
-        "host's time would wait.\n"
+        f"{100 * extra / seconds['step']:.2f} % of the ResNet50 step above. On a GPU whose step took "
+        f"{1000 * GPU_STEP:.0f} ms (assumed) the host would need at most {1000 * fit:.2f} ms of it, "
+        f"{100 * fit / GPU_STEP:.0f} %, of which {100 * extra / GPU_STEP:.0f} % for `fit`; it works ahead of the "
+        "accelerator, so that only a step shorter than the host's time would wait.\n"
     )
 
 
