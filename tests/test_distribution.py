@@ -62,10 +62,11 @@ def table(path: Path) -> dict[str, np.ndarray]:
 
 def assert_alike(folder: Path, whole: Path) -> None:
     """The same run but for the order in which floats were added: curves, predictions, weights, seeds."""
-    for file in ("history.csv", "lr_find.csv"):
+    # The finder ends at rates that blow differences up.
+    for file, rtol in (("history.csv", TOLERANCE), ("lr_find.csv", 10 * TOLERANCE)):
         mine, other = table(folder / file), table(whole / file)
         for name in other:
-            np.testing.assert_allclose(mine[name], other[name], rtol=TOLERANCE, err_msg=f"{file} {name}")
+            np.testing.assert_allclose(mine[name], other[name], rtol=rtol, err_msg=f"{file} {name}")
     with np.load(folder / "predictions.npz") as mine, np.load(whole / "predictions.npz") as other:
         for name in ("valid_plain_probabilities", "valid_tta_probabilities"):
             np.testing.assert_allclose(mine[name], other[name], atol=TOLERANCE, err_msg=name)
