@@ -23,7 +23,7 @@ _KINDS = (
     ("scatter", "", "max pooling"),
     ("reduce", "", "sums: BatchNorm's statistics and gradients, biases"),
 )
-"""An operation within a fused one, a part of its name in the program, and what it is called here; the first line that fits."""
+"""An operation within a fused one, a part of its name in the program, and what it is called here; the first fits."""
 
 
 def section(batch: int, size: int) -> str:
@@ -32,8 +32,8 @@ def section(batch: int, size: int) -> str:
     kinds = sorted({kind for shares in found.values() for kind in shares}, key=lambda k: -found["everything"][k])
     rows = [[kind, *(f"{100 * shares[kind]:.0f} %" for shares in found.values())] for kind in kinds]
     return (
-        f"Shares of one ResNet50 step, {size} pixels, batch {batch}, by the seconds that JAX's profiler gives each fused "
-        "operation; one that holds several kinds counts as the first of them.\n\n" + table(["", *found], rows)
+        f"Shares of one ResNet50 step, {size} pixels, batch {batch}, by the seconds that JAX's profiler gives each "
+        "fused operation; one that holds several kinds counts as the first of them.\n\n" + table(["", *found], rows)
     )
 
 
