@@ -1,6 +1,8 @@
 """Predicts arrays with a classifier, plain or with test-time augmentation, as a run's configuration says."""
 
 import math
+from collections.abc import MutableMapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,6 +51,7 @@ def predict_views(
     flip_safe: bool,
     console: Console,
     looks: int | None = None,
+    kept: MutableMapping[Any, keras.Model] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of classes, plain and with test-time augmentation as `config.tta` says.
 
@@ -57,6 +60,7 @@ def predict_views(
         config: `tta`, the seed, and the default of `looks`, four times the batch size of training.
         flip_safe: what `tta.flip: auto` comes to.
         looks: looks at images (1 + views for each) at once.
+        kept: see `tta_predict`.
 
     Returns:
         Two float32 `(number, classes)`.
@@ -82,5 +86,6 @@ def predict_views(
             batch_size=looks,
             seed=config.seed,
             callbacks=[bar],
+            kept=kept,
         )
     return plain, settings.beta * plain + (1 - settings.beta) * mean

@@ -34,6 +34,7 @@ class SavedRun:
     class_names: tuple[str, ...]
     result: dict[str, Any]
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    _views: dict[Any, keras.Model] = field(default_factory=dict, init=False, repr=False)
 
     def predict(self, images: np.ndarray, *, tta: bool = False, batch_size: int | None = None) -> np.ndarray:
         """Probabilities of classes.
@@ -53,7 +54,12 @@ class SavedRun:
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
         flip_safe = self.result["data"]["flip_safe"]
-        return predict_views(self.model, images, self.config, flip_safe, self.console, batch_size)[1]
+        return predict_views(self.model, images, self.config, flip_safe, self.console, batch_size, self._views)[1]
+
+    def forget(self) -> None:
+        """Drops what was compiled: one program for each size of images, which adds up where there are many sizes."""
+        self._views.clear()
+        self.model.make_predict_function(force=True)
 
 
 def load(run: str | Path) -> SavedRun:

@@ -4,7 +4,7 @@ fastai v1's `vision/tta.py`: four corners and their mirrors, each with the rando
 training; final = beta · plain + (1 - beta) · mean of the views.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import keras
@@ -91,6 +91,7 @@ def tta_predict(
     batch_size: int = 256,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    kept: MutableMapping[Any, keras.Model] | None = None,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Predicts with test-time augmentation.
 
@@ -110,6 +111,7 @@ def tta_predict(
         batch_size: looks (images times 1 + views) the network sees at once.
         seed: fixes the draws.
         callbacks: Keras callbacks for `predict`, for a progress bar.
+        kept: a dict of the caller's in which this model's compiled views stay for the next call; None compiles anew.
 
     Returns:
         Float32 probabilities `(number, classes)`: `beta * plain + (1 - beta) * mean`; with `beta=None` the pair
@@ -127,13 +129,16 @@ def tta_predict(
         raise InputError(f"scale must be at least 1; got {scale}.")
     if not len(images):
         raise InputError("images: there are none; give at least one.")
-    transforms, network = _split(model, images.shape[1:3])
     from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
-    looks = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
-    source = keras.Input(images.shape[1:], dtype=images.dtype.name)
-    predictor = keras.Model(source, looks(source))
+    settings = (numbers, scale, flip, from_logits, seed)
+    kept = {} if kept is None else kept
+    key = (images.shape[1:], images.dtype.name, settings)
+    if key not in kept:
+        transforms, network = _split(model, images.shape[1:3])
+        source = keras.Input(images.shape[1:], dtype=images.dtype.name)
+        kept[key] = keras.Model(source, TestTimeViews(transforms, network, *settings)(source))
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
-    found = predictor.predict(batches, verbose=0, callbacks=list(callbacks))[: len(images)]
+    found = kept[key].predict(batches, verbose=0, callbacks=list(callbacks))[: len(images)]
     plain, mean = found[:, 0], found[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 

@@ -50,6 +50,8 @@ RANKS = [
         "baseline",
         "saved",
         "predict",
+        "answers",
+        "serve",
         "evaluate",
         "evaluate_tables",
         "compare",

@@ -1,4 +1,4 @@
-"""The commands that use a finished run: `predict`."""
+"""The commands that use a finished run: `predict` and `serve`."""
 
 import json
 from pathlib import Path
@@ -39,3 +39,24 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
         click.echo(found.to_csv(top), nl=False)
     else:
         print_predictions(found, top, Console())
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this one is not reachable.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--max-mb", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Most a request may hold."
+)
+@click.option("--open", "open_browser", is_flag=True, help="Show the page in your browser.")
+def serve(run: Path, host: str, port: int, max_mb: float, open_browser: bool) -> None:
+    """Serve a finished run: a page to drop pictures on, and a JSON endpoint, until Ctrl-C.
+
+    The page explains the endpoint: curl -F image=@photo.jpg "http://127.0.0.1:8000/predict?top=3".
+    """
+    require_jax()
+    from rich.console import Console
+
+    from kbaseline.serve import serve_run
+
+    serve_run(run, host, port, max_mb, Console(stderr=True), open_browser=open_browser)
