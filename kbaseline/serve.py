@@ -20,11 +20,13 @@ import base64
 import hashlib
 import importlib.resources
 import ipaddress
+import logging
+import os
 import socket
 import sys
 import webbrowser
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from rich.console import Console
 from kbaseline import __version__
 from kbaseline.answers import FORMATS, Answers, UnknownFormatError
 from kbaseline.data.decode import BadImageError
-from kbaseline.errors import InputError, KBaselineError, did_you_mean
+from kbaseline.errors import InputError, KBaselineError, did_you_mean, one_line
 from kbaseline.html_report import templates
 from kbaseline.runtime import enable_compilation_cache
 from kbaseline.saved import load
@@ -43,7 +45,7 @@ try:
     import uvicorn
     from python_multipart.exceptions import FormParserError
     from starlette.applications import Starlette
-    from starlette.datastructures import UploadFile
+    from starlette.datastructures import FormData, UploadFile
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.middleware import Middleware
@@ -85,16 +87,16 @@ def serve_run(
         InputError: the address cannot be listened on; or it is no finished run's folder.
         ModelError: see `load`.
     """
-    enable_compilation_cache()
     # Before the model, which takes seconds. Who connects early waits in the socket's queue.
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
+        enable_compilation_cache()
         address, number = listener.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
         with console.status("loading and compiling"):
             answers = Answers(load(folder))
             answers.warm_up()
         if not loopback:
-            line = f"{host} is reachable from other machines, and there is no password; 127.0.0.1 is not reachable"
+            line = f"{host}: other machines can reach it, and there is no password; without --host this one alone can"
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         url = f"http://{f'[{host}]' if ':' in host else host}:{number}/"
         console.print(f"ready on {url} (Ctrl-C ends)", markup=False, highlight=False, soft_wrap=True)
@@ -114,14 +116,16 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"{host}, port {port}: cannot be listened on ({reason}); give another --port, or 0 for a free one."
+            f"{host}, port {port}: cannot be listened on ({reason}); give another --host or --port (0: any free one)."
         ) from None
 
 
 def server(app: Starlette) -> uvicorn.Server:
     """uvicorn as it is run here; HTTP alone, and silent but for errors."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
         http="h11",
@@ -232,19 +236,20 @@ class _Endpoints:
             if not encoded:
                 raise HTTPException(400, "body: empty; send a picture as the body, or as a form's field 'image'.")
             return encoded
-        form = await _InMemory(request.headers, self._limited(request), max_files=1, max_fields=8).parse()
-        for name in form:
-            if name != "image":
-                raise HTTPException(
-                    400, f"field {name[:40]!r}: unknown; the picture's is 'image', options go into the query."
-                )
+        parser = _InMemory(request.headers, self._limited(request), max_files=1, max_fields=8)
+        with closing(parser):
+            return await self._field(await parser.parse())
+
+    async def _field(self, form: FormData) -> bytes:
+        """The file in a form's field `image`."""
+        if others := form.keys() - {"image"}:
+            name = min(others)[:40]
+            raise HTTPException(400, f"field {name!r}: unknown; the picture's is 'image', options go into the query.")
         picture = form.get("image")
         if not isinstance(picture, UploadFile):
             what = "missing" if picture is None else "a text"
             raise HTTPException(400, f"field 'image': {what}; send a picture's file in it (curl -F image=@photo.jpg).")
-        encoded = await picture.read()
-        await picture.close()
-        if not encoded:
+        if not (encoded := await picture.read()):
             raise HTTPException(400, "field 'image': the file is empty; send a picture.")
         return encoded
 
@@ -265,6 +270,11 @@ class _InMemory(MultiPartParser):
     """Starlette's parser of forms, which would write what is above 1 MB to disk."""
 
     spool_max_size = sys.maxsize
+
+    def close(self) -> None:
+        """Closes every file, those of a form that is cut short too, which are in no `FormData`."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 class _LastWord(JSONResponse):

@@ -43,7 +43,9 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this one is not reachable.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; by default for this machine alone."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
     "--max-mb", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Most a request may hold."

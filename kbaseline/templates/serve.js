@@ -66,7 +66,9 @@ async function ask(file) {
   } catch {
     if (mine === turn) say("The server does not answer; does it still run?", true);
   }
-  if (mine === turn) answer.ariaBusy = "false";
+  if (mine !== turn) return;
+  answer.ariaBusy = "false";
+  answer.scrollIntoView({ block: "nearest" });
 }
 
 preview.addEventListener("load", () => {
