@@ -76,18 +76,11 @@ def write_report(folder: RunFolder, contents: Contents, console: Console) -> Non
 
 def render_report(contents: Contents) -> str:
     """The page as HTML."""
-    pages = Environment(
-        loader=PackageLoader("kbaseline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters |= {"percent": percent, "clock": clock, "interval": interval}
     data, split = contents.data, "test" if "test" in contents.outcomes else "valid"
     outcome = contents.outcomes[split]
     last = outcome.last
-    return pages.get_template("report.html.j2").render(
+    page = templates().get_template("report.html.j2")
+    return page.render(
         config=contents.config,
         data=data,
         split={"valid": "validation", "test": "test"}[split],
@@ -109,6 +102,19 @@ def render_report(contents: Contents) -> str:
         seconds=contents.seconds,
         environment=environment(),
     )
+
+
+def templates() -> Environment:
+    """The package's pages to fill in; whatever a value holds becomes text."""
+    pages = Environment(
+        loader=PackageLoader("kbaseline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {"percent": percent, "clock": clock, "interval": interval}
+    return pages
 
 
 def _ladder(contents: Contents) -> list[dict[str, Any]]:

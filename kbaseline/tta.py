@@ -137,7 +137,7 @@ def tta_predict(
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _predictor(
     model: keras.Model,
     shape: tuple[int, ...],

@@ -79,6 +79,22 @@ class Browser:
         """What a JavaScript function body returns in the page."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
+    def choose(self, selector: str, file: Path) -> None:
+        """Chooses a file in an `<input type="file">`, as a person does in the dialog."""
+        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
+        self._ask("POST", f"/element/{next(iter(found.values()))}/value", {"text": str(file)})
+
+    def wait(self, script: str) -> Any:
+        """What a JavaScript function body returns as soon as that is true of it; ten seconds at most."""
+        again = f"""const done = arguments[0], until = Date.now() + 10_000, ask = () => {{ {script} }};
+        (function look() {{
+          const found = ask();
+          if (found || Date.now() > until) done(found); else setTimeout(look, 20);
+        }})();"""
+        found = self._ask("POST", "/execute/async", {"script": again, "args": []})
+        assert found, f"never true: {script}"
+        return found
+
     def console(self) -> list[str]:
         """Warnings and errors of the console since the last call, refused and failed loads among them."""
         entries = self._ask("POST", "/se/log", {"type": "browser"})

@@ -9,6 +9,7 @@ os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,43 +62,50 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Callable[..., Path]:
     """Makes run folders as a run leaves them, but with predictions drawn at random and no model."""
+    return partial(_finished_run, tmp_path)
 
-    def make(
-        name: str, /, *, images: int = 100, right: int = 80, tta: bool = True, test: int = 0, **changes: Any
-    ) -> Path:
-        tree: dict[str, Any] = {"name": "digits", "data": {"source": "digits"}}
-        config = load_config(tree if tta else {**tree, "tta": None}, changes)
-        kinds = ("plain", "tta") if tta else ("plain",)
-        outcomes = {
-            split: _outcome(number, count, right if split == "valid" else count, kinds)
-            for number, (split, count) in enumerate((("valid", images), ("test", test)))
-            if count
-        }
-        accuracy = {split: {k: f.accuracy for k, f in o.figures.items()} for split, o in outcomes.items()}
-        history = [
-            {"stage": stage, "epoch": 1, "accuracy": value, "images_per_s": speed, "seconds": 2.5, "valid_loss": 1.0}
-            for stage, value, speed in (("head", 0.5, 100.0), ("finetune", accuracy["valid"]["plain"], 300.0))
-        ]
-        folder = RunFolder.create(tmp_path / name, name)
-        folder.write_text("config.yaml", config.to_yaml())
-        summary = {
-            "accuracy": accuracy.get("test", accuracy["valid"])[kinds[-1]],
-            "stages": {row["stage"]: row["accuracy"] for row in history},
-            "tta_accuracy": accuracy["valid"].get("tta"),
-            "test_accuracy": accuracy.get("test"),
-            "seconds": {"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
-            "seed": config.seed,
-            "data": {
-                "source": "digits",
-                "images": {split: len(o.labels) for split, o in outcomes.items()},
-                "flip_safe": True,
-                "skipped": [],
-            },
-        }
-        write_results(folder, outcomes, history, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}], summary)
-        return folder.path
 
-    return make
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The same, for all tests of a module."""
+    return partial(_finished_run, tmp_path_factory.mktemp("runs"))
+
+
+def _finished_run(
+    parent: Path, name: str, /, *, images: int = 100, right: int = 80, tta: bool = True, test: int = 0, **changes: Any
+) -> Path:
+    """A run folder as a run leaves it, but with predictions drawn at random and no model."""
+    tree: dict[str, Any] = {"name": "digits", "data": {"source": "digits"}}
+    config = load_config(tree if tta else {**tree, "tta": None}, changes)
+    kinds = ("plain", "tta") if tta else ("plain",)
+    outcomes = {
+        split: _outcome(number, count, right if split == "valid" else count, kinds)
+        for number, (split, count) in enumerate((("valid", images), ("test", test)))
+        if count
+    }
+    accuracy = {split: {k: f.accuracy for k, f in o.figures.items()} for split, o in outcomes.items()}
+    history = [
+        {"stage": stage, "epoch": 1, "accuracy": value, "images_per_s": speed, "seconds": 2.5, "valid_loss": 1.0}
+        for stage, value, speed in (("head", 0.5, 100.0), ("finetune", accuracy["valid"]["plain"], 300.0))
+    ]
+    folder = RunFolder.create(parent / name, name)
+    folder.write_text("config.yaml", config.to_yaml())
+    summary = {
+        "accuracy": accuracy.get("test", accuracy["valid"])[kinds[-1]],
+        "stages": {row["stage"]: row["accuracy"] for row in history},
+        "tta_accuracy": accuracy["valid"].get("tta"),
+        "test_accuracy": accuracy.get("test"),
+        "seconds": {"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
+        "seed": config.seed,
+        "data": {
+            "source": "digits",
+            "images": {split: len(o.labels) for split, o in outcomes.items()},
+            "flip_safe": True,
+            "skipped": [],
+        },
+    }
+    write_results(folder, outcomes, history, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}], summary)
+    return folder.path
 
 
 def _outcome(seed: int, images: int, right: int, kinds: tuple[str, ...]) -> Outcome:

@@ -54,6 +54,8 @@ RANKS = [
         "trackers",
         "baseline",
         "predict",
+        "answers",
+        "serve",
         "evaluate",
         "evaluate_tables",
         "compare",

@@ -9,7 +9,7 @@ import click
 from kbaseline.cli.judging import compare, evaluate
 from kbaseline.cli.looking import backbones, data, doctor, show_config
 from kbaseline.cli.training import find_lr, fit
-from kbaseline.cli.using import export, predict
+from kbaseline.cli.using import export, predict, serve
 from kbaseline.errors import KBaselineError, one_line
 
 _EPILOG = "Start here, with no download and no GPU: kbaseline fit --config quickstart"
@@ -54,5 +54,5 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, evaluate, compare, predict, export, data, show_config, doctor, backbones):
+for _command in (fit, find_lr, evaluate, compare, predict, export, serve, data, show_config, doctor, backbones):
     main.add_command(_command)

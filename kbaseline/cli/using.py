@@ -1,4 +1,4 @@
-"""The commands that use a finished run: `predict` and `export`."""
+"""The commands that use a finished run: `predict`, `export` and `serve`."""
 
 import json
 from pathlib import Path
@@ -70,3 +70,26 @@ def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] |
     done = export_run(run, kind, out, input_size, Console(stderr=True))
     click.echo(f"checked on {done.agreement}")
     click.echo(f"{done.path}: uint8 (batch, {done.height}, {done.width}, 3) in, probabilities out; {done.card.name}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; by default for this machine alone."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--max-mb", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Most a request may hold."
+)
+@click.option("--open", "open_browser", is_flag=True, help="Show the page in your browser.")
+def serve(run: Path, host: str, port: int, max_mb: float, open_browser: bool) -> None:
+    """Serve a finished run: a page to drop pictures on, and a JSON endpoint, until Ctrl-C.
+
+    The page explains the endpoint: curl -F image=@photo.jpg "http://127.0.0.1:8000/predict?top=3".
+    """
+    require_jax()
+    from rich.console import Console
+
+    from kbaseline.serve import serve_run
+
+    serve_run(run, host, port, max_mb, Console(stderr=True), open_browser=open_browser)

@@ -97,6 +97,18 @@ def decoded(
     return found
 
 
+def decoded_alone(file: BinaryIO, target: Target) -> np.ndarray:
+    """The pixels that `decoded` gives an image that is the only one, uint8 `(height, width, 3)`; writes nothing.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    with decode.quiet():
+        height, width = _fitted({decode.probe(file)[:2]}, target)
+        file.seek(0)
+        return decode.decode(file, height, width, target.resize)
+
+
 def bad_image(name: str, reason: str) -> DataError:
     """The error for an image that cannot be read."""
     return DataError(
@@ -185,7 +197,7 @@ def _make(
 
 
 def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: ThreadPoolExecutor) -> tuple[int, int]:
-    """Height and width to decode to: the images' own where all agree and it is small, else the network's."""
+    """Height and width to decode to; see `_fitted`."""
 
     def size(index: int) -> tuple[int, int] | None:
         try:
@@ -198,8 +210,15 @@ def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: 
     for start in range(0, len(indices), 256):
         seen.update(shape for shape in pool.map(size, indices[start : start + 256].tolist()) if shape)
         if len(seen) > 1 or any(max(shape) > 2 * target.size for shape in seen):
-            return target.size, target.size
-    height, width = seen.pop() if seen else (target.size, target.size)
+            break
+    return _fitted(seen, target)
+
+
+def _fitted(sizes: set[tuple[int, int]], target: Target) -> tuple[int, int]:
+    """Height and width for images of these sizes: their own where all agree and it is small, else the network's."""
+    height, width = next(iter(sizes)) if len(sizes) == 1 else (target.size, target.size)
+    if max(height, width) > 2 * target.size:
+        return target.size, target.size
     return (min(height, width),) * 2 if target.resize == "crop" else (height, width)
 
 
