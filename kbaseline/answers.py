@@ -11,19 +11,11 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.data.cache import Target, decoded_alone
-from kbaseline.data.decode import BadImageError, probe, quiet
+from kbaseline.data.decode import probe, quiet
 from kbaseline.saved import SavedRun
-
-FORMATS = frozenset({"AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})
-"""Formats of pictures from strangers, as Pillow calls them; MPO is a telephone's JPEG. Pillow has others that start
-programs (Ghostscript, for EPS)."""
 
 _SIZES = 16
 """Sizes of pictures whose compiled programs are kept; each takes tens of megabytes."""
-
-
-class UnknownFormatError(BadImageError):
-    """An image whose format is not among `FORMATS`."""
 
 
 class Answers:
@@ -84,7 +76,6 @@ class Answers:
 
         Raises:
             BadImageError: it cannot be read.
-            UnknownFormatError: it is none of `FORMATS`.
             RunError: the accelerator's memory does not suffice.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, encoded, tta, top)
@@ -93,9 +84,6 @@ class Answers:
         laps, file = [time.perf_counter()], io.BytesIO(encoded)
         with quiet():
             header = probe(file)
-        if header.format not in FORMATS:
-            raise UnknownFormatError(f"format {header.format}; there are {', '.join(sorted(FORMATS))}")
-        file.seek(0)
         pixels = decoded_alone(file, self._target)[None]
         answers = []
         laps.append(time.perf_counter())

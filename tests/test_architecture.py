@@ -55,6 +55,7 @@ RANKS = [
         "baseline",
         "predict",
         "answers",
+        "endpoints",
         "serve",
         "evaluate",
         "evaluate_tables",

@@ -105,7 +105,6 @@ def decoded_alone(file: BinaryIO, target: Target) -> np.ndarray:
     """
     with decode.quiet():
         height, width = _fitted({decode.probe(file)[:2]}, target)
-        file.seek(0)
         return decode.decode(file, height, width, target.resize)
 
 
@@ -216,9 +215,9 @@ def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: 
 
 def _fitted(sizes: set[tuple[int, int]], target: Target) -> tuple[int, int]:
     """Height and width for images of these sizes: their own where all agree and it is small, else the network's."""
-    height, width = next(iter(sizes)) if len(sizes) == 1 else (target.size, target.size)
-    if max(height, width) > 2 * target.size:
+    if len(sizes) != 1 or any(max(shape) > 2 * target.size for shape in sizes):
         return target.size, target.size
+    ((height, width),) = sizes
     return (min(height, width),) * 2 if target.resize == "crop" else (height, width)
 
 

@@ -20,7 +20,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp"
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
 """Endings of images that Pillow cannot read, a telephone's for instance."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 """What a file may hold, whatever its name says. Pillow reads others too, some by starting another program."""
 
 Resize = Literal["crop", "squish"]
@@ -67,7 +67,7 @@ def probe(file: Path | BinaryIO) -> Header:
     Raises:
         BadImageError: the header cannot be read.
     """
-    with _reasons(file), Image.open(file, formats=_FORMATS) as image:
+    with _reasons(file), Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         # Pillow turns TIFFs itself, and reads a whole PNG in search of a tag behind the pixels.
         asks = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -95,7 +95,7 @@ def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np
     Raises:
         BadImageError: the file is empty, truncated, no image, or above Pillow's limit of pixels.
     """
-    with _reasons(file), Image.open(file, formats=_FORMATS) as image:
+    with _reasons(file), Image.open(file, formats=FORMATS) as image:
         # The JPEG decoder halves almost for free; twice the wanted size leaves the rest to the filter.
         image.draft(None, (2 * max(height, width), 2 * max(height, width)))
         rgb = _to_rgb(image)
