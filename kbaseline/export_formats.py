@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from jax import export as jax_export
 
-from kbaseline.backbones import leaves
+from kbaseline.backbones import leaves, read_model
 from kbaseline.errors import InputError, did_you_mean
 from kbaseline.export_network import INPUT, OUTPUT
 
@@ -74,7 +74,7 @@ def _write_keras(network: keras.Model, metadata: Mapping[str, Any], path: Path) 
 
 
 def _read_keras(path: Path) -> tuple[Predict, dict[str, Any]]:
-    network = keras.models.load_model(path, compile=False)
+    network = read_model(path, path.name)
     with zipfile.ZipFile(path) as archive:
         metadata = json.loads(archive.read(METADATA))
     return lambda images: np.asarray(network.predict_on_batch(images)), metadata

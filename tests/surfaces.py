@@ -453,8 +453,9 @@ def finished_folder(path: Path) -> Path:
         "suggested_lrs": {"head": {"valley": 1e-3}},
         "seconds": {"head": 2.5, "valid tta": 1.0, "test tta": 1.0},
         "seed": 42,
-        "data": {"source": "digits", "images": {"train": 8, "valid": 4, "test": 4}, "flip_safe": True},
+        "data": {"source": "digits", "images": {"train": 8, "valid": 4, "test": 4}, "flip_safe": True, "skipped": []},
         "history": [epoch],
+        "environment": {"kbaseline": "1.0"},
     }
     folder.write_json("result.json", result)
     probabilities = np.full((4, 2), 0.5, np.float32)
@@ -686,7 +687,7 @@ SURFACES = (
             ("result.json", {"stages": {"other": 0.5}}),
             ("result.json", {"seconds": {"head": 10**400}}),
             ("result.json", {"history": [{"epoch": 1}]}),
-            ("result.json", {"data": {"images": {"valid": 4}, "flip_safe": True}}),
+            ("result.json", {"data": {"source": "digits", "images": {"valid": 4}, "flip_safe": True, "skipped": []}}),
             ("member", ("valid_labels", [("repeat", 790, 179, b""), ("flip", 779, 59, b"")])),
             ("member", ("class_names", [("number", 133, 13, b"")])),
             ("predictions.npz", [("cut", 100, 0, b"")]),
