@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from speed import feeding, profile, scaling, starting, training, views
+from speed import feeding, scaling, shares, starting, training, views
 from speed.peer import Fastai
 
 from kbaseline.runtime import environment
@@ -51,7 +51,7 @@ def main(
     with Fastai(python, batch, size) if python else nullcontext() as fastai:
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, fastai),
-            "profile": lambda: profile.section(batch, size),
+            "profile": lambda: shares.section(batch, size),
             "feed": lambda: feeding.section(batch, size, rounds, fastai),
             "start": lambda: starting.section(batch, size),
             "scale": lambda: scaling.section(images),
