@@ -21,6 +21,8 @@ from kbaseline import Learner, run_baseline
 from kbaseline.config import load_config, parse_assignments
 from kbaseline.data import Split
 from kbaseline.data.sources import load_source
+from kbaseline.evaluate import judge_kept
+from kbaseline.finished import read_run
 from kbaseline.metrics import accuracy_interval, interval
 
 RUNGS = [
@@ -100,6 +102,10 @@ def page(runs: Path, docs: Path) -> None:
         images = results[0]["data"]["images"]["valid"]
         ends = interval(accuracy_interval(round(scores[0] * images), images)).removesuffix(" %")
         lines.append(f"| {number} | {what} | {article} | {_spread(scores)} | {ends} | {statistics.mean(spent):,.0f} |")
+    lines += [
+        "",
+        *(line for name in ladder if name.startswith("article-2-5") for line in _tta_against_plain(runs / name)),
+    ]
     lines.append("\n| control | accuracy, % | must be |\n|---|---|---|")
     for name, result in found.items():
         if name.startswith("control-"):
@@ -120,6 +126,17 @@ def _setting(result: dict[str, Any], config: Any) -> str:
         f"batch {config.data.batch_size}, backbone `{Path(config.model.backbone).name}`, "
         f"{place['device']} ({place['cpus']} cores), Keras {place['keras']}, JAX {place['jax']}.\n"
     )
+
+
+def _tta_against_plain(run: Path) -> list[str]:
+    """Rung 5 against rung 4 on the same images, in a sentence."""
+    found = judge_kept(read_run(run)).paired
+    if found is None:
+        return []
+    return [
+        f"`{run.name}`, rung 5 against 4: {found.only_second} images are right only with TTA, {found.only_first} only "
+        f"without (McNemar's exact test: p = {found.p_value:.2g})."
+    ]
 
 
 def _spread(scores: list[float]) -> str:
