@@ -1,8 +1,8 @@
 r"""The article's ladder on CIFAR-10 with its controls, and the page docs/results.md from the run folders.
 
     python benchmarks/article.py run --out runs/article --seeds 1 --seeds 2 --seeds 3         # all images; wants a GPU
-    python benchmarks/article.py run --out runs/article --train 1000 --valid 400 --control-size 32 \
-        --set data.batch_size=32                                             # what two CPU cores do in an hour
+    python benchmarks/article.py run --out runs/article --train 5000 --valid 2000 --control-size 32 \
+        --set data.batch_size=32                                             # over an hour on two CPU cores
     python benchmarks/article.py page runs/article docs                      # results.md and its picture
 
 `--set` reaches every run, for instance `--set data.data_dir=DIR --set model.backbone=resnet50_v15_notop.keras`.

@@ -11,12 +11,14 @@ import jax
 def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each, measured in turn, so that a machine that slows down slows all of them.
 
-    A step may itself say how long it took, as a `Seconds`; else the call is timed until its arrays are there. The
-    first round compiles and does not count.
+    A step may itself say how long it took, as a `Seconds`; else the call is timed until its arrays are there. Each turn
+    takes two steps and counts the second: while others had theirs, caches and pages went. The first round compiles and
+    does not count.
     """
     found: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
+            jax.block_until_ready(step())
             begin = time.perf_counter()
             done = jax.block_until_ready(step())
             if number:
