@@ -54,8 +54,8 @@ def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
         kernels.append([name, *figures, f"{seconds['Keras'] / seconds['here']:.1f}"])
     return (
         f"{size} pixels, batch {batch}, float32; medians of {rounds} steps, each with its batch read and augmented, "
-        "all sides in turn, two steps a turn of which the second counts. Keras: its own ResNet50, augmentation layers and AdamW. fastai: `vision_learner` and "
-        "`aug_transforms`, the faster of its default and of channels last.\n\n"
+        "all sides in turn, two steps a turn of which the second counts. Keras: its own ResNet50, augmentation layers "
+        "and AdamW. fastai: `vision_learner` and `aug_transforms`, the faster of its default and of channels last.\n\n"
         + table(header, rows)
         + "\nWhere it comes from, the kernel gradient of 1x1 convolutions alone:\n\n"
         + table(["1x1 convolution", "here, GFLOP/s", "Keras, GFLOP/s", "here ÷ Keras"], kernels)
