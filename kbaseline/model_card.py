@@ -39,6 +39,7 @@ def render_card(
     return cards.get_template("model_card.md.j2").render(
         run=run,
         config=run.config,
+        backbone=Path(run.config.model.backbone).name,  # of a file of the user's, not where it lies
         data=run.result["data"],
         environment=run.result["environment"],
         kind=kind,
