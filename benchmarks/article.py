@@ -23,7 +23,8 @@ from kbaseline.data import Split
 from kbaseline.data.sources import load_source
 from kbaseline.evaluate import judge_kept
 from kbaseline.finished import read_run
-from kbaseline.metrics import accuracy_interval, interval
+from kbaseline.metrics import accuracy_interval
+from kbaseline.tables import interval
 
 RUNGS = [
     ("1", "32 px, plain fit, 3 epochs", "article-1-32px", "plain", "≈ 70"),

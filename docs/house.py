@@ -15,7 +15,7 @@ WAY = (
     ("trained", "inference"),
     ("probabilities", "metrics"),
     ("figures", "results"),
-    ("run folder", "html_report"),
+    ("run folder", "report"),
     ("report.html", None),
 )
 """What a run's data is, and the rank that makes the next thing of it."""

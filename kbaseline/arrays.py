@@ -1,6 +1,9 @@
 """Reads NumPy's files, which may be damaged or hostile: never a pickle, and one error whatever is wrong with them."""
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +15,27 @@ class DamagedError(ValueError):
     """A file of arrays cannot be read; the message is the reason in one line, without the file's name."""
 
 
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """NumPy trips over a damaged file wherever it happens to be reading: zip, header, tokens, memory."""
+    try:
+        with warnings.catch_warnings():
+            # Of names of types that it would not write itself.
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise DamagedError(one_line(error)) from None
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of an `.npz` file, by name.
 
     Raises:
         DamagedError: it is no such file, it is damaged, or it holds Python objects, which only a pickle could make.
     """
-    # NumPy trips over a damaged file wherever it happens to be reading: zip, header, tokens, memory.
-    try:
-        # Opened here, for NumPy leaves a file open that turns out to be no archive.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = dict(arrays)
-    except Exception as error:
-        raise DamagedError(one_line(error)) from None
+    # Opened here, for NumPy leaves a file open that turns out to be no archive.
+    with _one_error(), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        found = dict(arrays)
     for name, array in found.items():
         if not isinstance(array, np.ndarray):
             raise DamagedError(f"{name!r} is no array")
@@ -42,10 +53,8 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     Raises:
         DamagedError: as `read_arrays`.
     """
-    try:
+    with _one_error():
         found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except Exception as error:
-        raise DamagedError(one_line(error)) from None
     if not isinstance(found, np.ndarray):
         found.close()
         raise DamagedError("an archive of arrays, not one array")

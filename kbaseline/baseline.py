@@ -16,12 +16,12 @@ from kbaseline.data.duplicates import leak_warning
 from kbaseline.data.sources import load_source
 from kbaseline.distribution import remark
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
-from kbaseline.html_report import Contents, write_report
 from kbaseline.keys import flattened
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import evaluate_predictions, interval
+from kbaseline.metrics import evaluate_predictions
 from kbaseline.processes import in_turn, join, together, voice, wait
+from kbaseline.report import Contents, write_report
 from kbaseline.results import (
     BaselineResult,
     Outcome,
@@ -35,6 +35,7 @@ from kbaseline.results import (
 )
 from kbaseline.run_folder import RunFolder
 from kbaseline.session import PLACE, Session
+from kbaseline.tables import interval
 from kbaseline.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None

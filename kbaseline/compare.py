@@ -16,9 +16,10 @@ from rich.text import Text
 from kbaseline.errors import InputError
 from kbaseline.finished import FinishedRun
 from kbaseline.keys import flattened
-from kbaseline.metrics import accuracy_interval, clock, interval, percent, rate
-from kbaseline.report import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
+from kbaseline.metrics import accuracy_interval
+from kbaseline.plots import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
 from kbaseline.run_folder import RunFolder
+from kbaseline.tables import clock, interval, percent, plain_table, rate, shortened
 
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, GREY)
 
@@ -82,7 +83,7 @@ def plot_comparison(found: dict[str, Any], runs: Sequence[FinishedRun]) -> Figur
         seconds = np.cumsum([row["seconds"] for row in run.result["history"]])
         accuracy = [row["accuracy"] for row in run.result["history"]]
         right.plot(seconds, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.8)
-    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in (summary["run"] for summary in found["runs"])]
+    names = [shortened(summary["run"], 18) for summary in found["runs"]]
     left.set_yticks(range(len(runs)), names, parse_math=False)
     left.set_ylim(len(runs) - 0.5, -0.7)
     left.margins(x=0.25)
@@ -157,9 +158,7 @@ def _rungs(run: FinishedRun) -> list[dict[str, Any]]:
 
 
 def _ladders(runs: Sequence[dict[str, Any]]) -> Table:
-    table = Table("run", "rung", box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("accuracy", "95 % interval", "time", "images/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table("run", "rung", figures=("accuracy", "95 % interval", "time", "images/s"))
     for number, run in enumerate(runs):
         if number:
             table.add_row()
@@ -186,7 +185,7 @@ def _cells(rung: dict[str, Any]) -> tuple[Text | str, ...]:
 
 
 def _differences(found: dict[str, Any]) -> Table:
-    table = Table("what differs", box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table("what differs")
     for run in found["runs"]:
         table.add_column(Text(run["run"]), overflow="fold")
     for key, values in found["differences"].items():

@@ -4,6 +4,7 @@ Loads neither Keras nor JAX, so that `--help` and a bad key answer at once.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -83,6 +84,16 @@ class DataConfig(Section):
         if self.batch_size == "auto":
             raise ConfigError("data.batch_size: 'auto' is settled by a Learner; give a number here.")
         return self.batch_size
+
+    @property
+    def cache_folder(self) -> Path:
+        """`cache_dir`, or its default."""
+        return (self.cache_dir or Path(os.environ.get("KBASELINE_CACHE") or "~/.cache/kbaseline")).expanduser()
+
+    @property
+    def tfds_folder(self) -> Path:
+        """`data_dir`, or its default."""
+        return (self.data_dir or Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")).expanduser()
 
 
 class ModelConfig(Section):
@@ -404,7 +415,6 @@ def _first_problem(error: ValidationError, tree: Any) -> str:
 def _known_keys(path: list[str]) -> list[str]:
     section: Any = Config
     for part in path:
-        if part.isdigit():
-            continue
-        section = {"stages": StageConfig, "tta": TTAConfig}.get(part) or type(Config.model_fields[part].default)
+        if not part.isdigit():
+            section = {"stages": StageConfig, "tta": TTAConfig}.get(part) or type(Config.model_fields[part].default)
     return list(section.model_fields)

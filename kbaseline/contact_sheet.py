@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 
 from kbaseline.config import TransformsConfig
 from kbaseline.data import ImageData
-from kbaseline.report import GREY, INK
+from kbaseline.plots import GREY, INK
+from kbaseline.tables import shortened
 from kbaseline.transforms import RandomTransforms
 
 ROWS = 12
@@ -58,8 +59,7 @@ def plot_contact_sheet(data: ImageData, transforms: TransformsConfig, seed: int)
             axes.imshow(image, interpolation="nearest")
             axes.set_axis_off()
         middle = (bottom + cell / 2) / height
-        name = data.class_names[label]
-        shown = name if len(name) <= 13 else f"{name[:12]}…"
+        shown = shortened(data.class_names[label], 13)
         figure.text(0.1 / _WIDTH, middle, shown, va="center", color=INK, fontsize=9, parse_math=False)
     top = 1 - 0.22 / height
     figure.text((_LABEL + cell / 2 - 0.04) / _WIDTH, top, "resized", ha="center", color=GREY, fontsize=9)

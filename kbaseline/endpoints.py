@@ -25,27 +25,23 @@ from contextlib import closing, suppress
 from typing import Any
 
 from markupsafe import Markup
+from python_multipart.exceptions import FormParserError
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from kbaseline.answers import Answers
 from kbaseline.data.decode import FORMATS, BadImageError
-from kbaseline.errors import InputError, KBaselineError, did_you_mean
-from kbaseline.html_report import templates
+from kbaseline.errors import KBaselineError, did_you_mean
+from kbaseline.pages import html_template
 from kbaseline.runtime import environment
-
-try:
-    from python_multipart.exceptions import FormParserError
-    from starlette.applications import Starlette
-    from starlette.datastructures import FormData, UploadFile
-    from starlette.exceptions import HTTPException
-    from starlette.formparsers import MultiPartException, MultiPartParser
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
-    from starlette.types import Receive, Scope, Send
-except ModuleNotFoundError as error:
-    raise InputError(f"serve: needs the package {error.name}; run `pip install 'kbaseline[serve]'`.") from None
 
 _EXPECTED = (HTTPException, MultiPartException, FormParserError, BadImageError, KBaselineError, ClientDisconnect)
 """What is answered with one line and goes no further; anything else also goes to the log."""
@@ -86,7 +82,7 @@ class _Endpoints:
     def __init__(self, answers: Answers, max_bytes: int) -> None:
         self.answers, self.max_bytes = answers, max_bytes
         script = importlib.resources.files("kbaseline").joinpath("templates/serve.js").read_text(encoding="utf-8")
-        self._page, self._script = templates().get_template("serve.html.j2"), Markup(script)  # noqa: S704 - our own
+        self._page, self._script = html_template("serve"), Markup(script)  # noqa: S704 - our own
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         # The page may run its own script alone, and reach nothing but this server.
         self._policy = (

@@ -1,6 +1,5 @@
 """A finished run judged: on the predictions it kept, or on the labelled images of another source."""
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,10 @@ from kbaseline.data.sources import load_labelled
 from kbaseline.errors import InputError
 from kbaseline.finished import FinishedRun, read_run
 from kbaseline.metrics import Evaluation, Paired, compare_paired, evaluate_predictions
-from kbaseline.report import plot_confusion
+from kbaseline.plots import plot_confusion
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import environment
+from kbaseline.tables import file_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def write_judgement(found: Judgement, out: Path | None) -> Path:
         InputError: the folder holds something already, or cannot be made.
         RunError: it cannot be written to.
     """
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{found.source.rstrip('/')}-{found.split}").strip("-.")[-80:]
+    name = file_name(f"{found.source.rstrip('/')}-{found.split}")
     folder = RunFolder.create(out, name, under=found.run / "evaluations")
     folder.write_figure("confusion.png", plot_confusion(found.last.confusion, found.last.class_names))
     folder.write_json("evaluation.json", found.to_dict())

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from kbaseline.data.labelled import ALL
 from kbaseline.evaluate import Judgement
-from kbaseline.metrics import Evaluation, interval, percent
+from kbaseline.metrics import Evaluation
+from kbaseline.tables import interval, percent, plain_table
 
 _SPLIT_NAMES = {"train": "train split", "valid": "validation split", "test": "test split", ALL: "all of it"}
 
@@ -40,14 +41,6 @@ def print_judgement(found: Judgement, console: Console) -> None:
         console.print(_confused_table(pairs))
 
 
-def _table(*headings: str) -> Table:
-    """An empty table whose first column is text and whose others are figures."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    return table
-
-
 def _figures_table(figures: Mapping[str, Evaluation]) -> Table:
     """A row a figure, a column a kind of prediction."""
     some = figures["plain"]
@@ -63,7 +56,7 @@ def _figures_table(figures: Mapping[str, Evaluation]) -> Table:
         ("  loss then", lambda found: f"{found.calibration.loss_at_temperature:.4f}"),
         ("  calibration error then", lambda found: percent(found.calibration.error_at_temperature)),
     ]
-    table = _table("", *figures)
+    table = plain_table("", figures=list(figures), gap=3)
     for name, text in rows:
         table.add_row(name, *(text(found) for found in figures.values()), style="bold" if name == "accuracy" else "")
     return table
@@ -94,7 +87,7 @@ def _classes_table(found: Evaluation) -> Table:
     if len(rows) > _MOST_ROWS:
         heading = f"class (the worst {_MOST_ROWS} of {len(rows)})"
         rows = sorted(rows, key=lambda row: row["f1"])[:_MOST_ROWS]
-    table = _table(heading, "precision", "recall", "F1", "images")
+    table = plain_table(heading, figures=("precision", "recall", "F1", "images"), gap=3)
     for row in rows:
         shares = (percent(row[name]) for name in ("precision", "recall", "f1"))
         table.add_row(Text(row["class"]), *shares, f"{row['support']:,}")
@@ -103,7 +96,7 @@ def _classes_table(found: Evaluation) -> Table:
 
 def _confused_table(pairs: Sequence[tuple[str, str, int]]) -> Table:
     """The commonest mistakes."""
-    table = _table("actual", "predicted", "images")
+    table = plain_table("actual", "predicted", figures=("images",), gap=3)
     for actual, predicted, images in pairs[:_MOST_PAIRS]:
         table.add_row(Text(actual), Text(predicted), f"{images:,}")
     return table

@@ -12,8 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from kbaseline.data.progress import Bar
-from kbaseline.data.sources import load_source
-from kbaseline.doctor import data_status
+from kbaseline.data.sources import load_source, source_status
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line
 from kbaseline.export_formats import Format, chosen_format
 from kbaseline.export_network import as_float32, stock_network
@@ -181,7 +180,7 @@ def _real_images(saved: SavedRun) -> tuple[np.ndarray, str]:
     data is not on this machine, for an export downloads nothing.
     """
     config = saved.config
-    here, reason = data_status(config)
+    here, reason = source_status(config.data)
     if here:
         try:
             valid = load_source(config.data, config.seed, saved.console).valid.images

@@ -1,6 +1,5 @@
 """The formats a network can be exported to: how each is written, and read again as those read it who get the file."""
 
-import importlib.util
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from jax import export as jax_export
 from kbaseline.backbones import leaves, read_model
 from kbaseline.errors import InputError, did_you_mean
 from kbaseline.export_network import INPUT, OUTPUT
+from kbaseline.extras import require
 
 METADATA = "kbaseline.json"
 """Member of `.keras` and StableHLO files, both zip archives, that holds the metadata; ONNX has a place of its own."""
@@ -60,9 +60,7 @@ def chosen_format(name: str) -> Format:
     """
     if name not in FORMATS:
         raise InputError(f"format {name!r}: must be one of {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
-    for package in FORMATS[name].packages:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"format {name!r}: needs the package {package}; run `pip install 'kbaseline[{name}]'`.")
+    require(f"format {name!r}", name, *FORMATS[name].packages)
     return FORMATS[name]
 
 

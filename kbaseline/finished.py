@@ -44,9 +44,11 @@ class _Data(_Part):
 class _Result(_Part):
     """What is read of `result.json`; it may hold more."""
 
+    accuracy: _Share
     stages: dict[str, _Share]
     tta_accuracy: _Share | None
     test_accuracy: dict[Literal["plain", "tta"], _Share] | None
+    suggested_lrs: dict[str, dict[str, _Amount]]
     seconds: dict[str, _Amount]
     history: Annotated[list[_Epoch], Field(min_length=1)]
     seed: int

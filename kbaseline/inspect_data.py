@@ -1,6 +1,5 @@
 """What a source holds, before anything is trained on it: counts, sizes, bad files, images that stand twice."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from kbaseline.data.files import FilePictures
 from kbaseline.data.progress import Bar
 from kbaseline.data.sources import load_source
 from kbaseline.run_folder import RunFolder
+from kbaseline.tables import file_name
 
 IMBALANCE = 3.0
 """Training images of the commonest class for one of the rarest, from which on a remark is made; a convention."""
@@ -181,8 +181,7 @@ def write_inspection(found: Inspection, out: Path | None) -> Path:
     # Keras takes seconds to import; looking alone needs none.
     from kbaseline.contact_sheet import plot_contact_sheet
 
-    name = re.sub(r"[^A-Za-z0-9.-]+", "-", found.data.source).strip("-.")[-70:]
-    folder = RunFolder.create(out, f"data-{name}")
+    folder = RunFolder.create(out, f"data-{file_name(found.data.source, 70)}")
     folder.write_json("data.json", found.to_dict())
     folder.write_figure("samples.png", plot_contact_sheet(found.data, found.config.transforms, found.config.seed))
     return folder.path

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kbaseline.inspect_data import Inspection
+from kbaseline.tables import plain_table
 
 _MOST_ROWS = 30
 """Classes that are all shown; of more than these only the rarest are."""
@@ -49,10 +50,7 @@ def _classes(found: Inspection) -> Table:
     if len(rows) > _MOST_ROWS:
         heading = f"class (the rarest {_MOST_ROWS} of {len(rows):,})"
         rows = sorted(rows, key=lambda row: row[1]["train"])[:_MOST_ROWS]
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column(heading, overflow="fold")
-    for split in found.data.splits:
-        table.add_column(split, justify="right")
+    table = plain_table(heading, figures=list(found.data.splits), gap=3)
     for name, row in rows:
         table.add_row(Text(name), *(f"{number:,}" for number in row.values()))
     table.add_row(Text("all", style="bold"), *(f"{len(split):,}" for split in found.data.splits.values()))

@@ -15,7 +15,7 @@ from rich.console import Console
 from kbaseline.backbones import load_backbone
 from kbaseline.batch_size import settled
 from kbaseline.config import Config, load_config
-from kbaseline.data import ImageData
+from kbaseline.data import ImageData, Split
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
 from kbaseline.distribution import data_parallel
@@ -402,7 +402,7 @@ class Learner:
         self.console.print(text + remark, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
         return result
 
-    def _split(self, name: str) -> Any:
+    def _split(self, name: str) -> Split:
         if name not in self.data.splits:
             raise DataError(f"split {name!r}: there is none; this data has {', '.join(self.data.splits)}.")
         return self.data.splits[name]

@@ -3,7 +3,6 @@
 Knows neither the model nor Keras: it takes arrays.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -203,31 +202,6 @@ def compare_paired(first: Evaluation, second: Evaluation) -> Paired:
         only_second=only_second,
         p_value=float(binomtest(only_first, differing).pvalue) if differing else 1.0,
     )
-
-
-def percent(fraction: float | None) -> str:
-    """`94.56 %` for 0.9456; a dash for None and NaN. How every table of a run writes an accuracy."""
-    return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"
-
-
-def interval(ends: Sequence[float]) -> str:
-    """`93.21 – 95.67 %` for (0.9321, 0.9567). How every table of a run writes an interval of accuracies."""
-    low, high = ends
-    return f"{100 * low:.2f} – {100 * high:.2f} %"
-
-
-def clock(seconds: float | None) -> str:
-    """`01:23`, or `1:02:03` from an hour on; a dash for None and NaN. How every table of a run writes a time."""
-    if seconds is None or math.isnan(seconds):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
-
-
-def rate(per_second: float) -> str:
-    """Three digits, or all if there are more: `1,234`, `56.7`, `0.123`. How every table of a run writes images/s."""
-    return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.3g}"
 
 
 def _checked(

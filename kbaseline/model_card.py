@@ -2,14 +2,12 @@
 
 from datetime import date
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.filesize import decimal
 
 from kbaseline.evaluate import judge_kept
 from kbaseline.finished import FinishedRun
-from kbaseline.metrics import interval, percent
+from kbaseline.pages import markdown_template
 from kbaseline.runtime import environment
 
 
@@ -26,17 +24,8 @@ def render_card(
         agreement: what its check found.
         rounded: whether the run computed in bfloat16, where the file computes in float32.
     """
-    cards = Environment(
-        loader=PackageLoader("kbaseline"),
-        autoescape=False,  # noqa: S701 - Markdown; what could be taken for it goes through `plain`
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    cards.filters |= {"percent": percent, "interval": interval, "plain": _plain}
     judged = judge_kept(run)
-    return cards.get_template("model_card.md.j2").render(
+    return markdown_template("model_card").render(
         run=run,
         config=run.config,
         backbone=Path(run.config.model.backbone).name,  # of a file of the user's, not where it lies
@@ -55,9 +44,3 @@ def render_card(
         now=environment(),
         today=date.today(),
     )
-
-
-def _plain(value: Any) -> str:
-    """Text of the user's in one line that Markdown takes for nothing but text, in a table too."""
-    text = " ".join(str(value).split())
-    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|!~" else character for character in text)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kbaseline.report import BLUE, GREEN, GREY, INK, LIGHT, ORANGE
+from kbaseline.plots import BLUE, GREEN, GREY, INK, LIGHT, ORANGE
 
 SMALL = 64
 """Pixels up to which an image is shown pixel by pixel; larger ones may be smoothed."""

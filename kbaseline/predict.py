@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.decode import SUFFIXES
+from kbaseline.data.files import File, FilePictures
 from kbaseline.errors import DataError, InputError
-from kbaseline.metrics import percent
 from kbaseline.saved import SavedRun
+from kbaseline.tables import percent, plain_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,22 +57,6 @@ class FilePredictions:
         for row in self.rows(top):
             writer.writerow([row["image"], *(value for entry in row["top"] for value in entry.values())])
         return text.getvalue()
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Files named one by one, as `Pictures`."""
-
-    paths: list[Path]
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def open(self, index: int) -> Path:
-        return self.paths[index]
-
-    def fingerprint(self, index: int) -> str:
-        return str(index)
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
@@ -119,12 +103,14 @@ def predict_files(
     """
     data = run.config.data
     files = list(files)
+    # Of a copy that lasts for a moment nobody asks whether the files have changed.
+    pictures = FilePictures(Path(), [File(str(file), 0, 0) for file in files])
     chosen = {"given": np.arange(len(files))}
     target = Target(data.size, data.resize, strict=False)
     # On disk for the moment: memory stays bounded however many there are.
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         try:
-            done = decoded(_Files(files), chosen, target, Path(scratch), console)["given"]
+            done = decoded(pictures, chosen, target, Path(scratch), console)["given"]
         except DataError as error:
             raise DataError(str(error).replace("given images: ", "")) from None
         probabilities = run.predict(done.images, tta=tta)
@@ -134,8 +120,7 @@ def predict_files(
 
 def print_predictions(found: FilePredictions, top: int, console: Console) -> None:
     """A table for people: one line a file, its likeliest classes with their probabilities."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("image", overflow="fold")
+    table = plain_table("image")
     for rank in range(min(top, len(found.class_names))):
         table.add_column("class" if rank == 0 else f"{rank + 1}.", overflow="fold")
         table.add_column("", justify="right")

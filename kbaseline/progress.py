@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from kbaseline.metrics import clock, percent, rate
+from kbaseline.tables import clock, percent, rate
 
 _LOSS_EVERY = 0.5
 """Seconds between two readings of the live loss: reading one waits for the accelerator."""

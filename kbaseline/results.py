@@ -1,6 +1,5 @@
 """What a run found, as the files of its run folder: curves, history, predictions, plots, `result.json`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from rich.text import Text
 
 from kbaseline.config import Config
 from kbaseline.data import ImageData
-from kbaseline.errors import InputError, one_line
+from kbaseline.finished import read_run
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation, clock, percent
-from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
+from kbaseline.metrics import Evaluation
+from kbaseline.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import environment
+from kbaseline.tables import clock, percent, plain_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +141,7 @@ def ladder_table(rungs: Sequence[tuple[str, float, float | None]]) -> Table:
     Args:
         rungs: (stage, accuracy 0 to 1, seconds or None), in the order they were climbed; TTA last.
     """
-    table = Table("stage", box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("accuracy", justify="right")
-    table.add_column("time", justify="right")
+    table = plain_table("stage", figures=("accuracy", "time"))
     for position, (stage, accuracy, seconds) in enumerate(rungs):
         style = "bold" if position == len(rungs) - 1 else ""
         table.add_row(Text(stage), percent(accuracy), clock(seconds), style=style)
@@ -158,17 +156,9 @@ def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
 
 
 def read_result(folder: RunFolder) -> BaselineResult:
-    """The result of a run that is finished.
-
-    Raises:
-        InputError: its `result.json` cannot be read.
-    """
-    path = folder.path / "result.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: stored[name] for name in BaselineResult.__dataclass_fields__ if name != "folder"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r}: cannot be read ({one_line(error)}).") from None
+    """The result of a run that is finished. Raises `InputError` as `read_run` does."""
+    stored = read_run(folder.path).result
+    found = {name: stored[name] for name in BaselineResult.__dataclass_fields__ if name != "folder"}
     return BaselineResult(**found, folder=folder.path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from kbaseline.data.image_data import default_cache_dir
+from kbaseline.config import DataConfig
 from kbaseline.errors import InputError, RunError
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -28,7 +28,7 @@ def dtype_policy(precision: str) -> str:
 def enable_compilation_cache() -> None:
     """Keeps JAX's compiled programs in the user's cache folder, unless JAX was told another place already."""
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(DataConfig().cache_folder / "jax"))
         # JAX keeps what took a second; a network's initial weights are dozens of programs of half that.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -8,19 +8,15 @@ import webbrowser
 from contextlib import suppress
 from pathlib import Path
 
+import uvicorn
 from rich.console import Console
+from starlette.applications import Starlette
 
 from kbaseline.answers import Answers
 from kbaseline.endpoints import application
 from kbaseline.errors import InputError, one_line
 from kbaseline.runtime import enable_compilation_cache
 from kbaseline.saved import load
-
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-except ModuleNotFoundError as error:
-    raise InputError(f"serve: needs the package {error.name}; run `pip install 'kbaseline[serve]'`.") from None
 
 _AT_ONCE = 64
 """Connections at once; with the limit of a picture's size this bounds the memory that uploads take."""

@@ -4,7 +4,6 @@ Each is an optional package that needs no TensorFlow. `history.csv` and `result.
 """
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from kbaseline.config import Config
 from kbaseline.errors import InputError
+from kbaseline.extras import require
 from kbaseline.keys import flattened
 from kbaseline.processes import is_first
 
@@ -89,10 +89,7 @@ def require_trackers(names: Sequence[str]) -> None:
         InputError: one is not installed.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise InputError(
-                f"runtime.log {name!r}: needs the package {_PACKAGES[name]}; run `pip install 'kbaseline[{name}]'`."
-            )
+        require(f"runtime.log {name!r}", name, _PACKAGES[name])
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from kbaseline.tables import plain_table
+
 BUNDLED_RESNET20 = Path(__file__).parent / "weights" / "resnet20_cifar10.weights.h5"
 """Trained by configs/pretrain-resnet20.yaml; see docs/pretrained.md."""
 
@@ -88,10 +90,7 @@ def zoo_rows() -> list[dict[str, Any]]:
 
 def zoo_table() -> Table:
     """The zoo for the terminal."""
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("backbone", no_wrap=True)
-    for heading in ("parameters", "size"):
-        table.add_column(heading, justify="right")
+    table = plain_table("backbone", figures=("parameters", "size"))
     for heading in ("preprocessing", "weights", "here"):
         table.add_column(heading)
     for row in zoo_rows():

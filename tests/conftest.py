@@ -95,6 +95,7 @@ def _finished_run(
         "stages": {row["stage"]: row["accuracy"] for row in history},
         "tta_accuracy": accuracy["valid"].get("tta"),
         "test_accuracy": accuracy.get("test"),
+        "suggested_lrs": {},
         "seconds": {"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
         "seed": config.seed,
         "data": {

@@ -689,6 +689,7 @@ SURFACES = (
             ("result.json", {"history": [{"epoch": 1}]}),
             ("result.json", {"data": {"source": "digits", "images": {"valid": 4}, "flip_safe": True, "skipped": []}}),
             ("member", ("valid_labels", [("repeat", 790, 179, b""), ("flip", 779, 59, b"")])),
+            ("member", ("valid_labels", [("repeat", 67, 58, b""), ("flip", 6373, 3, b"")])),
             ("member", ("class_names", [("number", 133, 13, b"")])),
             ("predictions.npz", [("cut", 100, 0, b"")]),
             ("array", ("valid_labels", "object")),

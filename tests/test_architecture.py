@@ -14,6 +14,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     *(
         "errors",
+        "extras",
+        "tables",
         "arrays",
         "keys",
         "config",
@@ -40,10 +42,11 @@ RANKS = [
         "finished",
         "progress",
         "inference",
-        "report",
+        "plots",
         "pictures",
+        "pages",
         "results",
-        "html_report",
+        "report",
         "interrupts",
         "checkpoint",
         "session",

@@ -1,5 +1,6 @@
 """Exports: every format answers as the run does, one that does not is never seen, and the card tells the truth."""
 
+import importlib.util
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from kbaseline.saved import load
 from kbaseline.transforms import RandomTransforms
 
 NAMES = ["cat", "dog", "emu"]
-HAS_ONNX = all(export_formats.importlib.util.find_spec(name) for name in FORMATS["onnx"].packages)
+HAS_ONNX = all(importlib.util.find_spec(name) for name in FORMATS["onnx"].packages)
 KINDS = ["keras", pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="the onnx extra")), "stablehlo"]
 
 
@@ -215,8 +216,8 @@ def test_what_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").touch()
     assert "exists and is not empty" in refused(run, "keras", tmp_path / "used")
-    find = export_formats.importlib.util.find_spec
-    monkeypatch.setattr(export_formats.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
     assert refused(run, "onnx") == "format 'onnx': needs the package onnx; run `pip install 'kbaseline[onnx]'`."
     done = CliRunner().invoke(main, ["export", str(run), "--format", "tflite"])
     assert (done.exit_code, "Traceback" in done.output) == (2, False)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kbaseline.errors import InputError
-from kbaseline.metrics import accuracy_interval, clock, compare_paired, evaluate_predictions, percent
+from kbaseline.metrics import accuracy_interval, compare_paired, evaluate_predictions
+from kbaseline.tables import clock, percent
 
 NAMES = ("cat", "dog", "emu")
 # Predictions: cat, dog, cat, dog, dog. Nobody says emu.

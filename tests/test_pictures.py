@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from kbaseline.pictures import chart, heat_picture, picture
-from kbaseline.report import plot_confusion
+from kbaseline.plots import plot_confusion
 
 
 def content(uri, kind):

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from kbaseline import progress
-from kbaseline.metrics import rate
 from kbaseline.progress import PredictBar, StageTable, SweepBar
 from kbaseline.results import ladder_table
+from kbaseline.tables import rate
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 

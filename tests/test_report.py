@@ -1,235 +1,272 @@
-"""Plots: what the figures show, for the common run and for the odd ones."""
+"""The page of a run: what it says, that it needs nothing but itself, and that a real browser agrees."""
 
+import base64
 import io
-import math
-import subprocess
-import sys
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
 
+import browser
+import keras
 import numpy as np
 import pytest
+from keras import layers
+from PIL import Image
+from rich.console import Console
 
-from kbaseline.report import plot_confusion, plot_history, plot_lr_find, plot_schedule
+from kbaseline import report
+from kbaseline.config import load_config
+from kbaseline.data import ImageData
+from kbaseline.lr_finder import LRCurve
+from kbaseline.metrics import evaluate_predictions
+from kbaseline.report import Contents, render_report, write_report
+from kbaseline.results import Outcome, Sweep, climbed
+from kbaseline.run_folder import RunFolder
+from kbaseline.tables import percent
 
-
-def drawn(figure):
-    """Renders, so that what only drawing finds is found, and gives the figure back."""
-    figure.savefig(io.BytesIO(), format="png", dpi=50)
-    return figure
-
-
-def texts(axes):
-    return [text.get_text() for text in axes.texts]
-
-
-def sweep(**changes):
-    lrs = 1e-7 * 1e8 ** (np.arange(90) / 100)
-    x = np.log10(lrs)
-    smoothed = 2.5 - 2 / (1 + np.exp(-3 * (x + 3))) + np.exp(6 * (x + 0.5))
-    curve = {
-        "title": "head",
-        "lrs": lrs,
-        "losses": smoothed + 0.05 * np.sin(np.arange(90)),
-        "smoothed": smoothed,
-        "suggestions": {"valley": 1e-3, "minimum": 2e-3},
-        "chosen": 1e-3,
-    }
-    return curve | changes
+EVIL = "<script>document.title='pwned'</script>"
+NAMES = (EVIL, '"><img src=x onerror=alert(1)>', "&amp; $x_1$", "猫とてもかわいい", "a" * 120)
+VOID = {"meta", "link", "img", "source", "br"}
 
 
-def test_lr_find_has_a_panel_a_stage():
-    """One titled panel each, on a logarithmic rate."""
-    for count in (1, 2, 3):
-        axes = drawn(plot_lr_find([sweep(title=f"stage {i}") for i in range(count)])).axes
-        assert [panel.get_title() for panel in axes] == [f"stage {i}" for i in range(count)]
-        assert {panel.get_xscale() for panel in axes} == {"log"}
-
-
-def test_lr_find_marks_suggestions_on_the_curve_and_the_chosen_rate():
-    """Each rule's dot lies on the smoothed curve at its rate; the legend lies below the panel."""
-    curve = sweep()
-    (axes,) = drawn(plot_lr_find([curve])).axes
-    lines = {str(line.get_label()): line for line in axes.lines}
-    (x,), (y,) = lines["valley  1.0e-03"].get_data()
-    assert x == 1e-3
-    assert y == pytest.approx(np.interp(-3, np.log10(curve["lrs"]), curve["smoothed"]))
-    assert list(lines["chosen  1.0e-03"].get_xdata()) == [1e-3, 1e-3]
-    assert axes.get_legend().get_window_extent().y1 < axes.bbox.y0
-
-
-def test_lr_find_without_a_choice_draws_none():
-    """`chosen` None leaves the line out, and no suggestions leave the legend out."""
-    (axes,) = drawn(plot_lr_find([sweep(chosen=None)])).axes
-    assert not [line for line in axes.lines if str(line.get_label()).startswith("chosen")]
-    (bare,) = drawn(plot_lr_find([sweep(chosen=None, suggestions={})])).axes
-    assert bare.get_legend() is None
-
-
-def test_lr_find_shows_the_descent_not_the_explosion():
-    """The limits hold all of the way down; the explosion at the end does not flatten it."""
-    curve = sweep()
-    curve["smoothed"] = np.append(curve["smoothed"][:-1], 1e6)
-    (axes,) = plot_lr_find([curve]).axes
-    low, high = axes.get_ylim()
-    assert low < curve["losses"][:80].min()
-    assert 2.5 < high < 5
-
-
-def test_lr_find_survives_nan_and_flat_and_rising_losses():
-    """Losses that are not finite, or never fall, still give a panel with finite limits."""
-    broken = sweep()
-    broken["smoothed"] = np.where(np.arange(90) > 80, np.nan, broken["smoothed"])
-    broken["losses"] = np.where(np.arange(90) > 80, np.inf, broken["losses"])
-    curves = [broken, sweep(smoothed=np.full(90, 2.0)), sweep(smoothed=np.linspace(1, 9, 90)), sweep()]
-    curves[3] |= {"smoothed": np.full(90, np.nan), "losses": np.full(90, np.nan)}
-    for axes in drawn(plot_lr_find(curves)).axes:
-        low, high = axes.get_ylim()
-        assert math.isfinite(low)
-        assert low < high < 100
-
-
-def schedule_rows(groups=(1.0,), stages=("head", "finetune"), steps=10):
-    rows = []
-    for stage in stages:
-        for i in range(steps):
-            lr = 1e-3 * (i + 1)
-            row = {"stage": stage, "step": len(rows), "lr": lr, "momentum": 0.95 - 0.01 * i}
-            rows.append(row | {f"lr_{j}": lr * factor for j, factor in enumerate(groups)})
-    return rows
-
-
-def values(line):
-    return np.asarray(line.get_ydata(), dtype=float)
-
-
-def test_schedule_shows_rate_and_momentum_by_stage():
-    """One line a stage in each panel, from zero on a linear scale, with the boundary marked and named."""
-    rows = schedule_rows()
-    figure = drawn(plot_schedule(rows))
-    upper, lower = figure.axes
-    np.testing.assert_allclose(np.concatenate([values(line) for line in upper.lines[:2]]), [r["lr"] for r in rows])
-    np.testing.assert_allclose(
-        np.concatenate([values(line) for line in lower.lines[:2]]), [r["momentum"] for r in rows]
+def contents(names=NAMES, number=60, size=12, wrong=20, tta=True, split="valid", skipped=()):
+    """A run of two stages, trained by nobody: `wrong` of its images are predicted wrong."""
+    rng, classes = np.random.default_rng(7), len(names)
+    labels = (np.arange(number) % classes).astype(np.int32)
+    images = rng.integers(0, 256, (number, size, size, 3), dtype=np.uint8)
+    data = ImageData.from_arrays((images, labels), (images, labels), class_names=names, source=f"folder:/x/{EVIL}")
+    logits = rng.normal(size=(number, classes))
+    # The first `wrong` images have another class in front, all others their own.
+    logits[np.arange(number), (labels + (np.arange(number) < wrong)) % classes] += 9
+    plain = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    kinds = {"plain": plain} | ({"tta": 0.9 * plain + 0.1 / classes} if tta else {})
+    outcome = Outcome(labels, kinds, {kind: evaluate_predictions(p, labels, names) for kind, p in kinds.items()})
+    outcomes = {"valid": outcome} | ({split: outcome} if split != "valid" else {})
+    image = keras.Input((None, None, 3), dtype="uint8")
+    x = layers.Conv2D(4, 3, 2, activation="relu")(layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
+    seconds = {"data": 1.0, "head": 61.0, "finetune": 30.0, "valid tta": 2.0, "test tta": 3.0}
+    curve = LRCurve(np.geomspace(1e-7, 1, 30), np.linspace(3, 1, 30), np.linspace(3, 1, 30))
+    return Contents(
+        config=load_config({"name": "trial", "data": {"size": size}, "model": {"backbone": f"{EVIL}.keras"}}),
+        data=replace(data, skipped=tuple(skipped), test=data.valid if split == "test" else None),
+        model=model,
+        outcomes=outcomes,
+        sweeps={"head": Sweep(curve, {"valley": 1e-3}, 2e-3), "finetune": Sweep(curve, {})},
+        rungs=climbed({"head": 0.5, "finetune": 0.625}, outcomes, seconds),
+        history=[
+            {
+                **{"stage": stage, "epoch": 1, "train_loss": 2.5, "valid_loss": 1.25, "accuracy": accuracy},
+                **{"images_per_s": 1234.4, "seconds": 9.0},
+            }
+            for stage, accuracy in (("head", 0.5), ("finetune", 0.625))
+        ],
+        applied=[{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)],
+        seconds=seconds,
     )
-    assert list(upper.lines[2].get_xdata()) == [9.5, 9.5]
-    assert texts(upper) == ["head", "finetune"]
-    assert upper.get_yscale() == "linear"
-    assert upper.get_ylim()[0] == 0
-    assert not figure.legends
 
 
-def test_schedule_shows_groups_that_differ():
-    """Groups at rates of their own are named lines; a group equal to the last one is not drawn twice."""
-    figure = drawn(plot_schedule(schedule_rows(groups=(0.01, 1.0, 1.0), stages=("a",))))
-    upper, lower = figure.axes
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["layer group 1", "last layer group"]
-    assert legend.get_window_extent().y1 < lower.bbox.y0  # where it covers no curve
-    np.testing.assert_allclose(values(upper.lines[0]), 1e-5 * np.arange(1, 11))
+class Page(HTMLParser):
+    """Elements, text and nesting of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open, self.words = [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    def all(self, *tags):
+        return [attributes for tag, attributes in self.elements if tag in tags]
 
 
-def test_schedule_takes_stages_with_different_numbers_of_groups():
-    """Where a stage trains the head alone, its only group is the last one, not the first of the next stage."""
-    rows = schedule_rows(groups=(1.0,), stages=("head",)) + schedule_rows(groups=(0.1, 1.0), stages=("all",))
-    for step, row in enumerate(rows):
-        row["step"] = step
-    upper, _ = drawn(plot_schedule(rows)).axes
-    first = [line for line in upper.lines if line.get_label() == "layer group 1"]
-    assert len(first) == 1
-    assert list(first[0].get_xdata()) == list(range(10, 20))
+@pytest.fixture(scope="module")
+def run():
+    return contents()
 
 
-def test_schedule_of_one_step_and_without_momentum():
-    """A single step is a visible dot; None is left out."""
-    (row,) = schedule_rows(stages=("a",), steps=1)
-    upper, _ = drawn(plot_schedule([row | {"momentum": None}])).axes
-    assert upper.lines[0].get_marker() == "."
+@pytest.fixture(scope="module")
+def html(run):
+    return render_report(run)
 
 
-def history(count=4, **changes):
-    rows = [
-        {"stage": "head" if i < 3 else "finetune", "train_loss": 1 / (i + 1), "valid_loss": 0.8 / (i + 1)}
-        | {"accuracy": 0.9 + 0.01 * i}
-        for i in range(count)
-    ]
-    rows[-1] |= changes
-    return rows
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
 
 
-def test_history_shows_losses_and_accuracy():
-    """Both losses on the left, accuracy on the right, epochs counted over all stages, the boundary between."""
-    left, right = drawn(plot_history(history(), tta=0.96)).axes
-    assert [line.get_label() for line in left.lines[:2]] == ["train", "validation"]
-    np.testing.assert_allclose(values(left.lines[0]), [1, 1 / 2, 1 / 3, 1 / 4])
-    np.testing.assert_allclose(values(left.lines[1]), [0.8, 0.4, 0.8 / 3, 0.2])
-    assert list(left.lines[0].get_xdata()) == [1, 2, 3, 4]
-    assert list(left.lines[2].get_xdata()) == [3.5, 3.5]
-    np.testing.assert_allclose(values(right.lines[0]), [0.9, 0.91, 0.92, 0.93])
-    assert values(right.lines[1]).tolist() == [0.96, 0.96]
-    assert texts(right) == ["with TTA 96.00 %", "head", "finetune"]
+def test_the_page_needs_nothing_but_itself(html, page):
+    """Invariant: every picture is a data URI; no script, no style sheet, no address of the network."""
+    sources = [image["src"] for image in page.all("img")] + [source["srcset"] for source in page.all("source")]
+    assert len(sources) > 50
+    assert all(re.fullmatch(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/=]+", source) for source in sources)
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+    assert not page.all("script", "iframe", "object", "embed", "form", "base")
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert not re.search(r"https?://|url\(|@import", html)
+    (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_history_of_one_epoch_and_with_gaps():
-    """One epoch, no validation and NaN are drawn without a warning; without TTA there is no line for it."""
-    left, right = drawn(plot_history(history(1, valid_loss=None), tta=None)).axes
-    assert [line.get_label() for line in left.lines] == ["train"]
-    assert len(right.lines) == 1
-    drawn(plot_history(history(4, valid_loss=math.nan, accuracy=None), tta=0.5))
-    nothing = history(1, train_loss=math.nan, valid_loss=math.nan, accuracy=None)
-    assert texts(drawn(plot_history(nothing, tta=math.nan)).axes[1]) == []
+def test_whatever_a_name_holds_is_text(html, page):
+    """Invariant: markup in the names of classes, data and backbone is shown, and never becomes an element."""
+    assert "<script" not in html
+    assert "onerror" not in {name for _, attributes in page.elements for name in attributes}
+    for name in (*NAMES, f"{EVIL}.keras, weights auto", f"folder:/x/{EVIL}"):
+        assert name in page.text
 
 
-def test_confusion_shows_counts_and_shares():
-    """Few classes: counts where there are any, colours by the share of the row, a row without images included."""
-    axes = drawn(plot_confusion([[8, 2, 0], [0, 5, 0], [0, 0, 0]], ["a", "b", "c"])).axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [0, 0, 0]])
-    assert sorted(texts(axes)) == ["2", "5", "8"]
-    # A mistake in one image of a hundred is a tenth of the way to the darkest colour.
-    assert axes.images[0].norm(0.01) == pytest.approx(0.1)
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "actual")
+def test_everyone_can_read_it(page):
+    """Accessible: language, viewport, one h1, headings without gaps, alternative texts, links that lead somewhere."""
+    assert page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(image.get("alt", "").strip() for image in page.all("img"))
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(names)) == len(names)
+    assert {link["href"][1:] for link in page.all("a")} <= set(names)
 
 
-def test_confusion_thins_the_names_of_many_classes():
-    """A hundred classes: at most 40 names, at their own places, shortened if long, and no counts."""
-    names = [f"a class with a long name {i}" for i in range(100)]
-    axes = drawn(plot_confusion(np.eye(100, dtype=int), names)).axes[0]
-    places = axes.get_yticks()
-    assert 20 < len(places) <= 40
-    assert all(len(label.get_text()) <= 18 for label in axes.get_yticklabels())
-    short = drawn(plot_confusion(np.eye(100, dtype=int), [str(i) for i in range(100)])).axes[0]
-    assert [label.get_text() for label in short.get_xticklabels()] == [str(int(place)) for place in short.get_xticks()]
-    assert texts(axes) == []
+def test_figures_are_those_of_the_last_rung(run, page):
+    """Reference: accuracy and wrong images counted here, from the augmented probabilities."""
+    probabilities, labels = run.outcomes["valid"].probabilities["tta"], run.outcomes["valid"].labels
+    right = int((probabilities.argmax(axis=1) == labels).sum())
+    assert right == 40
+    low, high = run.outcomes["valid"].last.interval
+    assert (
+        f"{100 * right / 60:.2f} % of 60 validation images are right with test-time augmentation, 20 wrong" in page.text
+    )
+    assert f"The 95 % interval is {100 * low:.2f} – {100 * high:.2f} %" in page.text
+    assert (
+        "head 50.00 % 50.00 % 01:01 1,234 finetune 62.50 % 37.50 % 00:30 1,234 tta 66.67 % 33.33 % 00:02 -" in page.text
+    )
+    assert "corrected 0 and spoilt 0" in page.text
+    assert "head 1 2.5000 1.2500 50.00 % 1,234 00:09" in page.text
+    assert " ".join(run.config.to_yaml().split()) in page.text
+    assert "the rate chosen is 2.0e-03" in {image["alt"].split("; ")[-1].rstrip(".") for image in page.all("img")}
 
 
-def test_names_are_not_read_as_formulas():
-    """A class called `$x` or `a_$b$` is written as it is."""
-    axes = drawn(plot_confusion(np.eye(2, dtype=int), ["$x", "a_$b_$c$"])).axes[0]
-    assert [label.get_parse_math() for label in axes.get_xticklabels()] == [False, False]
+def cards(html, section):
+    """Of each picture card: the numbers of its image and its probabilities, and its pictures."""
+    body = html.split(f'<section id="{section}">')[1].split("</section>")[0]
+    for card in body.split('<li class="card">')[1:]:
+        index = int(re.search(r"<figcaption>image (\d+)<", card).group(1))
+        yield index, re.findall(r"([\d.]+ %)</dd>", card), re.findall(r'src="([^"]+)"', card)
 
 
-def test_figures_are_900_pixels_wide_and_not_pyplots():
-    """Every figure has the width of the run folder's pictures, and pyplot, with its global state, is not loaded."""
-    figures = [plot_lr_find([sweep()]), plot_schedule(schedule_rows()), plot_history(history())]
-    figures.append(plot_confusion(np.eye(3, dtype=int), "abc"))
-    assert {round(figure.get_figwidth() * 130) for figure in figures} == {897}
-    code = "import sys, kbaseline.report; print('matplotlib.pyplot' in sys.modules)"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_worst_mistakes_come_first_with_their_own_pixels(run, html):
+    """Reference: the wrong images by the probability of their class, each with its pixels and two heat maps."""
+    p, labels = run.outcomes["valid"].probabilities["tta"], run.outcomes["valid"].labels
+    own = p[np.arange(60), labels]
+    expected = sorted(np.flatnonzero(p.argmax(axis=1) != labels), key=lambda i: own[i])[:12]
+    found = list(cards(html, "mistakes"))
+    assert [index for index, *_ in found] == expected
+    for index, probabilities, sources in found:
+        assert probabilities == [percent(p[index].max()), percent(own[index])]
+        assert [source[:15] for source in sources] == ["data:image/png;", "data:image/jpeg", "data:image/jpeg"]
+        with Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))) as image:
+            np.testing.assert_array_equal(np.asarray(image), run.data.valid.images[index])
 
 
-def test_narrow_figures_put_their_panels_under_each_other():
-    """On a phone's width no two panels share a row, and letters keep the size they have in a wide one."""
-    curves = [sweep(), sweep()]
-    for plot, arguments in ((plot_lr_find, curves), (plot_history, history()), (plot_schedule, schedule_rows())):
-        narrow, wide = drawn(plot(arguments, width=4.0)), plot(arguments)
-        assert narrow.get_figwidth() == 4
-        upper, lower = (axes.get_position() for axes in narrow.axes)
-        assert upper.y0 > lower.y1
-        sizes = [figure.axes[0].yaxis.label.get_size() for figure in (narrow, wide)]
-        assert sizes[0] == sizes[1]
+def test_least_certain_come_first(run, html):
+    """Reference: images by their highest probability, the lowest first; right ones say so."""
+    top = run.outcomes["valid"].probabilities["tta"].max(axis=1)
+    assert [index for index, *_ in cards(html, "uncertain")] == np.argsort(top, kind="stable")[:12].tolist()
 
 
-def test_a_share_of_nothing_is_transparent():
-    """The confusion matrix lets the paper through where there is nothing, light or dark, and is opaque at 100 %."""
-    image = plot_confusion([[4, 0], [0, 4]], ["a", "b"]).axes[0].images[0]
-    assert image.cmap(image.norm([0.0, 1.0]))[:, 3].tolist() == [0, 1]
+def test_heat_maps_are_of_the_named_and_the_true_class(run, monkeypatch):
+    """Invariant: Grad-CAM is asked about the prediction of the last rung, then about the truth, of the worst images."""
+    asked = []
+
+    def fake(model, images, classes):
+        asked.extend(zip(images, classes, strict=True))
+        return np.zeros((len(images), 2, 2))
+
+    monkeypatch.setattr(report, "grad_cam", fake)
+    page = render_report(run)
+    p, labels = run.outcomes["valid"].probabilities["tta"], run.outcomes["valid"].labels
+    worst = [index for index, *_ in cards(page, "mistakes")]
+    assert [label for _, label in asked] == [*p[worst].argmax(axis=1), *labels[worst]]
+    np.testing.assert_array_equal([image for image, _ in asked], run.data.valid.images[[*worst, *worst]])
+
+
+def test_a_perfect_run_without_tta_on_a_test_split():
+    """Nothing wrong, no augmentation, no sweep: the page says so, and names the split that decides."""
+    bare = replace(contents(wrong=0, tta=False, split="test"), sweeps={})
+    page = Page(render_report(bare))
+    assert "of 60 test images are right, 0 wrong" in page.text
+    assert "every test image is named right" in page.text
+    assert "augmentation" not in page.text
+    assert "Learning-rate finder" not in page.text
+    assert "Most confused" not in page.text
+
+
+def test_a_thousand_classes_stay_bounded():
+    """Golden: 1,000 classes, large images and 5,000 unreadable ones: under 2 MB, and what is left out is said."""
+    names = [f"class {i}" for i in range(1000)]
+    html = render_report(contents(names, 1000, size=70, wrong=400, skipped=[f"bad-{i}.jpg" for i in range(5000)]))
+    page = Page(html)
+    assert len(html) < 2_000_000
+    assert "The 50 of 1,000 classes with the lowest F1" in page.text
+    assert "The 12 of 400 wrong images" in page.text
+    assert "5,000 could not be read" in page.text
+    assert page.text.count("bad-") == 100
+    assert len(re.findall(r"class \d+( [\d.]+ %){3} 1\b", page.text)) == 50
+
+
+def test_a_page_that_cannot_be_drawn_costs_a_line(run, tmp_path, monkeypatch):
+    """The run goes on; the line names the reason; no half page is left."""
+
+    def fails(_):
+        raise ValueError("no\nsuch font")
+
+    monkeypatch.setattr(report, "render_report", fails)
+    text = io.StringIO()
+    write_report(RunFolder(tmp_path), run, Console(file=text, width=40))
+    assert text.getvalue() == ("report.html: not written (ValueError: no such font); result.json holds every figure\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(None in browser.PROGRAMS, reason="Chromium and chromedriver are not installed")
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1280, False)])
+def test_a_real_browser_shows_it(html, tmp_path, width, dark):
+    """In Chromium: no error in the console, every picture there, the text there, nothing sticks out sideways."""
+    file = tmp_path / "report.html"
+    file.write_text(html, encoding="utf-8")
+    with browser.Browser(tmp_path / "profile", width, dark) as chromium:
+        chromium.open(file.as_uri())
+        chromium.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert chromium.console() == []
+        missing = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)"
+        assert chromium.run(missing) == []
+        assert chromium.run("return document.images.length") > 50
+        assert chromium.run("return document.documentElement.scrollWidth") == width
+        outside = """return [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, .unseen')
+            && (e.getBoundingClientRect().right > innerWidth || e.getBoundingClientRect().left < 0))
+            .map(e => e.outerHTML.slice(0, 80))"""
+        assert chromium.run(outside) == []
+        words = chromium.run("return document.body.innerText")
+        assert "66.67 %" in words
+        assert EVIL in words
+        assert chromium.run("return document.title") == "trial: 66.67 %"
+        colour = chromium.run("return getComputedStyle(document.body).backgroundColor")
+        assert colour == ("rgb(15, 15, 17)" if dark else "rgb(246, 246, 247)")
+        chart = chromium.run("return document.querySelector('.chart img').currentSrc")
+        assert (b"#dcdce0" in base64.b64decode(chart.split(",")[1])) is dark

@@ -293,7 +293,9 @@ def test_malformed_http_is_survived(port, caplog):
                 line.sendall(data)
                 line.shutdown(socket.SHUT_WR)
                 got = line.recv(65536)
-        except ConnectionError:
+        except OSError as error:
+            # Dropped while, or before, this end had said all.
+            assert not isinstance(error, TimeoutError)
             continue
         assert got[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 404", b"HTTP/1.1 501"), (data[:60], got[:100])
     with socket.create_connection(("127.0.0.1", port)) as line:
@@ -417,9 +419,7 @@ def test_the_page_needs_nothing_but_itself(port):
     page = text.decode()
     assert "src=" not in page
     assert page.count("<script") == page.count("</script") == 1
-    assert set(map(str.strip, page.split("http://")[1:])) == {
-        one for one in page.split("http://")[1:] if one.startswith("localhost/")
-    }
+    assert all(one.startswith("localhost/") for one in page.split("http://")[1:])
     assert "https://" not in page
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")

@@ -88,9 +88,10 @@ def link_images(pool: Path, folder: Path, count: int) -> Path:
 
 def measure(folder: str) -> dict[str, float]:
     """Seconds of each step over all images, and MiB."""
+    from kbaseline.config import DataConfig
     from kbaseline.data.batches import ImageBatches
     from kbaseline.data.folder import list_folder
-    from kbaseline.data.image_data import ImageData, default_cache_dir
+    from kbaseline.data.image_data import ImageData
 
     before = _peak()
     times = [time.perf_counter()]
@@ -110,7 +111,7 @@ def measure(folder: str) -> dict[str, float]:
         batches[index]
     # Of the training images alone; the others are fed as fast.
     feeding = clock() * (len(data.train) + len(data.valid)) / (64 * len(batches))
-    size = sum(file.stat().st_size for file in default_cache_dir().rglob("*.npy"))
+    size = sum(file.stat().st_size for file in DataConfig().cache_folder.rglob("*.npy"))
     return {
         "list": listing,
         "decode": decoding,

@@ -90,6 +90,9 @@ def serve(run: Path, host: str, port: int, max_mb: float, open_browser: bool) ->
     require_jax()
     from rich.console import Console
 
+    from kbaseline.extras import require
+
+    require("serve", "serve", "starlette", "uvicorn", "python_multipart")
     from kbaseline.serve import serve_run
 
     serve_run(run, host, port, max_mb, Console(stderr=True), open_browser=open_browser)

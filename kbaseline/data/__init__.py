@@ -1,4 +1,4 @@
-"""A source (`tfds:`, `folder:`, `digits`, arrays) becomes `ImageData`: uint8 images, labels, class names, splits."""
+"""A source (`tfds:`, `folder:`, `csv:`, `digits`, arrays) becomes `ImageData`: uint8 images, labels, names, splits."""
 
 from kbaseline.data.image_data import ImageData, Split
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -231,10 +230,3 @@ def _check_classes(names: tuple[str, ...], highest: int, train_labels: np.ndarra
         raise DataError(f"label {highest}: there are only {len(names)} class names; name every label from 0.")
     if len(names) < 2 or len(np.unique(train_labels)) < 2:
         raise DataError(f"classes: training needs at least two; got {', '.join(names)}.")
-
-
-def default_cache_dir(cache_dir: Path | None = None) -> Path:
-    """Where kbaseline keeps decoded photos and compiled programs."""
-    import os
-
-    return cache_dir or Path(os.environ.get("KBASELINE_CACHE") or Path.home() / ".cache" / "kbaseline").expanduser()

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from kbaseline.config import DataConfig
 from kbaseline.data.cache import Target, decoded
-from kbaseline.data.image_data import default_cache_dir
 from kbaseline.data.prepare import Listing
 from kbaseline.errors import DataError, listed
 
@@ -53,8 +52,7 @@ def prepare_labelled(
     indices, own = _numbered(listing.labels, chosen)
     labels = matched(own, listing.class_names, class_names, listing.noun)
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
-    cache = default_cache_dir(config.cache_dir).expanduser()
-    done = decoded(listing.pictures, {chosen: indices}, target, cache, console)[chosen]
+    done = decoded(listing.pictures, {chosen: indices}, target, config.cache_folder, console)[chosen]
     skipped = tuple(f"{listing.pictures.name(int(indices[i]))}: {reason}" for i, reason in done.bad.items())
     return Labelled(done.images, np.delete(labels, list(done.bad)), chosen, listing.skipped + skipped)
 

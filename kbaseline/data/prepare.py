@@ -8,7 +8,7 @@ from rich.console import Console
 
 from kbaseline.config import DataConfig
 from kbaseline.data.cache import Decoded, Target, decoded
-from kbaseline.data.image_data import ImageData, Split, default_cache_dir
+from kbaseline.data.image_data import ImageData, Split
 from kbaseline.data.origin import Origin, Pictures
 from kbaseline.errors import DataError
 
@@ -61,7 +61,7 @@ def prepare(listing: Listing, config: DataConfig, seed: int, console: Console | 
     chosen = choose(_numbered(listing, config), config, seed, has_valid="valid" in listing.labels)
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
     indices = {name: split.images for name, split in chosen.splits.items()}
-    done = decoded(listing.pictures, indices, target, default_cache_dir(config.cache_dir).expanduser(), console)
+    done = decoded(listing.pictures, indices, target, config.cache_folder, console)
     splits: dict[str, Split] = {}
     skipped = list(listing.skipped)
     for name, split in chosen.splits.items():

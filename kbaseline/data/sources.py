@@ -34,18 +34,18 @@ def load_source(config: DataConfig, seed: int, console: Console | None = None) -
         DownloadError: the images are not here and could not be fetched.
         RunError: a folder cannot be written, or TFDS fails.
     """
-    kind, colon, rest = config.source.partition(":")
-    if kind == "folder" and colon:
-        return load_folder(rest, config, seed, console)
-    if kind == "csv" and colon:
-        return load_csv(rest, config, seed, console)
-    if kind == "tfds" and colon:
-        # TFDS takes half a second to import; only those who use it pay.
-        from kbaseline.data.tfds import load_tfds
+    match config.source.partition(":"):
+        case "folder", ":", path:
+            return load_folder(path, config, seed, console)
+        case "csv", ":", path:
+            return load_csv(path, config, seed, console)
+        case "tfds", ":", name:
+            # TFDS takes half a second to import; only those who use it pay.
+            from kbaseline.data.tfds import load_tfds
 
-        return load_tfds(rest, config, seed, console)
-    if config.source == "digits":
-        return load_digits(config, seed)
+            return load_tfds(name, config, seed, console)
+        case "digits", "", "":
+            return load_digits(config, seed)
     raise DataError(_unknown(config.source))
 
 
@@ -65,21 +65,40 @@ def load_labelled(
         DataError: an unknown source or split, data that breaks a rule, or a class that is not the network's.
         DownloadError, RunError: as `load_source`.
     """
-    kind, colon, rest = config.source.partition(":")
-    if kind == "folder" and colon:
-        return prepare_labelled(list_folder(rest), class_names, split, config, console)
-    if kind == "csv" and colon:
-        return prepare_labelled(list_csv(rest, config, console), class_names, split, config, console)
-    if kind == "tfds" and colon:
-        from kbaseline.data.tfds import listed_tfds
+    match config.source.partition(":"):
+        case "folder", ":", path:
+            return prepare_labelled(list_folder(path), class_names, split, config, console)
+        case "csv", ":", path:
+            return prepare_labelled(list_csv(path, config, console), class_names, split, config, console)
+        case "tfds", ":", name:
+            from kbaseline.data.tfds import listed_tfds
 
-        with listed_tfds(rest, config, console) as listing:
-            return prepare_labelled(listing, class_names, split, config, console)
-    if config.source == "digits":
-        everything, names = all_digits()
-        chosen = chosen_split({"train": everything.labels}, split, "digits")
-        return Labelled(everything.images, matched(everything.labels, names, class_names, "digits"), chosen)
+            with listed_tfds(name, config, console) as listing:
+                return prepare_labelled(listing, class_names, split, config, console)
+        case "digits", "", "":
+            everything, names = all_digits()
+            chosen = chosen_split({"train": everything.labels}, split, "digits")
+            return Labelled(everything.images, matched(everything.labels, names, class_names, "digits"), chosen)
     raise DataError(_unknown(config.source))
+
+
+def source_status(config: DataConfig) -> tuple[bool, str]:
+    """Whether the images of a source are on this machine, and where they are or what to do; downloads nothing."""
+    match config.source.partition(":"):
+        case "folder", ":", name:
+            path = Path(name).expanduser()
+            return path.is_dir(), str(path) if path.is_dir() else f"no folder {path}"
+        case "csv", ":", name:
+            path = Path(name).expanduser()
+            return path.is_file(), str(path) if path.is_file() else f"no file {path}"
+        case "tfds", ":", name:
+            folder = config.tfds_folder / name.replace(":", "/")
+            if any(folder.glob("**/dataset_info.json")):
+                return True, f"{config.source} in {folder}"
+            return False, f"{config.source} is not in {folder}; `kbaseline fit` downloads it"
+        case "digits", "", "":
+            return True, "digits comes with scikit-learn"
+    return False, f"no source {config.source!r}; give {_FORMS}"
 
 
 def _unknown(source: str) -> str:

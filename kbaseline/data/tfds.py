@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kbaseline.config import DataConfig
 from kbaseline.data import cifar
-from kbaseline.data.image_data import ImageData, default_cache_dir
+from kbaseline.data.image_data import ImageData
 from kbaseline.data.network import Downloads, guarded_downloads
 from kbaseline.data.prepare import Listing, prepare
 from kbaseline.data.progress import Bar
@@ -32,7 +32,7 @@ def load_tfds(name: str, config: DataConfig, seed: int, console: Console | None 
 
     Args:
         name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`.
-        config: the `data` section; `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets` holds the set.
+        config: the `data` section; its `data_dir` holds the set.
         seed: fixes random splits and subsets.
         console: where to show progress; None shows nothing.
 
@@ -94,10 +94,8 @@ def _builder(name: str, config: DataConfig) -> Any:
         raise DataError(
             f"tfds:{name}: community sets are not supported; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION."
         )
-    folder = config.data_dir or os.environ.get("TFDS_DATA_DIR")
-    options = {"data_dir": str(Path(folder).expanduser())} if folder else {}
     try:
-        return tfds.builder(name, **options)
+        return tfds.builder(name, data_dir=str(config.tfds_folder))
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise DataError(
@@ -235,6 +233,5 @@ def _listing(
 
 
 def _labels(records: Any, key: str, stamp: str, config: DataConfig, console: Console | None) -> np.ndarray:
-    folder = default_cache_dir(config.cache_dir).expanduser() / "labels"
     with Bar(console, "Reading labels", len(records)) as bar:
-        return remembered(folder, stamp, lambda: read_labels(records, key, bar))
+        return remembered(config.cache_folder / "labels", stamp, lambda: read_labels(records, key, bar))

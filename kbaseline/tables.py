@@ -1,0 +1,58 @@
+"""How figures, names and tables are written, alike wherever a run shows them."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from rich.table import Table
+
+
+def percent(fraction: float | None) -> str:
+    """`94.56 %` for 0.9456; a dash for None and NaN."""
+    return "-" if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"
+
+
+def interval(ends: Sequence[float]) -> str:
+    """`93.21 – 95.67 %` for (0.9321, 0.9567)."""
+    low, high = ends
+    return f"{100 * low:.2f} – {100 * high:.2f} %"
+
+
+def clock(seconds: float | None) -> str:
+    """`01:23`, or `1:02:03` from an hour on; a dash for None and NaN."""
+    if seconds is None or math.isnan(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def rate(per_second: float) -> str:
+    """Three digits, or all if there are more: `1,234`, `56.7`, `0.123`."""
+    return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.3g}"
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most `most` characters, the last an ellipsis where some are missing."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def file_name(text: str, most: int = 80) -> str:
+    """The last `most` characters of a text, as the name of a file on any system; a source string, for instance."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[-most:]
+
+
+def plain_table(*texts: str, figures: Sequence[str] = (), gap: int = 2) -> Table:
+    """An empty table without lines.
+
+    Args:
+        texts: headings of its columns of text, which come first.
+        figures: headings of its columns of figures, which are never broken.
+        gap: characters between two columns.
+    """
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, gap, 0, 0))
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
