@@ -97,7 +97,7 @@ class Checkpoints:
             ) from None
         except OSError as error:
             raise InputError(
-                f"run folder {str(folder.path)!r}: cannot be written to ({error.strerror or error}); check the folder "
+                f"run folder {str(folder.path)!r}: cannot be written to ({one_line(error)}); check the folder "
                 "and the disk."
             ) from None
 

@@ -402,7 +402,7 @@ def _first_problem(error: ValidationError, tree: Any) -> str:
         inside = isinstance(node, dict) and (part in node or first["type"] == "missing")
         if inside or (isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)):
             shown.append(str(part))
-            node = node.get(part) if isinstance(node, dict) else node[part]  # type: ignore[index]
+            node = node.get(part) if isinstance(node, dict) else node[part]
     key = ".".join(shown)
     if first["type"] == "extra_forbidden":
         known = _known_keys(shown[:-1])

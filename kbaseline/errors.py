@@ -71,8 +71,17 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """The text of an error in one line of at most `most` characters; its kind where it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """What an error says, in one line of at most `most` characters; its kind where it says nothing.
+
+    Of one of the system's, the system's words alone: the file it is about stands in the message already.
+    """
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(said.split())[:most] or type(error).__name__
+
+
+def with_kind(error: BaseException, most: int = 160) -> str:
+    """`ValueError: what it says`, for an error of somebody else's code."""
+    return f"{type(error).__name__}: {one_line(error, most)}"
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

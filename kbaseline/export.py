@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kbaseline.data.progress import Bar
 from kbaseline.data.sources import load_source, source_status
-from kbaseline.errors import InputError, KBaselineError, RunError, one_line
+from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
 from kbaseline.export_formats import Format, chosen_format
 from kbaseline.export_network import as_float32, stock_network
 from kbaseline.finished import read_run
@@ -141,8 +141,8 @@ def _one_line_errors(form: Format, saved: SavedRun) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunError(
-            f"export of run {str(saved.folder)!r}: {form.file} cannot be made ({type(error).__name__}: "
-            f"{one_line(error)}); nothing was written. Try another format."
+            f"export of run {str(saved.folder)!r}: {form.file} cannot be made ({with_kind(error)}); "
+            "nothing was written. Try another format."
         ) from error
 
 

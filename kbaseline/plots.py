@@ -170,7 +170,7 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     bar.set_label("share of the actual class", color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, color=GREY, labelcolor=INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 

@@ -4,7 +4,7 @@ The page asks nothing of the network and runs no script: pictures are data URIs,
 the rest. Class names, paths and configuration are text, whatever they hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kbaseline.config import Config
 from kbaseline.data import ImageData
-from kbaseline.errors import one_line
+from kbaseline.errors import with_kind
 from kbaseline.gradcam import grad_cam
 from kbaseline.metrics import Evaluation, compare_paired
 from kbaseline.pages import html_template
@@ -70,8 +70,7 @@ def write_report(folder: RunFolder, contents: Contents, console: Console) -> Non
         with console.status("report.html"):
             folder.write_text("report.html", render_report(contents))
     except Exception as error:
-        reason = one_line(error)
-        line = f"report.html: not written ({type(error).__name__}: {reason}); result.json holds every figure"
+        line = f"report.html: not written ({with_kind(error)}); result.json holds every figure"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -172,7 +171,7 @@ def _confusion(found: Evaluation) -> dict[str, str]:
     return _chart("Confusion matrix", figure, "images by actual class, in rows, and predicted class, in columns")
 
 
-def _examples(images: np.ndarray, shown: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
+def _examples(images: np.ndarray, shown: Iterable[int], found: Evaluation) -> list[dict[str, Any]]:
     """The images with these numbers, each with its picture, truth, prediction and both probabilities."""
     small = max(images.shape[1:3]) <= SMALL
     examples = [{**found.example(int(index)), "picture": picture(np.asarray(images[index]))} for index in shown]
@@ -181,10 +180,9 @@ def _examples(images: np.ndarray, shown: np.ndarray, found: Evaluation) -> list[
 
 def _mistakes(model: keras.Model, images: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
     """The mistakes with the highest loss, and where the network saw the class it named and the true one."""
-    predicted, places = found.probabilities.argmax(axis=1), np.arange(len(found.labels))
-    wrong = np.flatnonzero(predicted != found.labels)
-    own = found.probabilities[places, found.labels]
-    worst = wrong[np.argsort(own[wrong], kind="stable")][:_MISTAKES]
+    predicted = found.probabilities.argmax(axis=1)
+    leading = [one["index"] for one in found.top_losses(len(found.labels))]
+    worst = [index for index in leading if predicted[index] != found.labels[index]][:_MISTAKES]
     examples = _examples(images, worst, found)
     if examples:
         pixels = np.stack([images[i] for i in worst])

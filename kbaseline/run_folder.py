@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from kbaseline.errors import InputError, RunError
+from kbaseline.errors import InputError, RunError, one_line
 from kbaseline.processes import is_first
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise InputError(
-                f"run folder {str(wanted)!r}: cannot be made or written to ({_reason(error)}). "
+                f"run folder {str(wanted)!r}: cannot be made or written to ({one_line(error)}). "
                 "Name a folder you may write to with --out."
             ) from None
         return cls(path)
@@ -104,7 +104,7 @@ class RunFolder:
             if out is not None and is_first():
                 _refuse_used(Path(out).expanduser())
         except OSError as error:
-            raise InputError(f"run folder {str(out)!r}: cannot be looked into ({_reason(error)}).") from None
+            raise InputError(f"run folder {str(out)!r}: cannot be looked into ({one_line(error)}).") from None
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[Path]:
@@ -131,7 +131,7 @@ class RunFolder:
             temporary.replace(final)
             _sync_names(final.parent)
         except OSError as error:
-            raise RunError(f"cannot write {str(final)!r}: {_reason(error)}. {_remedy(error)}") from None
+            raise RunError(f"cannot write {str(final)!r}: {one_line(error)}. {_remedy(error)}") from None
         finally:
             # After the rename there is nothing left here; after a failure there may be, or no folder either.
             with suppress(OSError):
@@ -231,11 +231,6 @@ def _refuse_used(wanted: Path) -> None:
             f"run folder {str(wanted)!r}: exists and is not empty, and nothing is overwritten. "
             "Name another folder with --out, or empty this one."
         )
-
-
-def _reason(error: OSError) -> str:
-    """What the system says, in one line without a path."""
-    return " ".join((error.strerror or str(error)).split())
 
 
 def _remedy(error: OSError) -> str:

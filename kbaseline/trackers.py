@@ -14,7 +14,7 @@ import keras
 from rich.console import Console
 
 from kbaseline.config import Config
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, with_kind
 from kbaseline.extras import require
 from kbaseline.keys import flattened
 from kbaseline.processes import is_first
@@ -70,7 +70,9 @@ class Tracker(keras.callbacks.Callback):  # type: ignore[misc]
             self._service.log(figures, self.epochs)
         except Exception as error:
             self.console.print(
-                f"{self.name}: given up, training goes on ({_reason(error)})", style="yellow", markup=False
+                f"{self.name}: given up, training goes on ({with_kind(error)})",
+                style="yellow",
+                markup=False,
             )
             self.close(failed=True)
 
@@ -126,7 +128,7 @@ def _opened(name: str, folder: Path, config: Config) -> Service:
         return services[name](folder, config)
     except Exception as error:
         raise InputError(
-            f"runtime.log {name!r}: cannot begin ({_reason(error)}). Set it up as {name} says, or leave it out."
+            f"runtime.log {name!r}: cannot begin ({with_kind(error)}). Set it up as {name} says, or leave it out."
         ) from error
 
 
@@ -181,7 +183,3 @@ class _MLflow:
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

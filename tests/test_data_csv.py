@@ -86,7 +86,10 @@ def test_split_column(photos):
 
 def test_whole_numbers_are_sorted_by_value(photos):
     """Golden: labels 2, 10 and -1 are classes `-1`, `2`, `10`; with one word among them they are sorted as texts."""
-    label = lambda i: (2, 10, -1)[i % 3]  # noqa: E731
+
+    def label(i):
+        return (2, 10, -1)[i % 3]
+
     data = load(table(photos, "path,label\n" + rows(label)))
     assert data.class_names == ("-1", "2", "10")
     assert labelled(data) == {i: str(label(i)) for i in range(20)}
@@ -98,7 +101,10 @@ def test_whole_numbers_are_sorted_by_value(photos):
 
 def test_equal_texts_are_one_class(photos):
     """Golden: blanks around a label and two ways to compose the same letters make no second class."""
-    label = lambda i: ("caf\u00e9", " cafe\u0301 ", "bar")[i % 3]  # noqa: E731
+
+    def label(i):
+        return ("caf\u00e9", " cafe\u0301 ", "bar")[i % 3]
+
     assert load(table(photos, "path,label\n" + rows(label))).class_names == ("bar", "caf\u00e9")
 
 

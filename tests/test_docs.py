@@ -75,7 +75,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_each_part_runs_alone_and_prints_what_the_page_shows(number, capsys) -> None:
     """Golden: a block of parts.md runs in a namespace of its own; its output is the page's, apart from the digits."""
     page = ROOT / "docs/parts.md"
-    exec(blocks(page, "python")[number], {"__name__": "__main__"})  # noqa: S102  # our own page
+    exec(blocks(page, "python")[number], {"__name__": "__main__"})  # noqa: S102 - our own page
     assert masked(capsys.readouterr().out) == masked(blocks(page, "text")[number])
 
 
@@ -135,7 +135,7 @@ def followed(
     with contextlib.chdir(start):
         (block,) = blocks(page, "python")
         with cifar10_made_up():
-            exec(block, {"__name__": "__main__"})  # noqa: S102  # our own page
+            exec(block, {"__name__": "__main__"})  # noqa: S102 - our own page
         for words, on_paper in commands(page):
             if words[1] == "fit" and Path("runs/first").exists():
                 folder = shutil.copytree("runs/first", words[-1])
@@ -190,5 +190,5 @@ def test_how_the_bundled_weights_were_taken_out(followed, monkeypatch: pytest.Mo
     shutil.copytree("runs/first", "runs/pretrain-resnet20")
     Path("kbaseline/weights").mkdir(parents=True)
     (block,) = blocks(ROOT / "docs/pretrained.md", "python")
-    exec(block, {})  # noqa: S102  # our own page
+    exec(block, {})  # noqa: S102 - our own page
     assert Path("kbaseline/weights/resnet20_cifar10.weights.h5").stat().st_size > 1000

@@ -502,7 +502,7 @@ def test_what_cannot_be_served_is_one_line(run, monkeypatch):
     assert "needs the package uvicorn; run `pip install 'kbaseline[serve]'`" in done.stderr
 
 
-@pytest.mark.parametrize(("host", "alone"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])  # noqa: S104
+@pytest.mark.parametrize(("host", "alone"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])  # noqa: S104 - listened on for a moment
 def test_a_host_that_others_can_reach_is_warned_of(host, alone, run, monkeypatch):
     """Golden: listening beyond loopback prints that there is no password, and takes requests under any name."""
     asked = []

@@ -32,7 +32,7 @@ def section(batch: int, size: int) -> str:
                 for kind in (cold, warm):
                     place = {**os.environ, "KBASELINE_CACHE": cache}
                     begin = time.perf_counter()
-                    done = subprocess.run(command, env=place, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603
+                    done = subprocess.run(command, env=place, stdout=subprocess.PIPE, check=True, text=True)  # noqa: S603 - ours
                     kind.append(time.perf_counter() - begin)
                     counts.append(json.loads(done.stdout.splitlines()[-1]))
         first, again = statistics.median(cold), statistics.median(warm)
@@ -50,7 +50,7 @@ def section(batch: int, size: int) -> str:
 
 def _seconds(command: list[str]) -> float:
     begin = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 - our own command
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 - ours - our own command
     return time.perf_counter() - begin
 
 

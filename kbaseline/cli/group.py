@@ -10,7 +10,7 @@ from kbaseline.cli.judging import compare, evaluate
 from kbaseline.cli.looking import backbones, data, doctor, show_config
 from kbaseline.cli.training import find_lr, fit
 from kbaseline.cli.using import export, predict, serve
-from kbaseline.errors import KBaselineError, one_line
+from kbaseline.errors import KBaselineError, with_kind
 
 _EPILOG = "Start here, with no download and no GPU: kbaseline fit --config quickstart"
 
@@ -36,10 +36,7 @@ class _Commands(click.Group):
                 raise  # click knows what to do when the reader of a pipe has gone
             if ctx.params.get("debug"):
                 raise
-            reason = one_line(error, 300)
-            click.echo(
-                f"Error: unexpected {type(error).__name__}: {reason}. Traceback: kbaseline --debug ...", err=True
-            )
+            click.echo(f"Error: unexpected {with_kind(error, 300)}. Traceback: kbaseline --debug ...", err=True)
             ctx.exit(1)
 
 

@@ -19,7 +19,7 @@ from kbaseline.arrays import read_array
 from kbaseline.data import decode
 from kbaseline.data.origin import Pictures, pixel_digest
 from kbaseline.data.progress import Bar
-from kbaseline.errors import DataError, RunError
+from kbaseline.errors import DataError, RunError, one_line
 
 # Rows decoded before they are appended to the file: the RAM a preparation takes, whatever its size.
 CHUNK_BYTES = 64 * 2**20
@@ -155,7 +155,7 @@ def _whole_folder(folder: Path, finished: Callable[[], bool]) -> Iterator[Path]:
     except OSError as error:
         where = str(folder.parent)
         raise RunError(
-            f"cache {where!r}: cannot be written ({error.strerror or error}); make room, or set data.cache_dir."
+            f"cache {where!r}: cannot be written ({one_line(error)}); make room, or set data.cache_dir."
         ) from error
     finally:
         if unfinished is not None:

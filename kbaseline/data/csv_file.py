@@ -15,7 +15,7 @@ from kbaseline.data.image_data import ImageData
 from kbaseline.data.prepare import Listing, prepare
 from kbaseline.data.progress import Bar
 from kbaseline.data.table import Row, read_table
-from kbaseline.errors import DataError, did_you_mean, listed
+from kbaseline.errors import DataError, did_you_mean, listed, one_line
 
 _SPLITS = ("train", "valid", "test")
 
@@ -132,10 +132,8 @@ def _file(root: Path, image: str) -> File | str:
         status = (root / image).stat()
     except FileNotFoundError:
         return "no such file"
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError as error:
-        return str(error)
+    except (OSError, ValueError) as error:
+        return one_line(error)
     if not stat.S_ISREG(status.st_mode):
         return "is a folder" if stat.S_ISDIR(status.st_mode) else "is no ordinary file"
     return File(os.path.normpath(image), status.st_size, status.st_mtime_ns)

@@ -161,7 +161,5 @@ def _reasons(file: Path | BinaryIO) -> Iterator[None]:
         raise BadImageError(f"more than {limit:,} pixels, Pillow's limit against decompression bombs") from None
     except FileNotFoundError:
         raise BadImageError("no such file (a broken link?)") from None
-    except OSError as error:
-        raise BadImageError(error.strerror or one_line(error)) from None
     except Exception as error:
         raise BadImageError(one_line(error)) from None

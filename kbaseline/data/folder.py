@@ -14,7 +14,7 @@ from kbaseline.data.image_data import ImageData
 from kbaseline.data.prepare import Listing, prepare
 from kbaseline.data.splits import SPLIT_NAMES
 from kbaseline.data.table import TABLES
-from kbaseline.errors import DataError, did_you_mean
+from kbaseline.errors import DataError, did_you_mean, one_line
 
 
 def load_folder(path: str, config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
@@ -86,7 +86,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
-        raise DataError(f"folder {str(folder)!r}: cannot be listed ({error.strerror}); check its rights.") from None
+        raise DataError(f"folder {str(folder)!r}: cannot be listed ({one_line(error)}); check its rights.") from None
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from kbaseline.arrays import DamagedError, read_array
 from kbaseline.data.progress import Bar
-from kbaseline.errors import DataError, RunError
+from kbaseline.errors import DataError, RunError, one_line
 
 
 class TFRecords:
@@ -148,6 +148,6 @@ def remembered(folder: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.n
         Path(file.name).replace(path)
     except OSError as error:
         raise RunError(
-            f"cache {str(folder)!r}: cannot be written ({error.strerror}); make room, or set data.cache_dir."
+            f"cache {str(folder)!r}: cannot be written ({one_line(error)}); make room, or set data.cache_dir."
         ) from error
     return array

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kbaseline.config import DataConfig
 from kbaseline.data.splits import SPLIT_NAMES
-from kbaseline.errors import DataError, did_you_mean, listed
+from kbaseline.errors import DataError, did_you_mean, listed, one_line
 
 TABLES = (".csv", ".tsv")
 """Endings of the names of such files, in lower case."""
@@ -68,7 +68,7 @@ def read_table(file: Path, noun: str, config: DataConfig) -> Table:
     except UnicodeDecodeError as error:
         raise DataError(f"{noun}: is not UTF-8 (byte {error.start:,}); save it as CSV UTF-8.") from None
     except OSError as error:
-        raise DataError(f"{noun}: cannot be read ({error.strerror}); check its rights.") from None
+        raise DataError(f"{noun}: cannot be read ({one_line(error)}); check its rights.") from None
     # Strictly: a quote that is never closed would swallow the rest of the file as one value.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
