@@ -3,7 +3,7 @@ r"""The article's ladder on CIFAR-10 with its controls, and the page docs/result
     python benchmarks/article.py run --out runs/article --seeds 1 --seeds 2 --seeds 3         # all images; wants a GPU
     python benchmarks/article.py run --out runs/article --train 5000 --valid 2000 --control-size 32 \
         --set data.batch_size=32                                             # over an hour on two CPU cores
-    python benchmarks/article.py page runs/article docs                      # results.md and its picture
+    python benchmarks/article.py page runs/article docs                      # results.md and its pictures
 
 `--set` reaches every run, for instance `--set data.data_dir=DIR --set model.backbone=resnet50_v15_notop.keras`.
 """
@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from kbaseline import Learner, run_baseline
 from kbaseline.config import load_config, parse_assignments
@@ -24,7 +26,9 @@ from kbaseline.data.sources import load_source
 from kbaseline.evaluate import judge_kept
 from kbaseline.finished import read_run
 from kbaseline.metrics import accuracy_interval
-from kbaseline.tables import interval
+from kbaseline.plots import BLUE, INK, style_axes
+from kbaseline.run_folder import RunFolder
+from kbaseline.tables import interval, percent
 
 RUNGS = [
     ("1", "32 px, plain fit, 3 epochs", "article-1-32px", "plain", "≈ 70"),
@@ -83,7 +87,7 @@ def shuffled_labels(folder: Path, seed: int, changes: dict[str, Any]) -> None:
 @click.argument("runs", type=click.Path(path_type=Path, exists=True))
 @click.argument("docs", type=click.Path(path_type=Path, exists=True))
 def page(runs: Path, docs: Path) -> None:
-    """Write results.md and the finder's picture into DOCS, from the run folders in RUNS."""
+    """Write results.md, the ladder's picture and the finder's into DOCS, from the run folders in RUNS."""
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))}
     ladder = {name: result for name, result in found.items() if name.startswith("article-")}
     if not ladder:
@@ -96,13 +100,16 @@ def page(runs: Path, docs: Path) -> None:
     lines.append(
         "| rung | what | article, % | here, % | 95 % interval, one seed | seconds |\n|---|---|---|---|---|---|"
     )
+    rungs = []
     for number, what, run_name, stage, article in RUNGS:
         results = [result for name, result in ladder.items() if name.startswith(f"{run_name}-seed")]
         scores = [result["tta_accuracy"] if stage == "tta" else result["stages"][stage] for result in results]
         spent = [result["seconds"]["valid tta" if stage == "tta" else stage] for result in results]
         images = results[0]["data"]["images"]["valid"]
-        ends = interval(accuracy_interval(round(scores[0] * images), images)).removesuffix(" %")
-        lines.append(f"| {number} | {what} | {article} | {_spread(scores)} | {ends} | {statistics.mean(spent):,.0f} |")
+        ends = accuracy_interval(round(scores[0] * images), images)
+        shown = interval(ends).removesuffix(" %")
+        lines.append(f"| {number} | {what} | {article} | {_spread(scores)} | {shown} | {statistics.mean(spent):,.0f} |")
+        rungs.append((f"{number}  {what}", statistics.mean(scores), ends))
     lines += [
         "",
         *(line for name in ladder if name.startswith("article-2-5") for line in _tta_against_plain(runs / name)),
@@ -118,6 +125,26 @@ def page(runs: Path, docs: Path) -> None:
     (docs / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     picture = next(runs.glob("article-2-5-*/lr_find.png"))
     (docs / "lr-find-cifar10.png").write_bytes(picture.read_bytes())
+    RunFolder(docs).write_figure("ladder.png", _ladder(rungs))
+
+
+def _ladder(rungs: list[tuple[str, float, tuple[float, float]]]) -> Figure:
+    """The rungs as (text, accuracy, its interval), the first on top."""
+    figure = Figure(figsize=(6.9, 2.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for row, (_, accuracy, (low, high)) in enumerate(rungs):
+        axes.barh(row, accuracy, height=0.62, color=BLUE, alpha=0.25)
+        axes.plot([low, high], [row, row], color=BLUE, linewidth=2)
+        axes.plot([accuracy], [row], "o", color=BLUE, markersize=6)
+        axes.annotate(f"  {percent(accuracy)}", (high, row), va="center", color=INK, fontsize=9)
+    axes.set_yticks(range(len(rungs)), [text for text, _, _ in rungs])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.set_xlabel("accuracy, 95 % interval")
+    style_axes(axes)
+    axes.grid(visible=False, axis="y")
+    return figure
 
 
 def _setting(result: dict[str, Any], config: Any) -> str:
