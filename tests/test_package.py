@@ -91,7 +91,7 @@ def test_readme_python_blocks_run(number, tmp_path):
 
 
 def test_readme_verbs_are_the_originals(tmp_path):
-    """The two scripts that stand side by side ask the same of the learner, and ours runs, here on digits at 16 pixels."""
+    """The two scripts side by side ask the same of the learner, and ours runs, here on digits at 16 pixels."""
     original, ours = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     calls = [re.findall(r"learn\.(\w+)\(([^)]*\)?)", code) for code in (original, ours)]
     assert [(verb.lower(), given) for verb, given in calls[0]] == calls[1]
