@@ -25,10 +25,10 @@ STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f } .job { fill: #57606a } .name { font-weight: 600 }
 .way { fill: #0969da } rect { fill: #ddf4ff; stroke: #0969da } line { stroke: #0969da; stroke-width: 2 }
 path { fill: none; stroke: #8c959f; stroke-opacity: .55 } circle { fill: #8c959f } circle.way { fill: #0969da }
-.head { fill: #0969da; stroke: none; stroke-opacity: 1 }
+.head { fill: #0969da; stroke: none; stroke-opacity: 1 } .paper { fill: #fff; stroke: none }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .job { fill: #8b949e } .way { fill: #58a6ff } rect { fill: #0d2440; stroke: #58a6ff }
-line { stroke: #58a6ff } circle.way, .head { fill: #58a6ff } }
+.paper { fill: #0d1117; stroke: none } line { stroke: #58a6ff } circle.way, .head { fill: #58a6ff } }
 """
 
 
@@ -49,6 +49,7 @@ def draw_house() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         f"<title>The ranks of kbaseline and their imports</title><style>{STYLE}</style>",
+        f'<rect class="paper" width="{WIDTH}" height="{height}"/>',
         *_way(rows),
         *(_arc(rows[rank], rows[other]) for rank in ranks for other in sorted(_nearest(needs, rank))),
         *(_row(rank, jobs[rank], rows[rank]) for rank in ranks),
