@@ -129,6 +129,8 @@ def tta_predict(
         raise InputError(f"scale must be at least 1; got {scale}.")
     if not len(images):
         raise InputError("images: there are none; give at least one.")
+    if images.dtype == np.float64:
+        images = images.astype(np.float32)  # as Keras does with arrays; JAX would warn
     from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
     predictor = _predictor(model, images.shape[1:], images.dtype.name, numbers, scale, flip, from_logits, seed)
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)

@@ -178,6 +178,14 @@ def test_a_strangers_model(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(mean.sum(axis=1), 1, atol=1e-5)
 
 
+def test_images_of_any_dtype_predict_alike(rng: np.random.Generator) -> None:
+    """Invariant: uint8, float32 and float64 of the same values give the same bits, and no warning."""
+    model, images = stranger(), pictures(rng, 3, 9, 14)
+    found = [tta_predict(model, images.astype(dtype), 2) for dtype in ("uint8", "float32", "float64")]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
 def test_a_sequential_model_of_our_shape_predicts_as_its_functional_twin(rng: np.random.Generator) -> None:
     """Invariant: transforms at the front of a `Sequential` are found and used as those of a functional model are."""
     model, images = ours(do_flip=True, max_rotate=20.0), pictures(rng, 3, 9, 9)
