@@ -1,8 +1,7 @@
-"""On a CPU, the kernel gradient of 1x1 convolutions as one matrix product: same network, same numbers, faster.
+"""On a CPU, 1x1 convolutions as the matrix products they are: same network, same numbers, faster.
 
-XLA's CPU backend computes that gradient as a convolution, several times slower than the product (benchmarks/cpu.py
-measures both side by side). Its forward pass and its input gradient are good and stay, and so do other kernel sizes,
-whose gradient gains nothing as products.
+XLA's CPU backend computes them, and above all the gradient of their kernels, as convolutions, several times slower than
+the product (benchmarks/cpu.py measures both side by side). Larger kernels gain nothing as products.
 """
 
 from functools import partial
@@ -10,18 +9,16 @@ from typing import Any
 
 import jax
 import keras
-from jax import lax
+from keras import ops
 
 from kbaseline.backbones import leaves
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
 
 def use_matrix_products(model: keras.Model) -> int:
-    """Makes a model's 1x1 convolutions compute their kernel gradients as matrix products, if JAX runs on a CPU.
+    """Makes a model's 1x1 convolutions matrix products, forward and backward, if JAX runs on a CPU.
 
-    Weights, configuration and the saved file stay those of Keras' own layers; a loaded copy is a stock model. A frozen
-    layer computes as Keras does. Compile the model afterwards.
+    Weights, configuration and the saved file stay those of Keras' own layers; a loaded copy is a stock model. Compile
+    the model afterwards.
 
     Args:
         model: any built Keras model; its `Conv2D` layers with 1x1 kernels, one group, channels last, are changed.
@@ -47,15 +44,12 @@ def _is_pointwise(layer: keras.layers.Layer) -> bool:
 
 
 def _convolve(layer: keras.layers.Conv2D, inputs: Any, kernel: Any) -> Any:
-    if not layer.trainable:
-        # No kernel gradient is asked for, and XLA makes more of its own convolution.
-        return type(layer).convolution_op(layer, inputs, kernel)
-    kernel = keras.ops.convert_to_tensor(kernel)
-    return pointwise(keras.ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
+    """What the layer's own method of that name computes."""
+    kernel = ops.convert_to_tensor(kernel)
+    return pointwise(ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def pointwise(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
+def pointwise(inputs: Any, kernel: Any, strides: tuple[int, int]) -> Any:
     """A 1x1 convolution.
 
     Args:
@@ -66,25 +60,9 @@ def pointwise(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]) ->
     Returns:
         `(batch, ceil(height / strides[0]), ceil(width / strides[1]), out_channels)`.
     """
-    return lax.conv_general_dilated(inputs, kernel, strides, "VALID", dimension_numbers=_LAYOUT)
-
-
-def _forward(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> tuple[jax.Array, tuple[Any, Any]]:
     # Without it XLA computes the inputs anew for the kernel gradient, back through every addition of a ResNet stage.
-    inputs = lax.optimization_barrier(inputs)
-    return pointwise(inputs, kernel, strides), (inputs, kernel)
-
-
-def _backward(strides: tuple[int, int], kept: tuple[Any, Any], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    inputs, kernel = kept
-    plain = partial(
-        lax.conv_general_dilated, window_strides=strides, padding="VALID", dimension_numbers=_LAYOUT, rhs=kernel
-    )
-    (to_inputs,) = jax.vjp(lambda x: plain(x), inputs)[1](gradient)
+    inputs = jax.lax.optimization_barrier(inputs)
     seen = inputs[:, :: strides[0], :: strides[1]]
-    # As matrices: a product over three axes would first copy both with their axes turned.
-    rows, columns = seen.reshape(-1, seen.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return to_inputs, (rows.T @ columns).reshape(kernel.shape)
-
-
-pointwise.defvjp(_forward, _backward)
+    # As matrices: the kernel gradient, a product over three axes, would first copy both with their axes turned.
+    outputs = ops.matmul(ops.reshape(seen, (-1, seen.shape[-1])), kernel[0, 0])
+    return ops.reshape(outputs, (-1, *seen.shape[1:-1], outputs.shape[-1]))

@@ -1,4 +1,4 @@
-"""1x1 convolutions with matrix-product gradients: the numbers of Keras' own, and nothing of it in the saved file."""
+"""1x1 convolutions as matrix products: the numbers of Keras' own, and nothing of it in the saved file."""
 
 from pathlib import Path
 
@@ -39,37 +39,37 @@ def test_gradients_are_those_of_keras(strides: int, padding: str, use_bias: bool
     stock_output, (stock, stock_images) = np.asarray(model(images)), gradients(model, images)
     assert use_matrix_products(model) == 2
     ours, our_images = gradients(model, images)
-    np.testing.assert_allclose(np.asarray(model(images)), stock_output, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(np.asarray(model(images)), stock_output, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(our_images, stock_images, rtol=1e-4, atol=1e-7)
     for mine, theirs in zip(ours, stock, strict=True):
         assert np.abs(theirs).max() > 1e-4
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
-def test_the_gradient_is_a_product() -> None:
-    """Invariant: the compiled kernel gradient holds a dot where the stock one holds a convolution."""
+def test_forward_and_both_gradients_are_products() -> None:
+    """Invariant: compiled, a 1x1 convolution is three dots where the stock one is three convolutions; frozen, two."""
     import jax
 
     model = network()
     images = np.zeros((2, 9, 7, 5), "float32")
 
-    def text() -> str:
-        values = [variable.value for variable in model.trainable_variables]
-        return str(
-            jax.make_jaxpr(
-                jax.grad(lambda v: keras.ops.sum(model.stateless_call(v, model.non_trainable_variables, images)[0]))
-            )(values)
-        )
+    def loss(values: list, x: np.ndarray) -> jax.Array:
+        return keras.ops.sum(model.stateless_call(values, model.non_trainable_variables, x)[0])
 
-    assert text().count("dot_general") == 0
+    def dots_and_convolutions() -> tuple[int, int]:
+        values = [variable.value for variable in model.trainable_variables]
+        text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(values, images))
+        return text.count("dot_general"), text.count("conv_general_dilated[")
+
+    assert dots_and_convolutions() == (0, 9)
     use_matrix_products(model)
-    assert text().count("dot_general") == 2
+    assert dots_and_convolutions() == (6, 3)
     model.get_layer("narrow").trainable = False
-    assert text().count("dot_general") == 1
+    assert dots_and_convolutions() == (5, 3)
 
 
 def test_other_convolutions_are_left_alone() -> None:
-    """Invariant: larger kernels, groups and channels first keep Keras' gradient."""
+    """Invariant: larger kernels, groups and other layers stay Keras' own."""
     image = keras.Input((8, 8, 4))
     for layer in (
         keras.layers.Conv2D(4, 3),
@@ -90,7 +90,7 @@ def test_the_saved_model_is_a_stock_one(tmp_path: Path, rng: np.random.Generator
     again = keras.models.load_model(tmp_path / "m.keras")
     assert "convolution_op" not in vars(again.get_layer("narrow"))
     images = rng.normal(size=(2, 9, 7, 5)).astype("float32")
-    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-6)
+    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_keeps_its_dtype(rng: np.random.Generator) -> None:
