@@ -66,11 +66,11 @@ def run_baseline(
             may be given but where it runs: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. The result
             is that of a run never interrupted: on a CPU with the same versions and devices bit by bit, times apart.
         console: where progress goes; default: standard output.
-        **overrides: keys of the configuration: `data={"limit": 500}` or `**{"data.limit": 500}` changes only that one.
+        **overrides: keys of the configuration: `data={"limit": 500}` or `**{"data.limit": 500}` changes that key alone.
 
     Raises:
-        InputError: configuration, data or model break a rule, or a process runs in the folder; nothing was written.
-        RunError: a download or the training failed.
+        InputError: configuration, data or model break a rule, or another process is in the folder; nothing was written.
+        RunError: a download, the training, or the finder behind a rate of `auto` failed.
         KeyboardInterrupt: SIGINT or SIGTERM; the run can be resumed.
     """
     if resume is None:

@@ -24,8 +24,9 @@ def grad_cam(
     summed; what speaks against the class is cut off (equations 1 and 2 of https://arxiv.org/abs/1610.02391). A softmax
     at the end of the model is left out, for the paper's score is the logit.
 
-    >>> import keras, numpy as np
     >>> from kbaseline.gradcam import grad_cam
+    >>> import keras
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).uniform(0, 1, (5, 16, 16, 3)).astype("float32")
     >>> layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(2)]
     >>> model = keras.Sequential([keras.Input((16, 16, 3)), *layers])

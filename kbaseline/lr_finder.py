@@ -145,8 +145,9 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
     sweep trains with a copy of the optimizer. The idea is https://arxiv.org/abs/1506.01186; sweep, smoothing and stop
     are fastai v1's (`callbacks/lr_finder.py`).
 
-    >>> import keras, numpy as np
     >>> from kbaseline import LRFinder
+    >>> import keras
+    >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(640, 8))
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
     >>> model.compile(keras.optimizers.Adam(), "mse")

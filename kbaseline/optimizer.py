@@ -59,8 +59,9 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
     then `p -= rate * m̂ / (sqrt(v̂) + epsilon)` with both averages corrected for their bias by the current betas.
     The defaults are fastai v1's (`basic_train.py`); AdamW is https://arxiv.org/abs/1711.05101.
 
-    >>> import keras, numpy as np
     >>> from kbaseline import LayerwiseAdamW
+    >>> import keras
+    >>> import numpy as np
     >>> body, head = keras.layers.Dense(16, name="body"), keras.layers.Dense(2, name="head")
     >>> model = keras.Sequential([keras.Input((8,)), body, head])
     >>> model.compile(LayerwiseAdamW(1e-3, groups=[["body"], ["head"]], multipliers=[0.01, 1.0]), "mse")

@@ -84,7 +84,7 @@ class BaselineResult:
         stages: validation accuracy after each stage, by name, in the order they were trained.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
         test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
-        suggested_lrs: the finder's suggestions, stage -> rule -> rate; a stage whose curve suggests nothing has none.
+        suggested_lrs: the finder's suggestions, stage -> rule -> rate; no rules where the curve suggests nothing.
         history: one row an epoch: stage, epoch (from 1), train_loss and valid_loss (mean cross-entropy in nats),
             accuracy (on validation), images_per_s (in training), seconds (the epoch's, validation included).
         folder: the run folder.

@@ -78,7 +78,7 @@ def load(run: str | Path) -> SavedRun:
 
     Returns:
         The run: `model`, `class_names`, `config`, what `result.json` holds, and `predict(images, tta=False)`, from
-        uint8 or float images `(number, height, width, 3)` of any size, 0-255, to float32 probabilities
+        uint8 or float images `(number, height, width, 3)`, 0-255, all of one size but of any, to float32 probabilities
         `(number, classes)`.
 
     Raises:

@@ -76,7 +76,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         max_warp: strength of the perspective warp, in [0, 1).
         p_affine: probability of each of warp, rotation and zoom, 0 to 1.
         p_lighting: probability of each of brightness and contrast, 0 to 1.
-        seed: fixes the draws; None draws anew in every process.
+        seed: fixes the draws; None takes one at random.
         **kwargs: `keras.layers.Layer`'s other arguments.
 
     Raises:

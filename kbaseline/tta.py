@@ -100,8 +100,9 @@ def tta_predict(
     layer's warp, rotation and lighting. Any other model from images to one vector of classes gets corners and mirrors
     alone, at the images' own size. Views and weights are those of fastai v1's `vision/tta.py`.
 
-    >>> import keras, numpy as np
     >>> from kbaseline import tta_predict
+    >>> import keras
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype="uint8")
     >>> layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
     >>> model = keras.Sequential([keras.Input((16, 16, 3)), *layers])

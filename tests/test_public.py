@@ -22,9 +22,16 @@ BESIDE = ("gradcam.grad_cam", "lr_finder.LRCurve", "optimizer.spread_rates")
 """Names that docs/parts.md shows and `__all__` does not hold."""
 
 
+def assert_backend_is_chosen(code: str) -> None:
+    """kbaseline comes before Keras, which takes TensorFlow where nothing has chosen, as here conftest.py has."""
+    imports = re.findall(r"^ *(?:>>> )?(?:import|from) (keras|kbaseline)", code, flags=re.MULTILINE)
+    assert imports[:1] != ["keras"], "import kbaseline first"
+
+
 def problems(name: str) -> str:
     """Runs the example in a docstring as a user would who copied it, and says what came out otherwise than it shows."""
     text = pkgutil.resolve_name(f"kbaseline.{name}").__doc__
+    assert_backend_is_chosen(text)
     example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
     assert example.examples, f"{name} has no example"
     said = io.StringIO()
@@ -76,9 +83,17 @@ def test_what_a_page_imports_or_names_exists(page: Path) -> None:
         for name in names.split(","):
             known = kbaseline.__all__ if module == "kbaseline" else vars(pkgutil.resolve_name(module))
             assert name.split()[0] in known, f"{page.name}: from {module} import {name}"
-    assert len(imported) == len(re.findall(r"^ *from kbaseline", text, flags=re.MULTILINE)), f"{page.name}: an import that was not read"
+    lines = re.findall(r"^ *from kbaseline.*", text, flags=re.MULTILINE)
+    assert len(imported) == len(lines), f"{page.name}: one of {lines} was not read"
     for dotted in re.findall(r"`(kbaseline(?:\.\w+)+)", text):
         pkgutil.resolve_name(dotted)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_pages_choose_the_backend(page: Path) -> None:
+    """Invariant: no Python block imports Keras before kbaseline, so that it runs where KERAS_BACKEND is not set."""
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+        assert_backend_is_chosen(block)
 
 
 def entries(doc: str, section: str) -> list[str]:

@@ -59,6 +59,9 @@ class ImageData:
         source: where the images came from.
         skipped: one line for each image that was left out, for it is unreadable or its row is.
         flip_safe: whether a mirrored image still shows its class, as far as the source knows.
+
+    Raises:
+        DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself checks nothing.
     """
 
     train: Split
