@@ -53,8 +53,11 @@ def run_baseline(
 ) -> BaselineResult:
     """Runs the whole recipe: data, model, each stage with its learning-rate finder, test-time augmentation, run folder.
 
-        result = run_baseline("quickstart", seed=1)
-        result.accuracy, result.stages, result.folder
+    >>> from rich.console import Console
+    >>> from kbaseline import run_baseline
+    >>> result = run_baseline("quickstart", seed=1, console=Console(quiet=True))
+    >>> print(*result.stages, result.folder)
+    head finetune runs/quickstart
 
     Args:
         config: a `Config`, a mapping, a YAML file, the name of a bundled one, or None for the article's recipe.
@@ -63,13 +66,11 @@ def run_baseline(
             may be given but where it runs: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. The result
             is that of a run never interrupted: on a CPU with the same versions and devices bit by bit, times apart.
         console: where progress goes; default: standard output.
-        **overrides: keys of the configuration; a mapping changes only the keys it names, e.g.
-            `data={"limit": 500}`; dotted keys can be given as `**{"data.limit": 500}`.
+        **overrides: keys of the configuration: `data={"limit": 500}` or `**{"data.limit": 500}` changes that key alone.
 
     Raises:
-        InputError: the configuration, the data or the model breaks a rule, or another process runs in the folder;
-            nothing was written.
-        RunError: a download or the training failed.
+        InputError: configuration, data or model break a rule, or another process is in the folder; nothing was written.
+        RunError: a download, the training, or the finder behind a rate of `auto` failed.
         KeyboardInterrupt: SIGINT or SIGTERM; the run can be resumed.
     """
     if resume is None:

@@ -21,10 +21,18 @@ def grad_cam(
     """Maps of what speaks for a class, one an image, at the resolution of a feature map.
 
     The channels of the feature map are weighted by the gradient of the class's score, averaged over all places, and
-    summed; what speaks against the class is cut off. A softmax at the end of the model is left out, for the paper's
-    score is the logit.
+    summed; what speaks against the class is cut off (equations 1 and 2 of https://arxiv.org/abs/1610.02391). A softmax
+    at the end of the model is left out, for the paper's score is the logit.
 
-        heat = grad_cam(model, images, model.predict(images).argmax(axis=1))
+    >>> from kbaseline.gradcam import grad_cam
+    >>> import keras
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).uniform(0, 1, (5, 16, 16, 3)).astype("float32")
+    >>> layers = [keras.layers.Conv2D(4, 3), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(2)]
+    >>> model = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    >>> heat = grad_cam(model, images, classes=model.predict(images, verbose=0).argmax(axis=1))
+    >>> print(heat.shape, heat.dtype)
+    (5, 14, 14) float32
 
     Args:
         model: from images to logits or probabilities `(batch, classes)`, channels last. It is left as it is.

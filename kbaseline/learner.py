@@ -59,17 +59,20 @@ def _on_all_devices(
 
 
 class Learner:
-    """A classifier in training.
+    """Trains a classifier by the article's verbs: find a rate, fit one cycle, unfreeze, fit again, average over views.
 
-        learn = Learner(ImageData.from_source("tfds:cifar10", size=128), backbone="resnet50")
-        learn.lr_find()
-        learn.fit_one_cycle(3, max_lr=1e-3)
-        learn.unfreeze()
-        learn.fit_one_cycle(3, max_lr=slice(1e-6, 1e-4))
-        result = learn.tta()
+    >>> from rich.console import Console
+    >>> from kbaseline import ImageData, Learner
+    >>> learn = Learner(ImageData.from_source("digits", size=32), config="quickstart", console=Console(quiet=True))
+    >>> rate = learn.lr_find().suggest("valley")
+    >>> rows = learn.fit_one_cycle(1, max_lr=rate)
+    >>> learn.unfreeze()
+    >>> rows = learn.fit_one_cycle(1, max_lr=slice(rate / 100, rate))
+    >>> learn.tta().probabilities.shape
+    (359, 10)
 
     A backbone with weights starts frozen. The optimizer's state goes on from fit to fit and starts afresh after
-    `freeze` and `unfreeze`, as fastai's does.
+    `freeze` and `unfreeze`, as in fastai v1's `basic_train.py`.
 
     Args:
         data: what to learn from.

@@ -69,12 +69,20 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclass(frozen=True, eq=False)
 class LRCurve:
-    """What a sweep saw.
+    """What a sweep saw, and the rates that four rules read off it.
+
+    >>> import numpy as np
+    >>> from kbaseline.lr_finder import LRCurve
+    >>> lrs = np.geomspace(1e-7, 10, 100)
+    >>> losses = np.interp(np.log10(lrs), [-7, -4, -1, 1], [2.3, 2.3, 1.0, 9.0])  # falls from 1e-4 to 1e-1
+    >>> curve = LRCurve(lrs, losses, losses)
+    >>> print(f"valley {curve.suggest('valley'):.0e}, minimum {curve.suggest('minimum'):.0e}")
+    valley 2e-03, minimum 1e-02
 
     Attributes:
-        lrs: float64 `(steps,)`, the rate of each step.
+        lrs: float64 `(steps,)`, the rate of each step, rising.
         losses: float64 `(steps,)`, the loss of each step's batch.
-        smoothed: float64 `(steps,)`, their debiased moving average.
+        smoothed: float64 `(steps,)`, their debiased moving average, which the rules read.
         planned: steps the sweep was meant to take; it may have stopped earlier.
     """
 
@@ -84,10 +92,13 @@ class LRCurve:
     planned: int = 100
 
     def suggest(self, rule: str = "valley") -> float:
-        """A learning rate by one of the rules `valley`, `steep`, `slide`, `minimum`.
+        """A learning rate by one of the rules of fastai v2's `callback/schedule.py`.
 
         The first tenth of the planned steps and the last five are left out, and everything from the first loss that
         is not finite.
+
+        Args:
+            rule: `"valley"`, `"steep"`, `"slide"` or `"minimum"`.
 
         Raises:
             InputError: an unknown rule.
@@ -128,24 +139,36 @@ class LRCurve:
 class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
     """Finds a learning rate for any compiled Keras model, and leaves the model as it was.
 
-        finder = LRFinder()
-        model.fit(x, y, epochs=10, verbose=0, callbacks=[finder])   # stops by itself
-        finder.curve.suggest("valley")
+    A callback. Every step of a fit trains at a higher rate, `start_lr * (end_lr / start_lr) ** (i / steps)`. The fit
+    ends by itself after `steps` steps, or when the smoothed loss exceeds `stop_factor` times its best or is not finite.
+    Then weights, BatchNorm statistics, seeds, optimizer, learning rate and compiled step are put back, bit by bit: the
+    sweep trains with a copy of the optimizer. The idea is https://arxiv.org/abs/1506.01186; sweep, smoothing and stop
+    are fastai v1's (`callbacks/lr_finder.py`).
 
-    Every step trains at a higher rate, `start_lr * (end_lr / start_lr) ** (i / steps)`. The fit ends after `steps`
-    steps, or when the smoothed loss exceeds `stop_factor` times its best or is not finite. Then weights, BatchNorm
-    statistics, seeds, optimizer, learning rate and compiled step are put back, bit by bit: the sweep trains with a
-    copy of the optimizer.
+    >>> from kbaseline import LRFinder
+    >>> import keras
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(640, 8))
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    >>> model.compile(keras.optimizers.Adam(), "mse")
+    >>> finder = LRFinder(steps=50)
+    >>> _ = model.fit(x, x.sum(axis=1), epochs=10, verbose=0, callbacks=[finder])
+    >>> 1e-3 < finder.curve.suggest("valley") < 1
+    True
 
     Args:
-        start_lr, end_lr: first rate, and the rate the sweep heads for (the last one used is a step below it).
-        steps: training steps; give `fit` enough epochs for them.
-        beta: of the moving average of the losses.
-        stop_factor: see above.
+        start_lr, end_lr: first rate, above 0, and the rate the sweep heads for (the last one used is a step below it).
+        steps: training steps, at least 1; give `fit` enough epochs for them.
+        beta: decay of the losses' moving average, in [0, 1).
+        stop_factor: how many times its best the smoothed loss may become; above 1.
+
+    Attributes:
+        curve: the `LRCurve` of the last fit: rates, losses, and `suggest`.
 
     Raises:
-        InputError: in `fit`, if the model was compiled with `steps_per_execution` above 1, which hides steps from
-            callbacks, or with an optimizer that wraps another one.
+        InputError: rates that do not rise from above 0, or no steps; and in `fit`, a model that was compiled with
+            `steps_per_execution` above 1, which hides steps from callbacks, or with an optimizer that wraps another.
+        LRFinderError: from `curve`, where there was no fit.
     """
 
     def __init__(

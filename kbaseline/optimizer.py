@@ -15,13 +15,19 @@ from kbaseline.errors import InputError
 
 
 def spread_rates(max_lr: float | slice | Sequence[float | None], groups: int) -> list[float]:
-    """fastai's reading of `max_lr` as one rate for each layer group, first group first.
+    """Reads `max_lr` as one rate for each layer group, first group first, as fastai v1's `Learner.lr_range` does.
 
-    A float is the same everywhere; `slice(lo, hi)` or `(lo, hi)` spreads geometrically; `slice(hi)` or `(None, hi)`
-    is `hi` for the last group and a tenth of it for the others.
-
-    >>> [f"{rate:g}" for rate in spread_rates(slice(1e-6, 1e-4), 3)]
+    >>> from kbaseline.optimizer import spread_rates
+    >>> [f"{rate:g}" for rate in spread_rates(slice(1e-6, 1e-4), groups=3)]
     ['1e-06', '1e-05', '0.0001']
+
+    Args:
+        max_lr: a float, the same everywhere; `slice(lo, hi)` or `(lo, hi)`, spread geometrically; or `slice(hi)` or
+            `(None, hi)`, `hi` for the last group and a tenth of it for the others. Rates are above 0.
+        groups: number of layer groups, at least 1.
+
+    Returns:
+        `groups` rates.
 
     Raises:
         InputError: rates that are not positive, or a pair of another shape.
@@ -51,23 +57,35 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
     nested models, for `Sequential`, and after reloading. The rate of group g is `learning_rate * multipliers[g]`.
     The step is PyTorch's: decay first, `p -= p * weight_decay * rate`, on every variable (biases and BatchNorm too),
     then `p -= rate * m̂ / (sqrt(v̂) + epsilon)` with both averages corrected for their bias by the current betas.
+    The defaults are fastai v1's (`basic_train.py`); AdamW is https://arxiv.org/abs/1711.05101.
 
-        LayerwiseAdamW(OneCycle(1e-4, steps), groups=layer_groups(model), multipliers=[0.01, 0.1, 1.0])
+    >>> from kbaseline import LayerwiseAdamW
+    >>> import keras
+    >>> import numpy as np
+    >>> body, head = keras.layers.Dense(16, name="body"), keras.layers.Dense(2, name="head")
+    >>> model = keras.Sequential([keras.Input((8,)), body, head])
+    >>> model.compile(LayerwiseAdamW(1e-3, groups=[["body"], ["head"]], multipliers=[0.01, 1.0]), "mse")
+    >>> before = model.get_weights()  # kernel and bias of body, kernel and bias of head
+    >>> _ = model.fit(np.ones((4, 8)), np.ones((4, 2)), verbose=0)
+    >>> [f"{abs(new - old).max():.0e}" for new, old in zip(model.get_weights(), before)]
+    ['1e-05', '1e-05', '1e-03', '1e-03']
 
     Args:
         learning_rate: a float or a schedule: the rate of a group whose multiplier is 1.
         groups: layer names, group by group; None for a single group of everything.
         multipliers: one factor a group, at least 0; None for all 1.
-        weight_decay: decoupled decay, scaled by each group's rate.
-        beta_1: a float, or a schedule read at `iterations` inside the compiled step.
-        beta_2: decay of the squared gradient's average.
+        weight_decay: decoupled decay: the fraction of itself that a variable loses in a step, over its group's rate.
+        beta_1: decay of the gradient's average (the momentum), in [0, 1): a float, or a schedule read at `iterations`
+            inside the compiled step, for instance `OneCycle(...).momentum()`.
+        beta_2: decay of the squared gradient's average, in [0, 1).
         epsilon: added to the denominator, after bias correction.
         decay_norm_and_bias: whether vectors (biases, BatchNorm and LayerNorm scales) decay too; fastai v1 does.
         name: the optimizer's name.
         **kwargs: `keras.optimizers.Optimizer`'s other arguments (clipping, EMA, gradient accumulation).
 
     Raises:
-        InputError: when built, if a variable belongs to no group or to several, or a group to no variable.
+        InputError: multipliers that do not fit the groups or are negative; and when built, as `fit` does, a variable
+            in no group or in several, or a group without a trainable variable.
     """
 
     def __init__(

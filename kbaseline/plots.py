@@ -39,6 +39,7 @@ def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> 
     Args:
         curves: for each stage `title`, `lrs`, `losses` and `smoothed` (float arrays of one length; NaN is left
             out), `suggestions` (rule -> rate; may be empty) and `chosen` (the rate trained at, or None).
+        width: of the figure, in inches.
     """
     columns = 1 if width < NARROW else min(len(curves), 2)
     rows = math.ceil(len(curves) / columns)
@@ -57,6 +58,7 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> F
     Args:
         rows: one a step: `stage`, `step` (from 0, over all stages), `lr` (of the last layer group),
             `momentum`, and where the groups differ `lr_0`, `lr_1`, ...
+        width: of the figure, in inches.
     """
     figure = _figure(4.4, width)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -92,6 +94,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     Args:
         rows: one an epoch: `stage`, `train_loss`, `valid_loss`, `accuracy` (0 to 1); None and NaN are left out.
         tta: accuracy after test-time augmentation, 0 to 1.
+        width: of the figure, in inches.
     """
     figure = _figure(4.9 if width < NARROW else 3.4, width)
     left, right = figure.subplots(2, 1) if width < NARROW else figure.subplots(1, 2)
@@ -137,6 +140,7 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
     Args:
         confusion: integers (classes, classes).
         class_names: a name for each class.
+        width: of the figure, in inches.
     """
     counts = np.asarray(confusion)
     totals = counts.sum(axis=1, keepdims=True)

@@ -68,18 +68,27 @@ class Sweep:
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """What a run found.
+    """What a run found; `run_baseline` returns it, and reads it again from the folder of a finished run.
+
+    >>> from rich.console import Console
+    >>> from kbaseline import run_baseline
+    >>> result = run_baseline(resume="runs/quickstart", console=Console(quiet=True))
+    >>> result.accuracy == result.tta_accuracy
+    True
+    >>> [row["stage"] for row in result.history]
+    ['head', 'head', 'head', 'finetune', 'finetune', 'finetune']
 
     Attributes:
-        accuracy: of the last rung: with test-time augmentation where the recipe has it, else of the last stage. On
-            the test split if the data has one besides validation, else on validation.
-        stages: validation accuracy after each stage, by name.
+        accuracy: 0 to 1, as every accuracy here, of the last rung: with test-time augmentation where the recipe has
+            it, else of the last stage. On the test split if the data has one besides validation, else on validation.
+        stages: validation accuracy after each stage, by name, in the order they were trained.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
         test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
-        suggested_lrs: the finder's suggestions, stage -> rule -> rate.
-        history: one row an epoch: stage, epoch, train_loss, valid_loss, accuracy, images_per_s, seconds.
+        suggested_lrs: the finder's suggestions, stage -> rule -> rate; no rules where the curve suggests nothing.
+        history: one row an epoch: stage, epoch (from 1), train_loss and valid_loss (mean cross-entropy in nats),
+            accuracy (on validation), images_per_s (in training), seconds (the epoch's, validation included).
         folder: the run folder.
-        seconds: wall-clock seconds of each part.
+        seconds: wall-clock seconds of each part: data, model, every sweep, stage and augmented prediction.
     """
 
     accuracy: float

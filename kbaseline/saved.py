@@ -63,7 +63,23 @@ class SavedRun:
 
 
 def load(run: str | Path) -> SavedRun:
-    """Loads a finished run from its folder.
+    """Loads a finished run from its folder, to predict with; runs no code from it and needs none of its data.
+
+    >>> import numpy as np
+    >>> from kbaseline import load
+    >>> run = load("runs/quickstart")  # left by run_baseline("quickstart")
+    >>> images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), dtype="uint8")
+    >>> probabilities = run.predict(images)
+    >>> print(probabilities.shape, run.class_names[:3])
+    (2, 10) ('0', '1', '2')
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        The run: `model`, `class_names`, `config`, what `result.json` holds, and `predict(images, tta=False)`, from
+        uint8 or float images `(number, height, width, 3)`, 0-255, all of one size but of any, to float32 probabilities
+        `(number, classes)`.
 
     Raises:
         InputError: it is no finished run's folder.

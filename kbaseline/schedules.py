@@ -79,20 +79,25 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
 class OneCycle(CosineCycle):
     """The one-cycle learning rate: `max_lr / div` up to `max_lr`, then down to `max_lr / final_div`.
 
-    >>> schedule = OneCycle(max_lr=1e-3, total_steps=2343)
-    >>> [f"{float(schedule(step)):.3g}" for step in (0, 351, 702)]
-    ['4e-05', '0.00052', '0.001']
+    A schedule for any Keras optimizer: from an optimizer step to a float32 scalar. Both halves are cosines; after the
+    last step the rate stays where it is. From https://arxiv.org/abs/1803.09820, with the shape and the defaults of
+    fastai v1's `callbacks/one_cycle.py`.
+
+    >>> from kbaseline import OneCycle
+    >>> cycle = OneCycle(max_lr=1e-3, total_steps=3 * 781)  # 3 epochs of CIFAR-10 in batches of 64
+    >>> [f"{cycle(step):.2g}" for step in (0, 351, cycle.peak_step, 2343)]
+    ['4e-05', '0.00052', '0.001', '4e-09']
 
     Args:
-        max_lr: the peak rate.
-        total_steps: length of the cycle in optimizer steps: steps an epoch times epochs.
-        pct_start: fraction of the steps in which the rate rises.
-        div: the first rate is `max_lr / div`.
-        final_div: the last rate is `max_lr / final_div`; fastai v1's `div * 1e4`.
+        max_lr: the peak rate, above 0.
+        total_steps: length of the cycle in optimizer steps, at least 1: steps an epoch times epochs.
+        pct_start: fraction of the steps in which the rate rises, in (0, 1).
+        div: the first rate is `max_lr / div`; above 0.
+        final_div: the last rate is `max_lr / final_div`; above 0. The default is fastai v1's `div * 1e4`.
         start_step: the optimizer's `iterations` when the cycle begins.
 
     Raises:
-        InputError: a rate or divisor that is not positive, or see `CosineCycle`.
+        InputError: an argument outside its range.
     """
 
     def __init__(

@@ -53,26 +53,34 @@ def adjust_lighting(images: Any, brightness: Any, contrast: Any) -> Any:
 class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     """fastai's random transforms when training, a plain resize otherwise.
 
-    Takes uint8 or float images `(batch, height, width, channels)` of any size, 0-255; gives float32
-    `(batch, size, size, channels)`, 0-255. Per image and independently: symmetric warp, then rotation and zoom (each
-    with `p_affine`), resize included, in one resample with reflection at the borders; then brightness U(0.5 ±
-    max_lighting / 2) and contrast log-uniform up to 1 / (1 - max_lighting) (each with `p_lighting`).
+    A layer, first of a model. Takes uint8 or float images `(batch, height, width, channels)` of any size, 0-255; gives
+    float32 `(batch, size, size, channels)`, 0-255. Per image and independently: symmetric warp, then rotation and zoom
+    (each with `p_affine`), resize included, in one resample with reflection at the borders; then brightness U(0.5 ±
+    max_lighting / 2) and contrast log-uniform up to 1 / (1 - max_lighting) (each with `p_lighting`). Ranges,
+    probabilities and order are those of `get_transforms` in fastai v1's `vision/transform.py`.
+
+    >>> import numpy as np
+    >>> from kbaseline import RandomTransforms
+    >>> photos = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), dtype="uint8")
+    >>> transforms = RandomTransforms(size=32, do_flip=True, seed=0)
+    >>> transforms(photos, training=True).shape
+    (4, 32, 32, 3)
 
     Args:
         size: of the output in pixels: its side, or (height, width).
         do_flip: mirror left-right with probability a half.
         flip_vert: any of the eight flips and quarter turns instead.
-        max_rotate: degrees, either way.
+        max_rotate: degrees, either way, 0 to 180.
         max_zoom: largest magnification, at least 1.
         max_lighting: strength of brightness and contrast, in [0, 1).
         max_warp: strength of the perspective warp, in [0, 1).
-        p_affine: probability of each of warp, rotation and zoom.
-        p_lighting: probability of each of brightness and contrast.
-        seed: fixes the draws.
+        p_affine: probability of each of warp, rotation and zoom, 0 to 1.
+        p_lighting: probability of each of brightness and contrast, 0 to 1.
+        seed: fixes the draws; None takes one at random.
         **kwargs: `keras.layers.Layer`'s other arguments.
 
     Raises:
-        InputError: a strength outside its range.
+        InputError: a strength or a probability outside its range.
     """
 
     def __init__(

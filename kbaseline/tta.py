@@ -94,22 +94,32 @@ def tta_predict(
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """Predicts with test-time augmentation.
+    """Predicts with test-time augmentation: probabilities averaged over the image and zoomed, mirrored views of it.
 
     A model that begins with `RandomTransforms` has its views sampled from the source pixels in one resample, with that
     layer's warp, rotation and lighting. Any other model from images to one vector of classes gets corners and mirrors
-    alone, at the images' own size.
+    alone, at the images' own size. Views and weights are those of fastai v1's `vision/tta.py`.
+
+    >>> from kbaseline import tta_predict
+    >>> import keras
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype="uint8")
+    >>> layers = [keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")]
+    >>> model = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    >>> probabilities = tta_predict(model, images)
+    >>> print(probabilities.shape, np.allclose(probabilities.sum(axis=1), 1))
+    (5, 3) True
 
     Args:
-        model: a functional Keras model from images to logits or probabilities `(batch, classes)`.
+        model: a functional or sequential Keras model from images to logits or probabilities `(batch, classes)`.
         images: uint8 or float `(number, height, width, channels)`, 0-255, all of one size.
-        views: how many, or which; see `TestTimeViews`.
+        views: how many, at least 1, or which: view i zooms into the corner at row i & 1, column (i >> 1) & 1.
         beta: weight of the plain prediction, in [0, 1]; None gives both parts.
         scale: magnification of a view, at least 1.
-        flip: mirror views 4-7. Wrong for text and digits.
+        flip: mirror views 4-7 (12-15, ...). Wrong for text and digits.
         from_logits: whether the model gives logits rather than probabilities; None: unless its last layer is a
             softmax.
-        batch_size: looks (images times 1 + views) the network sees at once.
+        batch_size: looks (images times 1 + views) the network sees at once; one image at least.
         seed: fixes the draws.
         callbacks: Keras callbacks for `predict`, for a progress bar.
 
@@ -118,7 +128,7 @@ def tta_predict(
         (plain, mean over the views).
 
     Raises:
-        InputError: an argument outside its range, or a model that is not functional.
+        InputError: an argument outside its range, no images, or a model that is neither functional nor sequential.
     """
     numbers = tuple(range(views)) if isinstance(views, int) else tuple(views)
     if not numbers or min(numbers) < 0:

@@ -39,18 +39,29 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Images ready to train on.
+    """Images, labels and class names, split and ready to train on; made by `from_source` or `from_arrays`.
+
+    >>> import numpy as np
+    >>> from kbaseline import ImageData
+    >>> ImageData.from_source("digits", size=32)
+    ImageData('digits': train 1,438, valid 359; 10 classes; 8x8 shown at 32)
+    >>> images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype="uint8")
+    >>> ImageData.from_arrays((images, np.arange(100) % 2), class_names=("cat", "dog"))
+    ImageData('arrays': train 80, valid 20; 2 classes; 32x32 shown at 32)
 
     Attributes:
-        train: what is learnt from.
-        valid: what every epoch is scored on.
+        train: what is learnt from: `images`, uint8 `(number, height, width, 3)` 0-255, and `labels`, int32 `(number,)`.
+        valid: what every epoch is scored on; the same.
         test: what is scored once, at the end; None where the source's test split serves as `valid`.
-        class_names: the name of each label.
+        class_names: the name of each label, from label 0.
         size: side of the square the network will see, in pixels. `images` keep the source's own
             pixels where they can, so that resize and augmentation make one resample in the model.
         source: where the images came from.
         skipped: one line for each image that was left out, for it is unreadable or its row is.
         flip_safe: whether a mirrored image still shows its class, as far as the source knows.
+
+    Raises:
+        DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself checks nothing.
     """
 
     train: Split
