@@ -89,7 +89,9 @@ def test_what_a_page_imports_or_names_exists(page: Path) -> None:
         pkgutil.resolve_name(dotted)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
 def test_pages_choose_the_backend(page: Path) -> None:
     """Invariant: no Python block imports Keras before kbaseline, so that it runs where KERAS_BACKEND is not set."""
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
