@@ -20,6 +20,11 @@ from speed.peer import Fastai
 from kbaseline.runtime import environment
 
 HERE = Path(__file__).parent
+HEAD = """# Measured: speed on a CPU
+
+Made by `python benchmarks/cpu.py --fastai PYTHON`, PYTHON being that of an environment with fastai; without it, the
+other columns.
+"""
 HEADINGS = {
     "train": "Training",
     "profile": "Where a training step's time goes",
@@ -30,7 +35,7 @@ HEADINGS = {
 }
 
 
-@click.command(help=__doc__)
+@click.command(help=(__doc__ or "").replace("\n\n", "\n\n\b\n"))  # \b: lines stay as they are
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(HEADINGS)), help="Only this one; repeatable.")
 @click.option("--fastai", "python", metavar="PYTHON", help="Interpreter of an environment with fastai.")
 @click.option("--batch", default=32, show_default=True, help="Images a step.")
@@ -69,7 +74,7 @@ def main(
     known = [heading for heading in HEADINGS.values() if heading in sections]
     page = "".join(f"## {heading}\n\n{sections[heading].strip()}\n\n" for heading in known)
     notes = (HERE / "performance_notes.md").read_text(encoding="utf-8")
-    out.write_text(f"# Measured: speed on a CPU\n\nMade by `python benchmarks/cpu.py`.\n\n{page}{notes}", "utf-8")
+    out.write_text(f"{HEAD}\n{page}{notes}", "utf-8")
 
 
 def _sections(page: Path) -> dict[str, str]:

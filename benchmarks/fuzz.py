@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,12 @@ MANNERS = {"drawn": "drawn", "led": "led by coverage"}
 @click.option("--write", type=click.Path(path_type=Path, exists=True), help="Page whose table is replaced.")
 @click.option("--one", nargs=2, hidden=True, help="Surface and manner: one cell of the table, as JSON.")
 def main(cases: int, led: int | None, only: tuple[str, ...], write: Path | None, one: tuple[str, str] | None) -> None:
-    """Draw, lead, count."""
+    """Give all readers generated cases, drawn and led by coverage (which needs `pip install atheris`), and count."""
     if one is not None:
         (draw if one[1] == "drawn" else lead)(one[0], cases)
         return
+    if led != 0 and find_spec("atheris") is None:
+        raise click.UsageError("cases led by coverage need `pip install atheris`; --led 0 leaves them out.")
     from surfaces import SURFACES
 
     rows = []

@@ -33,7 +33,8 @@ WORDS = {"integer": "whole number", "number": "number", "boolean": "`true` or `f
 HEAD = """
 A configuration is a YAML file for `--config`, or nothing at all: the defaults are the article's recipe. `--set
 KEY=VALUE` changes one key and stands above the file; values are read as YAML. `kbaseline config` prints the result of
-both. `stages.0` is the first stage, `stages.1` the second.
+both. `stages.0` is the first stage, `stages.1` the second; for more or fewer, list all of them under
+`stages` in a file, where the keys below that *must be given* have no default.
 """
 
 

@@ -266,7 +266,7 @@ class Config(Section):
         min_length=1,
     )
     tta: TTAConfig | None = TTAConfig()
-    """Null leaves test-time augmentation out."""
+    """`null` leaves it out."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")

@@ -39,8 +39,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
     wrong = dict.fromkeys([*found.leaking, *found.duplicates.contradictions, *found.duplicates.groups])
     for group in list(wrong)[:_MOST_LINES]:
         say("  " + " = ".join(f"{found.name(p)} ({p.split}, {found.label(p)})" for p in group[:4]))
-    if len(wrong) > _MOST_LINES:
-        say(f"  and {len(wrong) - _MOST_LINES:,} more groups of equal images; data.json names them all")
+    if (more := len(wrong) - _MOST_LINES) > 0:
+        say(f"  and {more:,} more group{'s' * (more > 1)} of equal images; data.json names them all")
 
 
 def _classes(found: Inspection) -> Table:

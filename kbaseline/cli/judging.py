@@ -24,6 +24,8 @@ def evaluate(
 ) -> None:
     """Judge a finished run: accuracy with its interval, calibration, classes, plain against TTA.
 
+    TTA is test-time augmentation: the prediction averaged with those of zoomed and mirrored views.
+
     Without SOURCE the predictions the run kept are scored. With one (folder:PATH, csv:PATH, tfds:NAME, digits) the
     run's network predicts its images, whose classes are matched by name; files go to RUN/evaluations/.
     """

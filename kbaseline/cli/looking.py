@@ -67,7 +67,8 @@ def doctor(config: str | None, source: str | None, assignments: tuple[str, ...])
 def backbones(as_json: bool) -> None:
     """List the zoo: name, parameters, image size, preprocessing, and whether the weights are here.
 
-    Preprocessing is part of the model; images always go in as RGB 0-255.
+    Preprocessing is part of the model; images always go in as RGB 0-255. In Keras' names, tf scales them to -1..1,
+    torch also subtracts ImageNet's mean and divides by its deviation, caffe turns RGB to BGR and subtracts the mean.
     """
     from rich.console import Console
 

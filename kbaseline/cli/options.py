@@ -11,7 +11,9 @@ from kbaseline.errors import InputError
 
 _set = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
 _data = click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE.")
-_config = click.option("--config", metavar="FILE", help="A YAML file or a bundled name. Default: the article's.")
+_config = click.option(
+    "--config", metavar="FILE", help="A YAML file, or `quickstart` or another bundled one. Default: the article's."
+)
 
 
 def settings(command: Callable[..., None]) -> Callable[..., None]:
