@@ -152,7 +152,8 @@ class _Run:
             if session is None:
                 folder = RunFolder.create(None if out is None else Path(out), config.name)
                 session = Session(folder, config, self._say, resumed=False)
-            self.session, self.folder = session, session.folder
+            self.learner.session = self.session = session
+            self.folder = session.folder
             session.begin(self.data, self.seconds)
             wait("begun")  # all have read what an earlier process left before the first writes more
         except BaseException:
@@ -174,7 +175,6 @@ class _Run:
     def whole_recipe(self) -> BaselineResult:
         """Trains every stage, predicts, writes, and tells the trackers."""
         with self.session, tracking(self.folder.path, self.config, self.console) as trackers:
-            self.learner.session = self.session
             self.learner.callbacks += trackers
             for tracker in trackers:
                 tracker.epochs = len(self.session.start.record["history"]) if self.session.start else 0

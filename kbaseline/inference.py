@@ -1,6 +1,7 @@
 """Predicts arrays with a classifier, plain or with test-time augmentation, as a run's configuration says."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -43,7 +44,12 @@ class TTAResult:
 
 
 def predict_plain(
-    model: keras.Model, images: np.ndarray, config: Config, console: Console, batch_size: int | None = None
+    model: keras.Model,
+    images: np.ndarray,
+    config: Config,
+    console: Console,
+    batch_size: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray:
     """Probabilities of classes.
 
@@ -53,6 +59,7 @@ def predict_plain(
         config: gives the default batch size, twice that of training.
         console: where progress goes.
         batch_size: images at once.
+        callbacks: further Keras callbacks.
 
     Returns:
         Float32 `(number, classes)`.
@@ -65,7 +72,7 @@ def predict_plain(
     size = min(batch_size or 2 * config.data.batch, len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
     with PredictBar("predict", len(batches), console) as bar, short_of_memory("prediction", config.data.batch):
-        logits = predict_batches(model, batches, [bar])
+        logits = predict_batches(model, batches, [bar, *callbacks])
     return np.asarray(keras.ops.softmax(logits))
 
 
@@ -76,6 +83,7 @@ def predict_views(
     flip_safe: bool,
     console: Console,
     looks: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of classes, plain and with test-time augmentation as `config.tta` says.
 
@@ -84,6 +92,7 @@ def predict_views(
         config: `tta`, the seed, and the default of `looks`, four times the batch size of training.
         flip_safe: what `tta.flip: auto` comes to.
         looks: looks at images (1 + views for each) at once.
+        callbacks: further Keras callbacks.
 
     Returns:
         Two float32 `(number, classes)`.
@@ -108,6 +117,6 @@ def predict_views(
             flip_safe if settings.flip == "auto" else settings.flip,
             batch_size=looks,
             seed=config.seed,
-            callbacks=[bar],
+            callbacks=[bar, *callbacks],
         )
     return plain, settings.beta * plain + (1 - settings.beta) * mean

@@ -128,8 +128,8 @@ class Inspection:
 
     def name(self, place: Place) -> str:
         """What to call an image: its file, or its number in its split."""
-        origin = self.data.splits[place.split].origin
-        return f"{place.split} image {place.row}" if origin is None else origin.name(place.row)
+        split = self.data.splits[place.split]
+        return split.name(place.row) if split.origin else f"{place.split} {split.name(place.row)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain Python, for `data.json`."""

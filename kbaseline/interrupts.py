@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import keras
 from jax.experimental import multihost_utils
 
 from kbaseline.processes import are_several
@@ -100,3 +101,33 @@ class Interrupts:
             self.asked = number
         # The plain call: whatever the signal interrupted may hold the lock of a Python stream.
         os.write(2, f"{signal.Signals(number).name}: finishing this step; once more stops at once\n".encode())
+
+
+@contextmanager
+def stoppable(interrupts: Interrupts | None) -> Iterator[list[keras.callbacks.Callback]]:
+    """Callbacks for a fit or a prediction of which nothing is kept: it ends after the step in which a signal came.
+
+    Raised wherever Python stands, `Stopped` would be lost: Keras reads the figures of a step, which is where it mostly
+    waits, under an `except` that swallows everything.
+
+    Args:
+        interrupts: the run's; None for nothing to ask.
+    """
+    # Several processes would not stop after the same step; there a signal raises at once.
+    if interrupts is None or are_several():
+        yield []
+        return
+    with interrupts.deferred():
+        yield [_StopWhenAsked(interrupts)]
+
+
+class _StopWhenAsked(keras.callbacks.Callback):  # type: ignore[misc]
+    def __init__(self, interrupts: Interrupts) -> None:
+        super().__init__()
+        self._interrupts = interrupts
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._interrupts.raise_if_asked()
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._interrupts.raise_if_asked()

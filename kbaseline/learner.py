@@ -22,6 +22,7 @@ from kbaseline.distribution import data_parallel
 from kbaseline.errors import DataError, InputError
 from kbaseline.finished import read_run
 from kbaseline.inference import TTAResult, predict_plain, predict_views
+from kbaseline.interrupts import stoppable
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.model import BACKBONE, build_classifier, classifier_groups, freeze, unfreeze
@@ -227,12 +228,11 @@ class Learner:
         # In an order of their own, so that the sweep moves no later draw.
         batches = self._train_batches(self.config.seed + 1)
         kept = self._optimizer
-        beta_1 = 0.9 if kept is None else kept._beta_1
-        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, beta_1))
+        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
+        bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
-            with SweepBar(settings.steps, self.console) as bar, self._memory("learning-rate sweep"):
-                epochs = math.ceil(settings.steps / len(batches))
-                self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar])
+            with bar, self._stoppable() as stop, self._memory("learning-rate sweep"):
+                self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar, *stop])
         finally:
             finder.restore()
             self._optimizer = kept
@@ -257,8 +257,7 @@ class Learner:
         """
         rates = spread_rates(lr, 3)
         beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
-        optimizer = self._at_rates(rates, rates[-1], beta_1)
-        return self._train(optimizer, epochs, title)
+        return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
 
     @_on_all_devices
     def fit_one_cycle(
@@ -291,8 +290,7 @@ class Learner:
         rates = spread_rates(max_lr, 3)
         start = 0 if self._optimizer is None else int(self._optimizer.iterations)
         cycle = OneCycle(rates[-1], epochs * len(self._batches), pct_start, div, final_div, start)
-        optimizer = self._at_rates(rates, cycle, cycle.momentum(*self.config.optimizer.momentum))
-        return self._train(optimizer, epochs, title)
+        return self._train(self._at_rates(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title)
 
     def _at_rates(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
         """The optimizer, going on from the last one if there is one, with new rates and momentum."""
@@ -344,6 +342,9 @@ class Learner:
         self._record(optimizer, stage)
         return self.history[before:]
 
+    def _stoppable(self) -> AbstractContextManager[list[keras.callbacks.Callback]]:
+        return stoppable(self.session.interrupts if self.session else None)
+
     def _memory(self, what: str) -> AbstractContextManager[None]:
         return short_of_memory(what, self.config.data.batch)
 
@@ -369,7 +370,8 @@ class Learner:
         Raises:
             DataError: no images, or values outside 0-255.
         """
-        return predict_plain(self.model, images, self.config, self.console, batch_size)
+        with self._stoppable() as stop:
+            return predict_plain(self.model, images, self.config, self.console, batch_size, stop)
 
     def evaluate(self, split: str = "valid") -> Evaluation:
         """Figures of the plain predictions on a split, `"train"`, `"valid"` or `"test"`.
@@ -389,8 +391,10 @@ class Learner:
             InputError: the configuration leaves test-time augmentation out.
         """
         held = self._split(split)
+        given = (self.model, held.images, self.config, self.data.flip_safe, self.console)
         begin = time.perf_counter()
-        plain, mixed = predict_views(self.model, held.images, self.config, self.data.flip_safe, self.console)
+        with self._stoppable() as stop:
+            plain, mixed = predict_views(*given, callbacks=stop)
         seconds = time.perf_counter() - begin
         names = self.data.class_names
         result = TTAResult(
@@ -401,7 +405,7 @@ class Learner:
             seconds=seconds,
         )
         text = f"tta on {split}: {result.tta.accuracy:.2%}, plain {result.plain.accuracy:.2%}"
-        remark = "" if result.helped else "; worse than plain: look at tta.flip and tta.scale"
+        remark = "" if result.helped else "; worse than plain: look at tta.flip and tta.scale of its config"
         self.console.print(text + remark, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
         return result
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from kbaseline.config import Config
-from kbaseline.data import ImageData
+from kbaseline.data import ImageData, Split
 from kbaseline.errors import with_kind
 from kbaseline.gradcam import grad_cam
 from kbaseline.metrics import Evaluation, compare_paired
@@ -93,8 +93,8 @@ def render_report(contents: Contents) -> str:
         confusion=_confusion(last),
         roomy=len(last.class_names) > _ROOMY,
         confused=last.most_confused()[:_PAIRS],
-        mistakes=_mistakes(contents.model, data.splits[split].images, last),
-        uncertain=_uncertain(data.splits[split].images, last),
+        mistakes=_mistakes(contents.model, data.splits[split], last),
+        uncertain=_uncertain(data.splits[split], last),
         classes=sorted(last.per_class, key=lambda row: (not row["support"], row["f1"]))[:_CLASSES],
         skipped=data.skipped[:_SKIPPED],
         history=contents.history,
@@ -171,21 +171,24 @@ def _confusion(found: Evaluation) -> dict[str, str]:
     return _chart("Confusion matrix", figure, "images by actual class, in rows, and predicted class, in columns")
 
 
-def _examples(images: np.ndarray, shown: Iterable[int], found: Evaluation) -> list[dict[str, Any]]:
-    """The images with these numbers, each with its picture, truth, prediction and both probabilities."""
-    small = max(images.shape[1:3]) <= SMALL
-    examples = [{**found.example(int(index)), "picture": picture(np.asarray(images[index]))} for index in shown]
-    return [{**one, "small": small, "right": one["predicted"] == one["actual"]} for one in examples]
+def _examples(split: Split, shown: Iterable[int], found: Evaluation) -> list[dict[str, Any]]:
+    """The images with these numbers, each with its name, picture, truth, prediction and both probabilities."""
+    small = max(split.images.shape[1:3]) <= SMALL
+    examples = [{**found.example(int(index)), "picture": picture(np.asarray(split.images[index]))} for index in shown]
+    return [
+        {**one, "name": split.name(one["index"]), "small": small, "right": one["predicted"] == one["actual"]}
+        for one in examples
+    ]
 
 
-def _mistakes(model: keras.Model, images: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
+def _mistakes(model: keras.Model, split: Split, found: Evaluation) -> list[dict[str, Any]]:
     """The mistakes with the highest loss, and where the network saw the class it named and the true one."""
     predicted = found.probabilities.argmax(axis=1)
     leading = [one["index"] for one in found.top_losses(len(found.labels))]
     worst = [index for index in leading if predicted[index] != found.labels[index]][:_MISTAKES]
-    examples = _examples(images, worst, found)
+    examples = _examples(split, worst, found)
     if examples:
-        pixels = np.stack([images[i] for i in worst])
+        pixels = np.stack([split.images[i] for i in worst])
         # Both questions in one call, which compiles once.
         asked = np.concatenate([predicted[worst], found.labels[worst]])
         named, true = np.split(grad_cam(model, np.concatenate([pixels, pixels]), asked), 2)
@@ -195,7 +198,7 @@ def _mistakes(model: keras.Model, images: np.ndarray, found: Evaluation) -> list
     return examples
 
 
-def _uncertain(images: np.ndarray, found: Evaluation) -> list[dict[str, Any]]:
+def _uncertain(split: Split, found: Evaluation) -> list[dict[str, Any]]:
     """The images whose most probable class has the least probability, right or wrong."""
     order = np.argsort(found.probabilities.max(axis=1), kind="stable")
-    return _examples(images, order[:_UNCERTAIN], found)
+    return _examples(split, order[:_UNCERTAIN], found)

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kbaseline import run_baseline
+from kbaseline import learner, run_baseline
+from kbaseline.baseline import find_learning_rate
 from kbaseline.checkpoint import Checkpoint, Checkpoints
 from kbaseline.errors import InputError, RunError
 from kbaseline.interrupts import Interrupts, Stopped
 from kbaseline.learner import Learner
+from kbaseline.lr_finder import LRFinder
 from kbaseline.run_folder import RunFolder
 
 QUIET = Console(quiet=True)
@@ -245,6 +247,42 @@ def test_a_signal_is_noted_between_steps_and_raised_elsewhere():
         signal.raise_signal(signal.SIGINT)
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Swallowed(keras.callbacks.Callback):
+    """A signal whose exception gets lost, as it does under Keras' `except: pass` around the figures of a step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+    on_predict_batch_end = on_train_batch_end
+
+
+def test_a_signal_in_a_sweep_ends_it(recipe, tmp_path, monkeypatch):
+    """Invariant: the sweep ends after the step in which the signal came, whoever swallows exceptions there."""
+    steps = []
+    monkeypatch.setattr(LRFinder, "on_train_batch_begin", lambda self, batch, logs=None: steps.append(batch))
+    monkeypatch.setattr(LRFinder, "on_train_batch_end", Swallowed.on_train_batch_end)
+    with pytest.raises(Stopped, match="stopped by SIGINT; nothing was trained"):
+        find_learning_rate(recipe, out=tmp_path / "run", console=QUIET)
+    assert steps == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_in_test_time_augmentation_ends_it_and_the_run_can_go_on(recipe, tmp_path, monkeypatch):
+    """Invariant: likewise of a prediction; the last checkpoint is there, and the resumed run ends as it should."""
+    real = learner.predict_views
+
+    def views(*given, callbacks):
+        return real(*given, callbacks=[Swallowed(), *callbacks])
+
+    short = {**recipe, "stages": [{**recipe["stages"][0], "epochs": 1}]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "predict_views", views)
+        with pytest.raises(Stopped, match="--resume"):
+            run_baseline(short, out=tmp_path / "run", console=QUIET)
+    assert run_baseline(resume=tmp_path / "run", console=QUIET).tta_accuracy is not None
 
 
 def test_sigterm_saves_says_how_to_go_on_and_ends_with_143(recipe, tmp_path):

@@ -31,6 +31,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name(self, row: int) -> str:
+        """What to call an image: where it came from, or its number."""
+        return f"image {row}" if self.origin is None else self.origin.name(row)
+
     def take(self, indices: np.ndarray) -> "Split":
         """The images at `indices`, in that order."""
         origin = None if self.origin is None else self.origin.take(indices)
