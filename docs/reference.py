@@ -5,7 +5,6 @@ python docs/reference.py FOLDER     # elsewhere
 """
 
 import inspect
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +50,13 @@ def _command(context: click.Context) -> str:
     return f"## {context.command_path}\n\n```text\n{usage}\n```\n\n{text}\n{options}"
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(__file__).parent)
+def write(folder: Path) -> None:
+    """Write cli.md, config.md and house.svg into FOLDER; default: docs/."""
     for file, text in (("cli.md", cli_page()), ("config.md", config_page(HEAD)), ("house.svg", draw_house())):
         (folder / file).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

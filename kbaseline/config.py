@@ -363,13 +363,13 @@ def describe(config: Config) -> str:
 
 def _rule(field: FieldInfo) -> str:
     """The values a setting may take and its default, for a comment."""
-    parts = (field.annotation, *get_args(field.annotation))
-    choices = [repr(choice) for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+    parts = (field.annotation,) if get_origin(field.annotation) is Literal else get_args(field.annotation)
+    choices = [repr(one) for part in parts if get_origin(part) is Literal for one in get_args(part)]
+    others = {part for part in parts if get_origin(part) is not Literal} - {type(None), ...}
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     bounds = [f"{sign} {getattr(m, key):g}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
-    rules = [" | ".join(choices)] * bool(choices) + [", ".join(bounds)] * bool(bounds)
-    if not field.is_required():
-        rules.append(f"default {_flow(field.default)}")
+    rules = ["or " * bool(others) + " | ".join(choices)] * bool(choices) + [", ".join(bounds)] * bool(bounds)
+    rules += [] if field.is_required() else [f"default {_flow(field.default)}"]
     return f" ({'; '.join(rules)})" if rules else ""
 
 

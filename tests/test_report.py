@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import browser
 import keras
@@ -18,6 +19,8 @@ from rich.console import Console
 from kbaseline import report
 from kbaseline.config import load_config
 from kbaseline.data import ImageData
+from kbaseline.data.files import File, FilePictures
+from kbaseline.data.origin import Origin
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.report import Contents, render_report, write_report
@@ -167,7 +170,7 @@ def cards(html, section):
     """Of each picture card: the numbers of its image and its probabilities, and its pictures."""
     body = html.split(f'<section id="{section}">')[1].split("</section>")[0]
     for card in body.split('<li class="card">')[1:]:
-        index = int(re.search(r"<figcaption>image (\d+)<", card).group(1))
+        index = int(re.search(r'<figcaption title="image \d+">image (\d+)<', card).group(1))
         yield index, re.findall(r"([\d.]+ %)</dd>", card), re.findall(r'src="([^"]+)"', card)
 
 
@@ -183,6 +186,18 @@ def test_worst_mistakes_come_first_with_their_own_pixels(run, html):
         assert [source[:15] for source in sources] == ["data:image/png;", "data:image/jpeg", "data:image/jpeg"]
         with Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))) as image:
             np.testing.assert_array_equal(np.asarray(image), run.data.valid.images[index])
+
+
+def test_images_from_files_are_called_by_them(run):
+    """Golden: every picture's caption is its file's path, as text, so that a wrong label can be put right."""
+    count = len(run.data.valid)
+    files = FilePictures(Path("photos"), [File(f"<b>/{number}.png", 0, 0) for number in range(count)])
+    origin = Origin(files, np.arange(count)[::-1], np.zeros(count, np.uint64))
+    valid = replace(run.data.valid, origin=origin)
+    page = render_report(replace(run, data=replace(run.data, valid=valid)))
+    named = re.findall(r'<figcaption title="&lt;b&gt;/(\d+).png">&lt;b&gt;/\1.png<', page)
+    shown = [index for part in ("mistakes", "uncertain") for index, *_ in cards(render_report(run), part)]
+    assert [int(number) for number in named] == [count - 1 - index for index in shown]
 
 
 def test_least_certain_come_first(run, html):
