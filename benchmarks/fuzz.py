@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import marked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-MARKS = ("<!-- fuzz.py: begin -->", "<!-- fuzz.py: end -->")
 INSTRUMENTED = ["kbaseline", "keras.src.saving", "PIL", "yaml"]
 PACKAGES = ("hypothesis", "atheris", "keras", "pillow", "pyyaml", "numpy")
 HEAD = "| what is read | cases are | cases | taken | refused | seconds |"
@@ -66,9 +66,7 @@ def main(cases: int, led: int | None, only: tuple[str, ...], write: Path | None,
     text = "\n".join([f"{verdict} {setting}", "", HEAD, "|---|---" + "|--:" * 4 + "|", *rows])
     click.echo(text)
     if write is not None:
-        page = write.read_text(encoding="utf-8")
-        before, _, rest = page.partition(MARKS[0])
-        write.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+        marked.write(write, "fuzz.py", text)
 
 
 def counted(name: str, manner: str, cases: int) -> tuple[int, int, int, int]:

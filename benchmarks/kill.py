@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import marked
 import numpy as np
 from PIL import Image
 
@@ -55,8 +56,6 @@ PHASES = {
 }
 """The phases in their order, and the line with which each begins."""
 
-MARKS = ("<!-- kill.py: begin -->", "<!-- kill.py: end -->")
-
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder that takes the run folders.")
@@ -85,9 +84,7 @@ def main(out: Path, kills: int, seed: int, write: Path | None) -> None:
     text = table(rows, f"**{good} of {kills} equal.**")
     click.echo(text)
     if write is not None:
-        page = write.read_text(encoding="utf-8")
-        before, _, rest = page.partition(MARKS[0])
-        write.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+        marked.write(write, "kill.py", text)
     sys.exit(good < kills)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from small_run import save_tiny_backbone
 
 from kbaseline.config import load_config
 from kbaseline.metrics import evaluate_predictions
@@ -47,16 +48,8 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A `.keras` backbone of two convolutions and a BatchNorm, which trains on digits in seconds."""
-    keras.utils.set_random_seed(1)
-    image = keras.Input((None, None, 3))
-    x = keras.layers.Rescaling(1 / 127.5, -1, name="rescale")(image)
-    x = keras.layers.Conv2D(16, 3, 2, "same", use_bias=False, name="first_conv")(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="first_bn")(x))
-    x = keras.layers.Conv2D(32, 3, 2, "same", name="second_conv")(x)
-    path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
-    keras.Model(image, keras.layers.ReLU()(x)).save(path)
-    return str(path)
+    """The backbone of `small_run`, for all tests."""
+    return save_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny.keras")
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""Starts the command line as several processes that run as one, or as one process with several virtual devices."""
+"""Starts a program as several processes that run as one, or as one process with several virtual devices."""
 
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,26 @@ class Launched:
     """The processes of a run.
 
     Args:
-        command: of `kbaseline`, with its arguments.
+        command: of the program, with its arguments.
         logs: a folder, for what each process prints.
         processes: how many.
         devices: virtual CPU devices that each of them has and uses.
+        program: what Python runs; takes `--set runtime.KEY=VALUE` as `kbaseline` does.
+        flags: further ones of XLA. By default it compiles in haste: most of the time of a run as small as a test's.
     """
 
-    def __init__(self, command: list[str | Path], logs: Path, processes: int = 1, devices: int = 1) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        logs: Path,
+        processes: int = 1,
+        devices: int = 1,
+        program: Sequence[str | Path] = ("-m", "kbaseline"),
+        flags: str = "--xla_backend_optimization_level=0",
+    ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
-        # Compiling takes most of the time of a run as small as a test's.
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        env = {**os.environ, "XLA_FLAGS": flags}
+        flags = f"--xla_force_host_platform_device_count={devices} {flags}"
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         runtime: dict[str, Any] = {"devices": "all"}
         if processes > 1:
             runtime |= {"coordinator": f"127.0.0.1:{_free_port()}", "num_processes": processes}
@@ -34,7 +44,7 @@ class Launched:
             places = {**runtime, "process_id": number} if processes > 1 else runtime
             changes = [word for key, value in places.items() for word in ("--set", f"runtime.{key}={value}")]
             with log.open("w") as file:
-                arguments = [sys.executable, "-u", "-m", "kbaseline", *command, *changes]
+                arguments = [sys.executable, "-u", *program, *command, *changes]
                 self.processes.append(
                     subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, env=env, cwd=folder)
                 )

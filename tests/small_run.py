@@ -1,0 +1,83 @@
+"""A run of seconds that takes every path of a long one: its backbone, its recipe, and how far two such runs differ."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def save_tiny_backbone(path: Path) -> str:
+    """Writes a `.keras` backbone of two convolutions and a BatchNorm, which trains on digits in seconds."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1, name="rescale")(image)
+    x = keras.layers.Conv2D(16, 3, 2, "same", use_bias=False, name="first_conv")(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="first_bn")(x))
+    x = keras.layers.Conv2D(32, 3, 2, "same", name="second_conv")(x)
+    keras.Model(image, keras.layers.ReLU()(x)).save(path)
+    return str(path)
+
+
+def recipe(backbone: str) -> dict[str, Any]:
+    """A configuration with all that random draws and batches enter; no count of images is a multiple of anything."""
+    return {
+        "seed": 3,
+        "data": {"source": "digits", "size": 8, "limit": 171, "limit_valid": 83, "batch_size": 32}
+        | {"class_weights": "auto"},
+        "model": {"backbone": backbone, "hidden": 16},
+        "transforms": {"do_flip": True},
+        "lr_find": {"steps": 20},
+        "stages": [
+            {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2, "lr_find": False},
+            {"name": "all", "freeze": False, "epochs": 2, "max_lr": 1e-2},
+        ],
+        "tta": {"views": 2, "flip": False, "scale": 1.1},
+        "runtime": {"checkpoint_minutes": 1e-9},
+    }
+
+
+def differences(folder: Path, whole: Path) -> dict[str, float]:
+    """The largest difference of two run folders in each of their figures, times left out.
+
+    Returns:
+        Relative ones for the columns of `history.csv` and `lr_find.csv` and the finder's `suggestions`; absolute ones
+        for `probabilities`, plain and augmented, and for `variables`: weights, statistics and seeds.
+    """
+    found = {
+        f"{file} {name}": _relative(column, _columns(whole / file)[name])
+        for file in ("history.csv", "lr_find.csv")
+        for name, column in _columns(folder / file).items()
+    }
+    found["suggestions"] = _relative(_suggestions(folder), _suggestions(whole))
+    with np.load(folder / "predictions.npz") as mine, np.load(whole / "predictions.npz") as other:
+        names = ("valid_plain_probabilities", "valid_tta_probabilities")
+        found["probabilities"] = max(float(np.abs(mine[name] - other[name]).max()) for name in names)
+    models = (keras.models.load_model(run / "model.keras") for run in (folder, whole))
+    pairs = zip(*(model.variables for model in models), strict=True)
+    # Seeds are whole numbers without a sign, whose difference could wrap around.
+    arrays = ((np.asarray(mine.numpy(), "float64"), np.asarray(other.numpy(), "float64")) for mine, other in pairs)
+    found["variables"] = max(float(np.abs(mine - other).max()) for mine, other in arrays)
+    return found
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV file that hold numbers other than times."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    names = [name for name in rows[0] if name not in ("stage", "seconds", "images_per_s")]
+    return {name: np.array([float(row[name]) for row in rows]) for name in names}
+
+
+def _suggestions(folder: Path) -> np.ndarray:
+    """The rates the finder suggests, stage by stage."""
+    by_stage = json.loads((folder / "result.json").read_text())["suggested_lrs"]
+    return np.array([by_stage[stage][rule] for stage in sorted(by_stage) for rule in sorted(by_stage[stage])])
+
+
+def _relative(mine: np.ndarray, other: np.ndarray) -> float:
+    """The largest relative difference; infinite where there are more figures, NaN where one is no number."""
+    if mine.shape != other.shape:
+        return float("inf")
+    return float(np.where(mine == other, 0.0, np.abs(mine - other) / np.maximum(np.abs(other), 1e-300)).max())
