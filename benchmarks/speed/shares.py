@@ -15,10 +15,10 @@ from kbaseline.model import build_classifier, classifier_groups, freeze
 from kbaseline.optimizer import LayerwiseAdamW
 
 _KINDS = (
-    ("convolution", "jvp(backbone))", "convolutions, gradient of their inputs"),
-    ("convolution", "jvp(backbone)", "convolutions, forward"),
-    ("convolution", "", "convolutions, gradient of kernels above 1x1"),
-    ("dot", "", "matrix products: 1x1 kernel gradients, head"),
+    ("convolution", "jvp(backbone))", "convolutions above 1x1, gradient of their inputs"),
+    ("convolution", "jvp(backbone)", "convolutions above 1x1, forward"),
+    ("convolution", "", "convolutions above 1x1, gradient of their kernels"),
+    ("dot", "", "matrix products: 1x1 convolutions and their gradients, head"),
     ("reduce-window", "", "max pooling"),
     ("scatter", "", "max pooling"),
     ("reduce", "", "sums: BatchNorm's statistics and gradients, biases"),
