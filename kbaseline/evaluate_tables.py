@@ -23,7 +23,8 @@ _MOST_PAIRS = 10
 def print_judgement(found: Judgement, console: Console) -> None:
     """Prints what was found."""
     kind = " with TTA" if "tta" in found.figures else ""
-    title = f"{found.run} on {found.source}, {_SPLIT_NAMES[found.split]}: {len(found.last.labels):,} images"
+    images = "1 image" if len(found.last.labels) == 1 else f"{len(found.last.labels):,} images"
+    title = f"{found.run} on {found.source}, {_SPLIT_NAMES[found.split]}: {images}"
     console.print(Text(title, style="bold"), soft_wrap=True)
     for line in found.skipped[:5]:
         console.print(Text(f"skipped: {line}", style="yellow"), soft_wrap=True)
