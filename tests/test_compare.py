@@ -97,7 +97,7 @@ def test_what_is_no_run_is_refused(finished_run, tmp_path):
         read_run(tmp_path)
     for name, text, message in (
         ("result.json", "{", "files cannot be read.*damaged"),
-        ("result.json", "{}", "result.json lacks data, environment, history, seconds"),
+        ("result.json", "{}", "result.json lacks accuracy, data, environment, history, seconds"),
         ("predictions.npz", "no zip", "files cannot be read"),
     ):
         run = finished_run(f"run-{message[:5]}-{name}", **SMALL)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import kbaseline
+from kbaseline.config import load_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,10 +83,12 @@ def test_the_articles_snippet_runs_on_digits(tmp_path):
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_readme_python_blocks_run(number, tmp_path):
-    """Every Python block of the README runs as it stands, here on fewer digits."""
+def test_readme_python_blocks_run(number, tmp_path, tiny_backbone):
+    """Every Python block of the README runs as it stands; the file `quickstart` is the same on a smaller network."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 2
+    small = {"model.backbone": tiny_backbone, "model.weights": "auto", "data.size": 16, "lr_find.steps": 40}
+    (tmp_path / "quickstart").write_text(load_config("quickstart", small).to_yaml())
     done = python_on_few_digits(blocks[number], tmp_path)
     assert done.returncode == 0, done.stderr
 
