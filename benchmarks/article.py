@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from kbaseline import Learner, run_baseline
-from kbaseline.config import load_config, parse_assignments
+from kbaseline.config_text import load_config, parse_assignments
 from kbaseline.data import Split
 from kbaseline.data.sources import load_source
 from kbaseline.evaluate import judge_kept

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from kbaseline.config import Config, load_config, parse_assignments
+from kbaseline.config import Config
+from kbaseline.config_text import load_config, parse_assignments
 from kbaseline.errors import ConfigError
 from kbaseline.keys import flattened
 

@@ -10,7 +10,8 @@ import keras
 from rich.console import Console
 
 from kbaseline.checkpoint import finished
-from kbaseline.config import Config, StageConfig, load_config
+from kbaseline.config import Config, StageConfig
+from kbaseline.config_text import load_config
 from kbaseline.data import ImageData
 from kbaseline.data.duplicates import leak_warning
 from kbaseline.data.sources import load_source

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kbaseline.arrays import read_arrays
-from kbaseline.config import Config, load_config
+from kbaseline.config import Config
+from kbaseline.config_text import load_config
 from kbaseline.errors import InputError, one_line
 
 SPLITS = ("valid", "test")

@@ -129,5 +129,4 @@ class _StopWhenAsked(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._interrupts.raise_if_asked()
 
-    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._interrupts.raise_if_asked()
+    on_predict_batch_end = on_train_batch_end

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from kbaseline.backbones import load_backbone
 from kbaseline.batch_size import settled
-from kbaseline.config import Config, load_config
+from kbaseline.config import Config
+from kbaseline.config_text import load_config
 from kbaseline.data import ImageData, Split
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from small_run import save_tiny_backbone
 
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.results import Outcome, write_results
 from kbaseline.run_folder import RunFolder

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from kbaseline.config import Config, DataConfig, bundled_configs, load_config, parse_assignments
+from kbaseline.config import Config, DataConfig
+from kbaseline.config_text import bundled_configs, load_config, parse_assignments
 from kbaseline.data.csv_file import list_csv
 from kbaseline.data.decode import BadImageError, decode, probe, quiet
 from kbaseline.errors import DownloadError, InputError, KBaselineError

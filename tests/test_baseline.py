@@ -15,7 +15,8 @@ from rich.console import Console
 
 from kbaseline import BaselineResult, ImageData, Learner, run_baseline
 from kbaseline.baseline import find_learning_rate
-from kbaseline.config import Config, load_config
+from kbaseline.config import Config
+from kbaseline.config_text import load_config
 from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
 from kbaseline.saved import load
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from kbaseline import batch_size
 from kbaseline.baseline import find_learning_rate
 from kbaseline.batch_size import largest, power_of_two
-from kbaseline.config import DataConfig, load_config
+from kbaseline.config import DataConfig
+from kbaseline.config_text import load_config
 from kbaseline.data import ImageData
 from kbaseline.errors import ConfigError, LRFinderError, RunError
 from kbaseline.learner import Learner

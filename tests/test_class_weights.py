@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from kbaseline import ImageData, Learner
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
 from kbaseline.errors import ConfigError, DataError

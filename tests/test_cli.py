@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from kbaseline.cli import main
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
 

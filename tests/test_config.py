@@ -9,7 +9,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kbaseline.config import Config, bundled_configs, describe, load_config, parse_assignments
+from kbaseline.config import Config
+from kbaseline.config_text import bundled_configs, describe, load_config, parse_assignments
 from kbaseline.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))

@@ -13,7 +13,7 @@ import pytest
 import small_run
 from launch import Launched
 
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 from kbaseline.data.batches import ImageBatches
 from kbaseline.distribution import data_parallel
 from kbaseline.errors import ConfigError, InputError

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from kbaseline.cli import main
 from kbaseline.cli.options import resolve
-from kbaseline.config import Config, load_config, parse_assignments
+from kbaseline.config import Config
+from kbaseline.config_text import load_config, parse_assignments
 from kbaseline.data import ImageData
 
 ROOT = Path(__file__).parent.parent
@@ -192,3 +193,21 @@ def test_how_the_bundled_weights_were_taken_out(followed, monkeypatch: pytest.Mo
     (block,) = blocks(ROOT / "docs/pretrained.md", "python")
     exec(block, {})  # noqa: S102 - our own page
     assert Path("kbaseline/weights/resnet20_cifar10.weights.h5").stat().st_size > 1000
+
+
+def test_readme_says_what_was_measured() -> None:
+    """Golden: the README's accuracies and speeds are those the benchmarks wrote into results.md and performance.md."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    rungs = [float(found) for found in re.findall(r"^\| \d \|(?:[^|]*\|){2} ([\d.]+) \|", results, flags=re.MULTILINE)]
+    *first, last = (f"{accuracy:.0f}" for accuracy in rungs)
+    assert f"interval: {', '.join(first)} and {last} %]" in readme
+    speeds = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (?:head|everything)[^|]*\|[^|]*\|[^|]*\| ([\d.]+) \|[^|]*\| ([\d.]+) \|$", speeds, re.MULTILINE
+    )
+    assert len(rows) == 2
+    keras, fastai = (sorted(f"{1 / float(ratio):.1f}" for ratio in side) for side in zip(*rows, strict=True))
+    row = next(line for line in readme.splitlines() if line.startswith("| training speed"))
+    assert f"| 1 | {' – '.join(fastai)} |" in row
+    assert f"| {' – '.join(keras)} (stock Keras) |" in row

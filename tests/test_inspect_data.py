@@ -9,7 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from kbaseline.cli import main
-from kbaseline.config import TransformsConfig, load_config
+from kbaseline.config import TransformsConfig
+from kbaseline.config_text import load_config
 from kbaseline.contact_sheet import VIEWS, plot_contact_sheet, sheet_images
 from kbaseline.data import ImageData
 from kbaseline.data.duplicates import find_duplicates

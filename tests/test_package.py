@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kbaseline
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 
 ROOT = Path(__file__).parent.parent
 

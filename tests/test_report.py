@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from kbaseline import report
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 from kbaseline.data import ImageData
 from kbaseline.data.files import File, FilePictures
 from kbaseline.data.origin import Origin

@@ -287,7 +287,7 @@ def test_a_signal_in_test_time_augmentation_ends_it_and_the_run_can_go_on(recipe
 
 def test_sigterm_saves_says_how_to_go_on_and_ends_with_143(recipe, tmp_path):
     """A real process that gets SIGTERM in training leaves a checkpoint, the line to type, and code 143."""
-    from kbaseline.config import load_config
+    from kbaseline.config_text import load_config
 
     stages = [{**recipe["stages"][0], "epochs": 1000}]
     config = tmp_path / "c.yaml"

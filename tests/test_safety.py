@@ -20,7 +20,7 @@ from surfaces import finished_folder, model_members, zipped
 
 from kbaseline.arrays import DamagedError, read_array, read_arrays
 from kbaseline.backbones import load_backbone, read_model
-from kbaseline.config import load_config, parse_assignments
+from kbaseline.config_text import load_config, parse_assignments
 from kbaseline.data import cifar
 from kbaseline.errors import ConfigError, DownloadError, InputError, ModelError
 from kbaseline.finished import read_run

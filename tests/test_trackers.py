@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from kbaseline import ImageData, Learner
-from kbaseline.config import load_config
+from kbaseline.config_text import load_config
 from kbaseline.errors import InputError
 from kbaseline.trackers import Tracker, require_trackers, tracking
 

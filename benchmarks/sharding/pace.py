@@ -5,9 +5,10 @@ import statistics
 
 import click
 from sharding.launching import step
+from sharding.step import WARM_UP
 from speed.measure import table
 
-BATCH = 128
+BATCH, STEPS = 128, 10
 
 SHARED = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1)]
 """Processes, and devices of each."""
@@ -30,14 +31,14 @@ def section() -> str:
         rows.append([name, each, f"{speed:.0f}", f"{speed / whole:.2f}", *costs])
     cores = f"one core of {os.cpu_count()}" if hasattr(os, "sched_setaffinity") else f"all {os.cpu_count()} cores"
     return (
-        f"resnet20, 32 pixels, {BATCH} images a step over all devices, everything trained; medians of 8 steps after 2 "
-        f"that do not count. Everything on {cores}.\n\n" + table(HEAD, rows)
+        f"resnet20, 32 pixels, {BATCH} images a step over all devices, everything trained; medians of "
+        f"{STEPS - WARM_UP} steps after {WARM_UP} that do not count. Everything on {cores}.\n\n" + table(HEAD, rows)
     )
 
 
 def _measured(processes: int, devices: int, batch: int) -> tuple[float, float]:
     """Images a second, and seconds of processor time an image, that of all processes."""
     click.echo(f"pace: processes {processes}, devices of each {devices}, batch {batch}", err=True)
-    found = step("--batch", batch, processes=processes, devices=devices)
+    found = step("--batch", batch, "--steps", STEPS, processes=processes, devices=devices)
     spent = sum(statistics.median(process["processor_seconds"]) for process in found)
     return batch / statistics.median(found[0]["seconds"]), spent / batch

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from kbaseline.config import load_config, parse_assignments
+from kbaseline.config_text import load_config, parse_assignments
 from kbaseline.data.batches import ImageBatches
 from kbaseline.distribution import data_parallel
 from kbaseline.model import build_classifier, classifier_groups

@@ -12,7 +12,7 @@ from kbaseline.cli.options import as_json, require_jax, resolve, settings, setti
 @settings
 def show_config(config: str | None, source: str | None, assignments: tuple[str, ...]) -> None:
     """Print the resolved configuration: every key with its value and its meaning."""
-    from kbaseline.config import describe
+    from kbaseline.config_text import describe
 
     click.echo(describe(resolve(config, source, assignments)))
 

@@ -38,7 +38,7 @@ def fit(
     chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if own else None
     require_jax()
     from kbaseline.baseline import run_baseline
-    from kbaseline.config import parse_assignments
+    from kbaseline.config_text import parse_assignments
 
     changes = parse_assignments(assignments) if resume else {}
     run_baseline(chosen, out=out, resume=resume, **changes)

@@ -111,7 +111,7 @@ class ImageData:
             DataError: an unknown source, or images and labels that break a rule.
             DownloadError: the images are not here and could not be fetched.
         """
-        from kbaseline.config import load_config
+        from kbaseline.config_text import load_config
         from kbaseline.data.sources import load_source
 
         config = load_config({"seed": seed, "data": {"source": source, "size": size, **options}})
