@@ -77,6 +77,19 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         assert load_config(write(tmp_path, describe(config))) == config
 
 
+def test_the_comments_say_what_a_key_takes() -> None:
+    """Golden: choices, bounds and default; a choice beside other values begins with `or`."""
+    text = describe(load_config())
+    for key, rule in (
+        ("batch_size", "(or 'auto'; default 64)"),
+        ("resize", "('crop' | 'squish'; default crop)"),
+        ("size", "(≥ 8, ≤ 1024; default 128)"),
+        ("log", "('tensorboard' | 'wandb' | 'mlflow'; default [])"),
+    ):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"  {key}:"))
+        assert line.endswith(rule), line
+
+
 def test_numbers_are_read_as_everyone_writes_them(tmp_path: Path) -> None:
     """Golden: `1e-3`, which YAML 1.1 takes for a text, is a number, in a file and on the command line."""
     path = write(tmp_path, "stages: [{name: a, freeze: true, epochs: 1, max_lr: 1e-3}]\nlr_find: {end_lr: 1E1}\n")
