@@ -4,9 +4,10 @@ A step's batch is that of one device, and each device computes its part of it; g
 metrics are those of the whole batch, and random draws those of an image's place in it.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import jax
@@ -15,6 +16,9 @@ import numpy as np
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.errors import InputError
+
+_Arguments = ParamSpec("_Arguments")
+_Found = TypeVar("_Found")
 
 _trainable: "WeakKeyDictionary[keras.Model, int]" = WeakKeyDictionary()
 """How many variables were trainable when a model's prediction was compiled."""
@@ -57,6 +61,19 @@ def data_parallel(
     return keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
 
 
+def on_all_devices(
+    verb: Callable[Concatenate[Any, _Arguments], _Found],
+) -> Callable[Concatenate[Any, _Arguments], _Found]:
+    """A method whose variables, batches and steps are those of all devices of its object's `distribution`, if any."""
+
+    @functools.wraps(verb)
+    def spread(owner: Any, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Found:
+        with nullcontext() if owner.distribution is None else owner.distribution.scope():
+            return verb(owner, *args, **kwargs)
+
+    return spread
+
+
 def remark(distribution: keras.distribution.DataParallel | None, batch_size: int) -> str | None:
     """One line on how devices share a batch, or on those that are left out; None for the only device there is."""
     if distribution is not None:
@@ -91,7 +108,7 @@ def predict_batches(
     return batches.unpadded(model.predict(batches, verbose=0, callbacks=list(callbacks)))
 
 
-@lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)
 def _read_by_all(model: keras.Model) -> keras.Model:
     """The model, with outputs that every process can read; kept, so that the next validation compiles nothing."""
     return keras.Model(model.inputs, _Everywhere()(model.output))

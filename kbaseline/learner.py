@@ -1,12 +1,11 @@
 """`Learner`: data, model and optimizer under the article's verbs: find a rate, fit, unfreeze, fit, tta, predict."""
 
-import functools
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -19,7 +18,7 @@ from kbaseline.config_text import load_config
 from kbaseline.data import ImageData, Split
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
-from kbaseline.distribution import data_parallel
+from kbaseline.distribution import data_parallel, on_all_devices
 from kbaseline.errors import DataError, InputError
 from kbaseline.finished import read_run
 from kbaseline.inference import TTAResult, predict_plain, predict_views
@@ -43,21 +42,6 @@ PLAIN_RATE = 3e-3
 """fastai's rate where none is given: of the head; a tenth of it for the body."""
 
 MaxLR = float | slice | tuple[float | None, float]
-_Arguments = ParamSpec("_Arguments")
-_Found = TypeVar("_Found")
-
-
-def _on_all_devices(
-    verb: Callable[Concatenate["Learner", _Arguments], _Found],
-) -> Callable[Concatenate["Learner", _Arguments], _Found]:
-    """A method of a learner whose variables, batches and steps are those of all its devices."""
-
-    @functools.wraps(verb)
-    def spread(learner: "Learner", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Found:
-        with nullcontext() if learner.distribution is None else learner.distribution.scope():
-            return verb(learner, *args, **kwargs)
-
-    return spread
 
 
 class Learner:
@@ -156,13 +140,13 @@ class Learner:
         (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
         return learn
 
-    @_on_all_devices
+    @on_all_devices
     def _take(self, run: str | Path) -> keras.Model:
         model = load(run).model
         use_matrix_products(model.get_layer(BACKBONE))
         return model
 
-    @_on_all_devices
+    @on_all_devices
     def _build(self) -> keras.Model:
         settings = self.config.model
         before = keras.config.dtype_policy()
@@ -182,7 +166,7 @@ class Learner:
         finally:
             keras.config.set_dtype_policy(before)
 
-    @_on_all_devices
+    @on_all_devices
     def _train_batches(self, seed: int) -> ImageBatches:
         """The training images in orders fixed by `seed`, weighed by class where the configuration asks for it."""
         train, settings = self.data.train, self.config.data
@@ -221,7 +205,7 @@ class Learner:
         self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
         return curve
 
-    @_on_all_devices
+    @on_all_devices
     def lr_sweep(self) -> LRCurve:
         """The sweep of `lr_find` alone, whose curve may be one that suggests nothing."""
         settings = self.config.lr_find
@@ -241,7 +225,7 @@ class Learner:
             self._optimizer = kept
         return finder.curve
 
-    @_on_all_devices
+    @on_all_devices
     def fit(self, epochs: int, lr: MaxLR = slice(PLAIN_RATE), *, title: str = "fit") -> list[dict[str, Any]]:
         """Trains at constant rates, beta_1 0.9.
 
@@ -260,7 +244,7 @@ class Learner:
         beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
         return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
 
-    @_on_all_devices
+    @on_all_devices
     def fit_one_cycle(
         self,
         epochs: int,
@@ -357,7 +341,7 @@ class Learner:
             row = {"stage": stage.title, "step": offset + index, "lr": float(lr), "momentum": float(momentum), **groups}
             self.applied.append(row)
 
-    @_on_all_devices
+    @on_all_devices
     def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """Probabilities of classes.
 
@@ -383,7 +367,7 @@ class Learner:
         held = self._split(split)
         return evaluate_predictions(self.predict(held.images), held.labels, self.data.class_names)
 
-    @_on_all_devices
+    @on_all_devices
     def tta(self, split: str = "valid") -> TTAResult:
         """Predicts a split with test-time augmentation, as the configuration's `tta` section says.
 
