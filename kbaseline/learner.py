@@ -27,7 +27,7 @@ from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.model import BACKBONE, build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
-from kbaseline.pointwise import use_matrix_products
+from kbaseline.cpu_layers import adapt_to_cpu
 from kbaseline.processes import are_several, in_turn, join, voice
 from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
@@ -143,7 +143,7 @@ class Learner:
     @on_all_devices
     def _take(self, run: str | Path) -> keras.Model:
         model = load(run).model
-        use_matrix_products(model.get_layer(BACKBONE))
+        adapt_to_cpu(model.get_layer(BACKBONE))
         return model
 
     @on_all_devices

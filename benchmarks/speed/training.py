@@ -13,7 +13,7 @@ from speed.peer import VARIANTS, Fastai
 from kbaseline.data.batches import ImageBatches
 from kbaseline.model import build_classifier, classifier_groups, freeze
 from kbaseline.optimizer import LayerwiseAdamW
-from kbaseline.pointwise import pointwise
+from kbaseline.cpu_layers import pointwise
 
 # Side in pixels, channels in and out, stride: the 1x1 convolutions of a ResNet50 at 128 pixels.
 SHAPES = [
