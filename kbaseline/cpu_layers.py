@@ -1,12 +1,11 @@
 """On a CPU, layers computed in the ways it is fastest at: same network, same numbers.
 
-Keras asks XLA for what it wants, and XLA's CPU backend does four things of a ResNet several times slower than the
-machine can: 1x1 convolutions, the kernel gradients of 3x3 ones on large feature maps, the gradient of max pooling, and
-that of BatchNorm (benchmarks/cpu.py measures; docs/performance.md tells what was tried). Weights, configuration and the
-saved file stay those of Keras' own layers; a loaded copy is a stock model.
+XLA's CPU backend does four things of a ResNet several times slower than the machine can: 1x1 convolutions, the kernel
+gradients of others on large feature maps, and the gradients of max pooling and BatchNorm (docs/performance.md).
+Weights, configuration and saved file stay those of Keras' own layers; a loaded copy is a stock model.
 """
 
-from collections.abc import Callable
+import math
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from keras import layers, ops
 from kbaseline.backbones import leaves
 
 _LARGE = 14
-"""Side in pixels from which the kernel gradient of a 3x3 convolution is faster as a product."""
+"""Side in pixels from which kernel gradients are faster as products, if there are no fewer filters than channels."""
 
 _TAPS = 9
 """The most places a pooling window may have; each is a pass over the image."""
@@ -38,24 +37,31 @@ def adapt_to_cpu(model: keras.Model) -> int:
     return sum(_adapt(layer) for layer in leaves(model))
 
 
+def restore(model: keras.Model) -> None:
+    """Gives all layers of a model their own ways back. Compile the model afterwards."""
+    for layer in leaves(model):
+        for name in ("call", "convolution_op"):
+            if isinstance(vars(layer).get(name), partial):
+                delattr(layer, name)
+
+
 def _adapt(layer: keras.layers.Layer) -> bool:
     # Subclasses may compute something else.
-    if type(layer) is layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last":
-        if tuple(layer.kernel_size) == (1, 1):
-            layer.convolution_op = partial(_pointwise, layer)
-            return True
-        if tuple(layer.kernel_size) == (3, 3) and (*layer.strides, *layer.dilation_rate) == (1, 1, 1, 1):
-            layer.convolution_op = partial(_convolve_3x3, layer)
-            return True
-    elif type(layer) is layers.MaxPooling2D and layer.data_format == "channels_last":
-        if layer.padding == "valid" and layer.pool_size[0] * layer.pool_size[1] <= _TAPS:
-            layer.call = partial(_max_pool, layer)
-            return True
-    elif type(layer) is layers.BatchNormalization and layer.axis in (-1, 3):
-        if layer.center and layer.scale and not layer.renorm and not layer.synchronized:
-            layer.call = partial(_normalize, layer)
-            return True
-    return False
+    kind, last = type(layer), getattr(layer, "data_format", None) == "channels_last"
+    if kind is layers.Conv2D and last and layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1):
+        way = _pointwise if tuple(layer.kernel_size) == (1, 1) else _convolve
+        layer.convolution_op = partial(way, layer)
+    elif kind is layers.MaxPooling2D and last and layer.padding == "valid" and math.prod(layer.pool_size) <= _TAPS:
+        layer.call = partial(_max_pool, layer)
+    elif kind is layers.BatchNormalization and _is_plain(layer):
+        layer.call = partial(_normalize, layer)
+    else:
+        return False
+    return True
+
+
+def _is_plain(layer: layers.BatchNormalization) -> bool:
+    return layer.axis in (-1, 3) and layer.center and layer.scale and not (layer.renorm or layer.synchronized)
 
 
 def _pointwise(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
@@ -64,14 +70,13 @@ def _pointwise(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
     return pointwise(ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
 
 
-def _convolve_3x3(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
+def _convolve(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
     """`Conv2D.convolution_op`."""
-    kernel = ops.convert_to_tensor(kernel)
+    kernel, strides = ops.convert_to_tensor(kernel), tuple(layer.strides)
     inputs = ops.cast(inputs, kernel.dtype)
-    _, _, channels, filters = kernel.shape
-    if min(inputs.shape[1:3]) < _LARGE or filters < channels:
-        return _convolution(inputs, kernel, layer.padding)
-    return convolve(inputs, kernel, layer.padding)
+    channels, filters = kernel.shape[2:]
+    compute = convolve if channels <= filters and min(inputs.shape[1:3]) >= _LARGE else _convolution
+    return compute(inputs, kernel, strides, layer.padding)
 
 
 def _max_pool(layer: layers.MaxPooling2D, inputs: Any) -> Any:
@@ -81,7 +86,7 @@ def _max_pool(layer: layers.MaxPooling2D, inputs: Any) -> Any:
 
 def _normalize(layer: layers.BatchNormalization, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
     """`BatchNormalization.call`."""
-    if not (training and layer.trainable) or mask is not None:
+    if not (training and layer.trainable) or mask is not None or len(inputs.shape) != 4:
         return type(layer).call(layer, inputs, training=training, mask=mask)
     # In half precision sums over a batch would be far off.
     inputs = ops.cast(inputs, "float32")
@@ -110,46 +115,54 @@ def pointwise(inputs: Any, kernel: Any, strides: tuple[int, int]) -> Any:
     return ops.reshape(outputs, (-1, *seen.shape[1:-1], outputs.shape[-1]))
 
 
-def _convolution(inputs: Any, kernel: Any, padding: str) -> Any:
+def _convolution(inputs: Any, kernel: Any, strides: tuple[int, int], padding: str) -> Any:
     return jax.lax.conv_general_dilated(
-        inputs, kernel, (1, 1), padding.upper(), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        inputs, kernel, strides, padding.upper(), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(inputs: Any, kernel: Any, padding: str) -> Any:
-    """A convolution with strides of 1 whose kernel gradient is one matrix product.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(inputs: Any, kernel: Any, strides: tuple[int, int], padding: str) -> Any:
+    """A convolution whose kernel gradient is one matrix product.
 
     Args:
         inputs: float `(batch, height, width, in_channels)`.
         kernel: `(rows, columns, in_channels, out_channels)`, of the same dtype.
+        strides: of rows and columns, in pixels.
         padding: `"same"` or `"valid"`.
 
     Returns:
         `(batch, out_height, out_width, out_channels)`.
     """
-    return _convolution(inputs, kernel, padding)
+    return _convolution(inputs, kernel, strides, padding)
 
 
-def _convolve_forward(inputs: Any, kernel: Any, padding: str) -> tuple[Any, tuple[Any, Any]]:
-    return _convolution(inputs, kernel, padding), (inputs, kernel)
+def _convolve_forward(inputs: Any, kernel: Any, strides: tuple[int, int], padding: str) -> tuple[Any, tuple[Any, Any]]:
+    return _convolution(inputs, kernel, strides, padding), (inputs, kernel)
 
 
-def _convolve_backward(padding: str, kept: tuple[Any, Any], gradient: Any) -> tuple[Any, Any]:
+def _convolve_backward(strides: tuple[int, int], padding: str, kept: tuple[Any, Any], gradient: Any) -> tuple[Any, Any]:
     inputs, kernel = kept
+    (to_inputs,) = jax.linear_transpose(lambda x: _convolution(x, kernel, strides, padding), inputs)(gradient)
     rows, columns, channels, filters = kernel.shape
-    (to_inputs,) = jax.vjp(lambda x: _convolution(x, kernel, padding), inputs)[1](gradient)
-    if padding == "same":
-        borders = [((size - 1) // 2, size // 2) for size in (rows, columns)]
-        inputs = jnp.pad(inputs, ((0, 0), *borders, (0, 0)))
-    width = gradient.shape[2]
-    # Moving the inputs along rows and the gradient along columns, each image of them becomes a few, not nine.
-    across = jnp.concatenate([inputs[:, :, i : i + width] for i in range(columns)], axis=-1)
-    down = jnp.concatenate(
-        [jnp.pad(gradient, ((0, 0), (i, rows - 1 - i), (0, 0), (0, 0))) for i in range(rows)], axis=-1
+    # Blocks of pixels that a stride passes over become channels: what is left is a convolution with strides of 1.
+    down, across = -(-rows // strides[0]), -(-columns // strides[1])
+    height, width = gradient.shape[1] + down - 1, gradient.shape[2] + across - 1
+    borders = jax.lax.padtype_to_pads(inputs.shape[1:3], (rows, columns), strides, padding.upper())
+    ends = (
+        (low, blocks * stride - side - low, 0)
+        for (low, _), blocks, stride, side in zip(borders, (height, width), strides, inputs.shape[1:3], strict=True)
     )
-    product = across.reshape(-1, across.shape[-1]).T @ down.reshape(-1, down.shape[-1])
-    return to_inputs, product.reshape(columns, channels, rows, filters).transpose(2, 0, 1, 3)
+    inputs = jax.lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    inputs = inputs.reshape(-1, height, strides[0], width, strides[1], channels).transpose(0, 1, 3, 2, 4, 5)
+    inputs = inputs.reshape(-1, height, width, strides[0] * strides[1] * channels)
+    # Inputs are moved along rows and gradients along columns: of each image a few copies, not one for each weight.
+    moved = jnp.concatenate([inputs[:, :, i : i + gradient.shape[2]] for i in range(across)], axis=-1)
+    borders = [((0, 0), (i, down - 1 - i), (0, 0), (0, 0)) for i in range(down)]
+    against = jnp.concatenate([jnp.pad(gradient, border) for border in borders], axis=-1)
+    product = moved.reshape(-1, moved.shape[-1]).T @ against.reshape(-1, against.shape[-1])
+    product = product.reshape(across, *strides, channels, down, filters).transpose(4, 1, 0, 2, 3, 5)
+    return to_inputs, product.reshape(down * strides[0], across * strides[1], channels, filters)[:rows, :columns]
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -166,7 +179,7 @@ def max_pool(inputs: Any, size: tuple[int, int], strides: tuple[int, int]) -> An
     Returns:
         `(batch, out_height, out_width, channels)`.
     """
-    ends = [(side - window) // stride * stride + 1 for side, window, stride in zip(inputs.shape[1:3], size, strides)]
+    ends = [(inputs.shape[1 + i] - size[i]) // strides[i] * strides[i] + 1 for i in range(2)]
     largest: Any = None
     for row in range(size[0]):
         for column in range(size[1]):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from kbaseline.cpu_layers import restore
 from kbaseline.data.progress import Bar
 from kbaseline.data.sources import load_source, source_status
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
@@ -108,6 +109,7 @@ def export_run(
         given = " ".join(str(side) for side in input_size)
         raise InputError(f"input size {given}: height and width must be {_LEAST} to {_MOST} pixels.")
     saved = replace(load(run), console=console)
+    restore(saved.model)
     images, source = _real_images(saved)
     height, width = input_size or saved.result["data"].get("image_size") or images.shape[1:3]
     images = _fitted(images, height, width)

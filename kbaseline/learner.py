@@ -25,14 +25,13 @@ from kbaseline.inference import TTAResult, predict_plain, predict_views
 from kbaseline.interrupts import stoppable
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
-from kbaseline.model import BACKBONE, build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
-from kbaseline.cpu_layers import adapt_to_cpu
 from kbaseline.processes import are_several, in_turn, join, voice
 from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
-from kbaseline.runtime import dtype_policy, enable_compilation_cache, make_deterministic, short_of_memory
+from kbaseline.runtime import dtype_policy, prepare, short_of_memory
 from kbaseline.saved import load, read_data
 from kbaseline.schedules import OneCycle
 from kbaseline.session import Session
@@ -97,10 +96,7 @@ class Learner:
     ) -> None:
         chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
-        if self.config.runtime.compilation_cache:
-            enable_compilation_cache()
-        if self.config.runtime.deterministic:
-            make_deterministic()
+        prepare(self.config.runtime)
         join(self.config.runtime, console)
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
@@ -142,9 +138,7 @@ class Learner:
 
     @on_all_devices
     def _take(self, run: str | Path) -> keras.Model:
-        model = load(run).model
-        adapt_to_cpu(model.get_layer(BACKBONE))
-        return model
+        return load(run).model
 
     @on_all_devices
     def _build(self) -> keras.Model:

@@ -7,8 +7,8 @@ import keras
 from keras import layers
 
 from kbaseline.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
-from kbaseline.errors import ModelError, one_line
 from kbaseline.cpu_layers import adapt_to_cpu
+from kbaseline.errors import ModelError, one_line
 from kbaseline.transforms import RandomTransforms
 
 BACKBONE = "backbone"

@@ -10,11 +10,14 @@ from rich.console import Console
 
 from kbaseline.backbones import read_model
 from kbaseline.config import Config
+from kbaseline.cpu_layers import adapt_to_cpu
 from kbaseline.data import ImageData
 from kbaseline.data.sources import load_source
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.finished import FinishedRun, read_run
 from kbaseline.inference import predict_plain, predict_views
+from kbaseline.model import BACKBONE
+from kbaseline.runtime import enable_compilation_cache, reuse_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,11 @@ def load(run: str | Path) -> SavedRun:
     path = read.folder / "model.keras"
     if not path.is_file():
         raise ModelError(f"run {str(run)!r}: holds no model.keras; run it again.")
+    if read.config.runtime.compilation_cache:
+        enable_compilation_cache()
+    reuse_memory()
     model = read_model(path, f"run {str(run)!r}: model.keras")
+    adapt_to_cpu(model.get_layer(BACKBONE))
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
 
 

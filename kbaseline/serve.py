@@ -15,7 +15,6 @@ from starlette.applications import Starlette
 from kbaseline.answers import Answers
 from kbaseline.endpoints import application
 from kbaseline.errors import InputError, one_line
-from kbaseline.runtime import enable_compilation_cache
 from kbaseline.saved import load
 
 _AT_ONCE = 64
@@ -44,7 +43,6 @@ def serve_run(
     """
     # Before the model, which takes seconds. Who connects early waits in the socket's queue.
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
-        enable_compilation_cache()
         address, number = listener.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
         with console.status("loading and compiling"):
