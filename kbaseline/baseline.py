@@ -35,7 +35,6 @@ from kbaseline.results import (
     write_sweeps,
 )
 from kbaseline.run_folder import RunFolder
-from kbaseline.runtime import prepare
 from kbaseline.session import PLACE, Session
 from kbaseline.tables import interval
 from kbaseline.trackers import require_trackers, tracking
@@ -133,7 +132,6 @@ class _Run:
     def __init__(
         self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
     ) -> None:
-        prepare(config.runtime)
         join(config.runtime, console)
         self.config, self.console = config, voice(console)
         self.seconds: dict[str, float] = {}

@@ -31,7 +31,7 @@ from kbaseline.processes import are_several, in_turn, join, voice
 from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
-from kbaseline.runtime import dtype_policy, prepare, short_of_memory
+from kbaseline.runtime import dtype_policy, enable_compilation_cache, make_deterministic, short_of_memory
 from kbaseline.saved import load, read_data
 from kbaseline.schedules import OneCycle
 from kbaseline.session import Session
@@ -96,7 +96,10 @@ class Learner:
     ) -> None:
         chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
-        prepare(self.config.runtime)
+        if self.config.runtime.compilation_cache:
+            enable_compilation_cache()
+        if self.config.runtime.deterministic:
+            make_deterministic()
         join(self.config.runtime, console)
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data

@@ -1,6 +1,5 @@
 """What the machine offers: precision, JAX's compilation cache, and the facts a figure was measured under."""
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,12 +9,10 @@ from typing import Any
 
 import jax
 
-from kbaseline.config import DataConfig, RuntimeConfig
+from kbaseline.config import DataConfig
 from kbaseline.errors import InputError, RunError
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def dtype_policy(precision: str) -> str:
@@ -26,19 +23,6 @@ def dtype_policy(precision: str) -> str:
         capable = device.platform == "gpu" and float(getattr(device, "compute_capability", None) or 0) >= 8
         precision = "bfloat16" if capable else "float32"
     return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-
-
-def prepare(settings: RuntimeConfig) -> None:
-    """Does what must be done before JAX starts, and before threads do: compilation cache, determinism, memory.
-
-    Raises:
-        InputError: see `make_deterministic`.
-    """
-    if settings.compilation_cache:
-        enable_compilation_cache()
-    if settings.deterministic:
-        make_deterministic()
-    reuse_memory()
 
 
 def enable_compilation_cache() -> None:
@@ -67,26 +51,6 @@ def make_deterministic() -> None:
             )
         return
     os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
-
-
-def reuse_memory() -> bool:
-    """Has the process keep the memory that JAX on a CPU gives back, instead of fetching it anew at every step.
-
-    XLA's CPU client allocates what a program needs, a gigabyte for a ResNet50's step, and frees it after each call.
-    glibc gives such blocks back to the system, and every page of them costs a fault at the next step: 0.3 to 0.9
-    seconds of 1.1 to 1.8 were measured. Threads that have run before have memory of their own, which stays as it is.
-
-    Returns:
-        Whether anything was changed: not where JAX has a plugin for another kind of device, nor on other C libraries
-        (macOS, Windows, musl), nor where a variable `MALLOC_*` in the environment has set how memory is kept.
-    """
-    only_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.metadata.entry_points(group="jax_plugins")
-    if not only_cpu or platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    libc = ctypes.CDLL(None)
-    # In other arenas than the first, large blocks would be maps of their own in any case.
-    options = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
-    return all(libc.mallopt(option, value) for option, value in options.items())
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from kbaseline.data.sources import load_source
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.finished import FinishedRun, read_run
 from kbaseline.inference import predict_plain, predict_views
-from kbaseline.model import BACKBONE
-from kbaseline.runtime import enable_compilation_cache, reuse_memory
+from kbaseline.runtime import enable_compilation_cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +93,8 @@ def load(run: str | Path) -> SavedRun:
         raise ModelError(f"run {str(run)!r}: holds no model.keras; run it again.")
     if read.config.runtime.compilation_cache:
         enable_compilation_cache()
-    reuse_memory()
     model = read_model(path, f"run {str(run)!r}: model.keras")
-    adapt_to_cpu(model.get_layer(BACKBONE))
+    adapt_to_cpu(model)
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
 
 

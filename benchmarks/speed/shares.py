@@ -17,10 +17,9 @@ from kbaseline.optimizer import LayerwiseAdamW
 _KINDS = (
     ("convolution", "jvp(backbone))", "convolutions above 1x1, gradient of their inputs"),
     ("convolution", "jvp(backbone)", "convolutions above 1x1, forward"),
-    ("convolution", "", "convolutions above 1x1, gradient of their kernels"),
-    ("dot", "", "matrix products: 1x1 convolutions and their gradients, head"),
-    ("reduce-window", "", "max pooling"),
-    ("scatter", "", "max pooling"),
+    ("convolution", "", "convolutions above 1x1, gradient of small ones' kernels"),
+    ("dot", "", "matrix products: 1x1 convolutions, gradients of kernels, head"),
+    ("select", "pool1_pool", "max pooling"),
     ("reduce", "", "sums: BatchNorm's statistics and gradients, biases"),
 )
 """An operation within a fused one, a part of its name in the program, and what it is called here; the first fits."""

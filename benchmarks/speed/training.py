@@ -1,4 +1,4 @@
-"""Training steps beside stock Keras and fastai, and what 1x1 kernel gradients as matrix products are worth."""
+"""Training steps beside stock Keras and fastai, and what kernel gradients as matrix products are worth."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,19 +10,22 @@ import numpy as np
 from speed.measure import side_by_side, table
 from speed.peer import VARIANTS, Fastai
 
-from kbaseline.cpu_layers import pointwise
+from kbaseline.cpu_layers import convolve, pointwise
 from kbaseline.data.batches import ImageBatches
 from kbaseline.model import build_classifier, classifier_groups, freeze
 from kbaseline.optimizer import LayerwiseAdamW
 
-# Side in pixels, channels in and out, stride: the 1x1 convolutions of a ResNet50 at 128 pixels.
+# Kernel, side in pixels, channels in and out, stride: convolutions of a ResNet50 at 128 pixels.
 SHAPES = [
-    (32, 64, 256, 1),
-    (32, 256, 64, 1),
-    (32, 256, 128, 2),
-    (16, 128, 512, 1),
-    (8, 1024, 256, 1),
-    (4, 512, 2048, 1),
+    (7, 128, 3, 64, 2),
+    (3, 32, 64, 64, 1),
+    (3, 16, 128, 128, 1),
+    (1, 32, 64, 256, 1),
+    (1, 32, 256, 64, 1),
+    (1, 32, 256, 128, 2),
+    (1, 16, 128, 512, 1),
+    (1, 8, 1024, 256, 1),
+    (1, 4, 512, 2048, 1),
 ]
 
 SOURCE = 32
@@ -46,19 +49,19 @@ def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
     header = ["training ResNet50", "here, images/s", "Keras, images/s", "here ÷ Keras"]
     header += ["fastai, images/s", "here ÷ fastai"] if fastai else []
     kernels = []
-    for side, channels, filters, stride in SHAPES:
-        work, sides = kernel_gradients(batch, side, channels, filters, stride)
+    for kernel, side, channels, filters, stride in SHAPES:
+        work, sides = kernel_gradients(batch, kernel, side, channels, filters, stride)
         seconds = side_by_side(sides, rounds)
         figures = [f"{work / seconds[name]:.0f}" for name in ("here", "Keras")]
-        name = f"{side}x{side}, {channels} to {filters}, stride {stride}"
+        name = f"{kernel}x{kernel} on {side}x{side}, {channels} to {filters}, stride {stride}"
         kernels.append([name, *figures, f"{seconds['Keras'] / seconds['here']:.1f}"])
     return (
         f"{size} pixels, batch {batch}, float32; medians of {rounds} steps, each with its batch read and augmented, "
         "all sides in turn, two steps a turn of which the second counts. Keras: its own ResNet50, augmentation layers "
         "and AdamW. fastai: `vision_learner` and `aug_transforms`, the faster of its default and of channels last.\n\n"
         + table(header, rows)
-        + "\nWhere it comes from, the kernel gradient of 1x1 convolutions alone:\n\n"
-        + table(["1x1 convolution", "here, GFLOP/s", "Keras, GFLOP/s", "here ÷ Keras"], kernels)
+        + "\nWhere it comes from, the kernel gradients of single convolutions:\n\n"
+        + table(["convolution", "here, GFLOP/s", "Keras, GFLOP/s", "here ÷ Keras"], kernels)
     )
 
 
@@ -103,22 +106,22 @@ def _step(model: keras.Model, optimizer: keras.optimizers.Optimizer, batch: int)
 
 
 def kernel_gradients(
-    batch: int, side: int, channels: int, filters: int, stride: int
+    batch: int, size: int, side: int, channels: int, filters: int, stride: int
 ) -> tuple[float, dict[str, Callable[[], Any]]]:
     """GFLOP of one kernel gradient, and the two ways to compute it."""
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, side, side, channels)).astype("float32")
-    kernel = rng.normal(size=(1, 1, channels, filters)).astype("float32")
+    kernel = rng.normal(size=(size, size, channels, filters)).astype("float32")
 
     def stock(x: Any, k: Any) -> Any:
-        return keras.ops.conv(x, k, stride, "valid", "channels_last")
+        return keras.ops.conv(x, k, stride, "same", "channels_last")
 
     def ours(x: Any, k: Any) -> Any:
-        return pointwise(x, k, (stride, stride))
+        return pointwise(x, k, (stride, stride)) if size == 1 else convolve(x, k, (stride, stride), "same")
 
     steps = {}
-    for name, convolve in (("here", ours), ("Keras", stock)):
-        output = convolve(images, kernel)
-        gradient = jax.jit(lambda k, dy, f=convolve: jax.vjp(lambda k: f(images, k), k)[1](dy)[0])
+    for name, compute in (("here", ours), ("Keras", stock)):
+        output = compute(images, kernel)
+        gradient = jax.jit(lambda k, dy, f=compute: jax.vjp(lambda k: f(images, k), k)[1](dy)[0])
         steps[name] = lambda g=gradient, dy=output: g(kernel, dy)
-    return 2e-9 * output.size * channels, steps
+    return 2e-9 * output.size * size**2 * channels, steps
