@@ -67,7 +67,7 @@ class SavedRun:
 def load(run: str | Path) -> SavedRun:
     """Loads a finished run from its folder, to predict with; runs no code from it and needs none of its data.
 
-    On a CPU the layers of its model compute in the ways that is fastest at, as in training; saved again, they are stock.
+    On a CPU the layers of its model compute in the ways it is fastest at, as in training; saved, they are stock.
 
     >>> import numpy as np
     >>> from kbaseline import load
