@@ -1,6 +1,5 @@
 """Layers computed the way a CPU is fastest at: the numbers of Keras' own, and nothing of it in the saved file."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -243,14 +242,10 @@ def test_restored_layers_are_stock_ones() -> None:
     assert products(model, (2, *SHAPE)) == before
 
 
-def bfloat16(make: Callable[[], keras.Model]) -> keras.Model:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    return make()
-
-
 def test_half_precision_keeps_its_dtype(rng: np.random.Generator) -> None:
     """Invariant: under mixed bfloat16 the layers compute and return bfloat16, statistics in float32, as Keras' do."""
-    model = bfloat16(small_network)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = small_network()
     images = rng.normal(3, 1, (4, *SHAPE)).astype("float32")
     stock = model(images, training=True)
     statistics = np.asarray(model.get_layer("norm").moving_mean)
