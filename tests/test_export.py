@@ -21,7 +21,7 @@ from PIL import Image
 
 import kbaseline
 from kbaseline import export, export_formats
-from kbaseline.backbones import ImageNetPreprocessing
+from kbaseline.backbones import ImageNetPreprocessing, leaves
 from kbaseline.cli import main
 from kbaseline.errors import InputError, RunError
 from kbaseline.export import export_run
@@ -187,6 +187,22 @@ def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch
     assert (done.exit_code, done.stdout) == (1, "")
     assert re.search(r"model\.keras does not agree .* nothing was written\. Try another format\.\n$", done.stderr)
     assert sorted(run.rglob("*")) == before
+
+
+def test_converters_see_the_layers_of_keras(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: none computes the way a CPU is fastest at, which a loaded run's do; a file would spell it out."""
+    changed = {"call", "convolution_op"}
+    assert any(changed & set(vars(layer)) for layer in leaves(load(run).model))
+    seen: list[set[str]] = []
+
+    def stock(model: keras.Model, height: int, width: int) -> keras.Model:
+        seen.extend(changed & set(vars(layer)) for layer in leaves(model))
+        return stock_network(model, height, width)
+
+    monkeypatch.setattr(export, "stock_network", stock)
+    export_run(run, "keras")
+    assert seen
+    assert not any(seen)
 
 
 def test_what_a_converter_does_not_know_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
