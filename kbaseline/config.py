@@ -157,7 +157,7 @@ class LRFindConfig(Section):
     suggestion: Literal["valley", "steep", "slide", "minimum"] = "valley"
     """The rule behind `max_lr: auto`."""
     stop_factor: float = Field(4.0, gt=1)
-    """Stop when the smoothed loss exceeds this times its best."""
+    """Stop when the smoothed loss exceeds this times its best after the first tenth of the sweep."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

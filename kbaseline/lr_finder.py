@@ -19,6 +19,9 @@ from kbaseline.schedules import ExponentialSweep
 MIN_POINTS = 6
 """Fewer points than these, after trimming, cannot show where a loss falls."""
 
+LEAD_IN = 10
+"""A sweep's first steps, planned steps over this, train at next to no rate: their losses are the batches' luck."""
+
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
     """Midway down the longest fall of the loss: a rate on the slope, well before its foot.
@@ -106,7 +109,7 @@ class LRCurve:
         """
         if rule not in RULES:
             raise InputError(f"rule {rule!r}: must be one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}")
-        kept = slice(self.planned // 10, max(len(self.lrs) - 5, 0))
+        kept = slice(self.planned // LEAD_IN, max(len(self.lrs) - 5, 0))
         lrs, losses = self.lrs[kept], self.smoothed[kept]
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
@@ -143,7 +146,8 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
     ends by itself after `steps` steps, or when the smoothed loss exceeds `stop_factor` times its best or is not finite.
     Then weights, BatchNorm statistics, seeds, optimizer, learning rate and compiled step are put back, bit by bit: the
     sweep trains with a copy of the optimizer. The idea is https://arxiv.org/abs/1506.01186; sweep, smoothing and stop
-    are fastai v1's (`callbacks/lr_finder.py`).
+    are fastai v1's (`callbacks/lr_finder.py`), but for one thing: the best loss is sought after the first tenth of the
+    steps, because a model that is nearly right may meet one easy batch, and the next is no divergence.
 
     >>> from kbaseline import LRFinder
     >>> import keras
@@ -237,7 +241,8 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         smooth = self._average / (1 - self.beta ** (len(self._losses) + 1))
         self._losses.append(loss)
         self._smoothed.append(smooth)
-        self._best = min(self._best, smooth)
+        if len(self._losses) > self.schedule.steps // LEAD_IN:
+            self._best = min(self._best, smooth)
         diverged = not math.isfinite(smooth) or smooth > self.stop_factor * self._best
         if diverged or len(self._losses) >= self.schedule.steps:
             self.model.stop_training = True

@@ -114,6 +114,18 @@ def test_it_stops_at_four_times_the_best() -> None:
     assert len(sweep(losses, stop_factor=1e6).losses) == 35
 
 
+def test_an_easy_first_batch_is_no_best_loss() -> None:
+    """Losses 0.05, 0.30, 0.33, ... of a nearly trained model: the third, smoothed, is 4.6 times the first, and the sweep goes on.
+
+    What diverges after the first tenth is still stopped.
+    """
+    usual = [0.05] + [0.30, 0.33] * 15
+    assert smooth(usual)[2] > 4 * usual[0]
+    assert len(sweep(usual).losses) == 31
+    assert len(sweep(usual + [40.0] * 10).losses) == 32
+    assert len(sweep(usual, steps=9).losses) == 3
+
+
 def test_it_stops_at_the_first_nan() -> None:
     """Golden: a loss that is not finite ends the sweep."""
     assert len(sweep([2, 1, math.nan, 1, 1]).losses) == 3
