@@ -15,9 +15,9 @@ from pathlib import Path
 
 import click
 from speed import feeding, scaling, shares, starting, training, views
-from speed.peer import Fastai
+from speed.peer import Fastai, Keras
 
-from kbaseline.runtime import environment
+from kbaseline.runtime import environment, speed_up_convolutions
 
 HERE = Path(__file__).parent
 HEAD = """# Measured: speed on a CPU
@@ -53,9 +53,10 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
-    with Fastai(python, batch, size) if python else nullcontext() as fastai:
+    speed_up_convolutions()
+    with Keras(batch, size) as stock, Fastai(python, batch, size) if python else nullcontext() as fastai:
         measures: dict[str, Callable[[], str]] = {
-            "train": lambda: training.section(batch, size, rounds, fastai),
+            "train": lambda: training.section(batch, size, rounds, stock, fastai),
             "profile": lambda: shares.section(batch, size),
             "feed": lambda: feeding.section(batch, size, rounds, fastai),
             "start": lambda: starting.section(batch, size),

@@ -31,7 +31,13 @@ from kbaseline.processes import are_several, in_turn, join, voice
 from kbaseline.progress import StageTable, SweepBar
 from kbaseline.results import Sweep, write_sweeps
 from kbaseline.run_folder import RunFolder
-from kbaseline.runtime import dtype_policy, enable_compilation_cache, make_deterministic, short_of_memory
+from kbaseline.runtime import (
+    dtype_policy,
+    enable_compilation_cache,
+    make_deterministic,
+    short_of_memory,
+    speed_up_convolutions,
+)
 from kbaseline.saved import load, read_data
 from kbaseline.schedules import OneCycle
 from kbaseline.session import Session
@@ -98,6 +104,7 @@ class Learner:
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
         if self.config.runtime.compilation_cache:
             enable_compilation_cache()
+        speed_up_convolutions()
         if self.config.runtime.deterministic:
             make_deterministic()
         join(self.config.runtime, console)

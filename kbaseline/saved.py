@@ -10,13 +10,13 @@ from rich.console import Console
 
 from kbaseline.backbones import read_model
 from kbaseline.config import Config
-from kbaseline.cpu_layers import adapt_to_cpu
 from kbaseline.data import ImageData
 from kbaseline.data.sources import load_source
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.finished import FinishedRun, read_run
 from kbaseline.inference import predict_plain, predict_views
-from kbaseline.runtime import enable_compilation_cache
+from kbaseline.pointwise import use_matrix_products
+from kbaseline.runtime import enable_compilation_cache, speed_up_convolutions
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class SavedRun:
 def load(run: str | Path) -> SavedRun:
     """Loads a finished run from its folder, to predict with; runs no code from it and needs none of its data.
 
-    On a CPU the layers of its model compute in the ways it is fastest at, as in training; saved, they are stock.
+    On a CPU the 1x1 convolutions of its model are matrix products, as in training; saved, they are stock layers.
 
     >>> import numpy as np
     >>> from kbaseline import load
@@ -95,8 +95,9 @@ def load(run: str | Path) -> SavedRun:
         raise ModelError(f"run {str(run)!r}: holds no model.keras; run it again.")
     if read.config.runtime.compilation_cache:
         enable_compilation_cache()
+    speed_up_convolutions()
     model = read_model(path, f"run {str(run)!r}: model.keras")
-    adapt_to_cpu(model)
+    use_matrix_products(model)
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
 
 

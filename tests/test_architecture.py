@@ -29,7 +29,7 @@ RANKS = [
         "transforms",
         "zoo",
         "backbones",
-        "cpu_layers",
+        "pointwise",
         "model",
         "optimizer",
         "lr_finder",
@@ -246,3 +246,23 @@ def test_deterministic_tells_xla_before_jax_starts() -> None:
     ask += "runtime.make_deterministic(); runtime.make_deterministic(); import jax; jax.devices()\n"
     told = run(ask + "print(os.environ['XLA_FLAGS'])")
     assert told == "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
+
+
+def test_convolutions_are_eigens_where_that_was_measured() -> None:
+    """Golden: XLA is told before JAX starts, and takes it, unless the user or the machine says otherwise."""
+    ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+    fast_math, theirs = "--xla_cpu_enable_fast_math=false", "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+
+    def flags(before: str, machine: str = "pass", then: str = "pass") -> str:
+        ask = f"import os; os.environ['XLA_FLAGS'] = '{before}'; import importlib.metadata, platform, jax\n"
+        ask += "from kbaseline.runtime import speed_up_convolutions as tell\n"
+        ask += "platform.machine = lambda: 'x86_64'; jax.__version_info__ = (0, 12, 3)\n"
+        ask += f"importlib.metadata.entry_points = lambda **_: ()\n{machine}\n"
+        return run(f"{ask}tell(); tell()\n{then}; print(os.environ['XLA_FLAGS'])")
+
+    assert flags(fast_math, then="jax.devices()") == f"{fast_math} {ours}"
+    assert flags(theirs) == theirs
+    assert flags(fast_math, "platform.machine = lambda: 'arm64'") == fast_math
+    assert flags(fast_math, "jax.__version_info__ = (0, 13, 0)") == fast_math
+    assert flags(fast_math, "importlib.metadata.entry_points = lambda group: [group]") == fast_math
+    assert flags(fast_math, "jax.devices()") == fast_math

@@ -1,7 +1,9 @@
-"""fastai in an interpreter of its own, asked for one measurement at a time so that both sides take turns."""
+"""The others, each in a process of its own, asked for one measurement at a time so that all sides take turns."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,24 +14,26 @@ VARIANTS = ("default", "channels last")
 """How fastai is set up for training; the faster one counts."""
 
 
-class Fastai:
-    """A process that imports fastai and waits; see `fastai_peer.py`.
+class Peer:
+    """A process that imports a peer and waits for requests.
 
     Args:
-        python: interpreter of an environment with fastai.
+        python: interpreter of an environment with the peer.
+        script: the peer's side, beside this file.
         batch: images a step.
         size: pixels of the network's input.
     """
 
-    def __init__(self, python: str, batch: int, size: int) -> None:
-        script = Path(__file__).with_name("fastai_peer.py")
+    def __init__(self, python: str, script: str, batch: int, size: int) -> None:
+        # kbaseline tells XLA things that a peer would not.
+        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         self._process = subprocess.Popen(  # noqa: S603 - what the caller named
-            [python, str(script), str(batch), str(size)],
+            [python, str(Path(__file__).with_name(script)), str(batch), str(size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=env,
         )
-        self.versions = ", ".join(f"{name} {version}" for name, version in self.ask(do="versions").items())
 
     def __enter__(self) -> Self:
         return self
@@ -44,19 +48,46 @@ class Fastai:
         """The answer to one request."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
-            raise RuntimeError("fastai: no pipes")
+            raise RuntimeError("peer: no pipes")
         stdin.write(json.dumps(request) + "\n")
         stdin.flush()
         line = stdout.readline()
         if not line:
-            raise RuntimeError("fastai: the peer ended; its message stands above")
+            raise RuntimeError("peer: it ended; its message stands above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def seconds(self, **request: Any) -> Seconds:
+        """What the peer measured."""
+        return Seconds(self.ask(**request)["seconds"])
+
+
+class Keras(Peer):
+    """Keras alone, on JAX as it comes: of the same environment."""
+
+    def __init__(self, batch: int, size: int) -> None:
+        super().__init__(sys.executable, "keras_peer.py", batch, size)
+
+    def step(self, frozen: bool) -> Seconds:
+        """Seconds of one training step, its batch read and augmented."""
+        return self.seconds(do="step", frozen=frozen)
+
+    def kernel_gradient(self, shape: tuple[int, ...]) -> Seconds:
+        """Seconds of the kernel gradient of a convolution, one of `training.SHAPES`."""
+        return self.seconds(do="kernel_gradient", shape=shape)
+
+
+class Fastai(Peer):
+    """fastai, of an environment of its own."""
+
+    def __init__(self, python: str, batch: int, size: int) -> None:
+        super().__init__(python, "fastai_peer.py", batch, size)
+        self.versions = ", ".join(f"{name} {version}" for name, version in self.ask(do="versions").items())
+
     def step(self, variant: str, frozen: bool) -> Seconds:
         """Seconds of one training step, its batch read and augmented."""
-        return Seconds(self.ask(do="step", variant=variant, frozen=frozen)["seconds"])
+        return self.seconds(do="step", variant=variant, frozen=frozen)
 
     def data(self, batches: int, workers: int) -> Seconds:
         """Seconds of reading and augmenting one batch."""
-        return Seconds(self.ask(do="data", batches=batches, workers=workers)["seconds"])
+        return self.seconds(do="data", batches=batches, workers=workers)

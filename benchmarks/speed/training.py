@@ -1,19 +1,19 @@
-"""Training steps beside stock Keras and fastai, and what kernel gradients as matrix products are worth."""
+"""Training steps and the kernel gradients in them, beside stock Keras and fastai."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 import keras
 import numpy as np
 from speed.measure import side_by_side, table
-from speed.peer import VARIANTS, Fastai
+from speed.peer import VARIANTS, Fastai, Keras
 
-from kbaseline.cpu_layers import convolve, pointwise
 from kbaseline.data.batches import ImageBatches
 from kbaseline.model import build_classifier, classifier_groups, freeze
 from kbaseline.optimizer import LayerwiseAdamW
+from kbaseline.pointwise import pointwise
 
 # Kernel, side in pixels, channels in and out, stride: convolutions of a ResNet50 at 128 pixels.
 SHAPES = [
@@ -32,11 +32,11 @@ SOURCE = 32
 """Pixels of the images that are read."""
 
 
-def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
+def section(batch: int, size: int, rounds: int, stock: Keras, fastai: Fastai | None) -> str:
     """Images/s of training the head and everything, and GFLOP/s of kernel gradients."""
     rows = []
     for name, frozen in (("head, BatchNorm trained", True), ("everything", False)):
-        steps = {"here": our_step(batch, size, frozen), "Keras": keras_step(batch, size, frozen)}
+        steps = {"here": our_step(batch, size, frozen), "Keras": lambda f=frozen: stock.step(f)}
         if fastai:
             steps |= {variant: lambda v=variant, f=frozen: fastai.step(v, f) for variant in VARIANTS}
         seconds = side_by_side(steps, rounds)
@@ -49,16 +49,19 @@ def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
     header = ["training ResNet50", "here, images/s", "Keras, images/s", "here ÷ Keras"]
     header += ["fastai, images/s", "here ÷ fastai"] if fastai else []
     kernels = []
-    for kernel, side, channels, filters, stride in SHAPES:
-        work, sides = kernel_gradients(batch, kernel, side, channels, filters, stride)
-        seconds = side_by_side(sides, rounds)
+    for shape in SHAPES:
+        kernel, side, channels, filters, stride = shape
+        compute = partial(_product, strides=stride) if kernel == 1 else partial(convolution, strides=stride)
+        work, ours = kernel_gradient(batch, shape, compute)
+        seconds = side_by_side({"here": ours, "Keras": lambda s=shape: stock.kernel_gradient(s)}, rounds)
         figures = [f"{work / seconds[name]:.0f}" for name in ("here", "Keras")]
         name = f"{kernel}x{kernel} on {side}x{side}, {channels} to {filters}, stride {stride}"
         kernels.append([name, *figures, f"{seconds['Keras'] / seconds['here']:.1f}"])
     return (
         f"{size} pixels, batch {batch}, float32; medians of {rounds} steps, each with its batch read and augmented, "
         "all sides in turn, two steps a turn of which the second counts. Keras: its own ResNet50, augmentation layers "
-        "and AdamW. fastai: `vision_learner` and `aug_transforms`, the faster of its default and of channels last.\n\n"
+        "and AdamW, in a process of its own. fastai: `vision_learner` and `aug_transforms`, the faster of its default "
+        "and of channels last.\n\n"
         + table(header, rows)
         + "\nWhere it comes from, the kernel gradients of single convolutions:\n\n"
         + table(["convolution", "here, GFLOP/s", "Keras, GFLOP/s", "here ÷ Keras"], kernels)
@@ -78,50 +81,33 @@ def our_step(batch: int, size: int, frozen: bool) -> Callable[[], Any]:
     model = build_classifier(10, size, "resnet50", "none")
     if frozen:
         freeze(model)
-    return _step(model, LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0]), batch)
+    return compiled_step(model, LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0]), batch)
 
 
-def keras_step(batch: int, size: int, frozen: bool) -> Callable[[], Any]:
-    """One step of what Keras itself offers for the same task."""
-    keras.utils.set_random_seed(0)
-    images = keras.Input((SOURCE, SOURCE, 3))
-    x = keras.layers.Resizing(size, size)(images)
-    x = keras.layers.RandomFlip("horizontal")(x)
-    x = keras.layers.RandomRotation(10 / 360)(x)
-    x = keras.layers.RandomZoom((-0.1, 0.0))(x)
-    x = keras.layers.RandomBrightness(0.1)(x)
-    x = keras.layers.RandomContrast(0.1)(x)
-    body = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg")
-    for layer in body.layers:
-        layer.trainable = not frozen or isinstance(layer, keras.layers.BatchNormalization)
-    x = body(keras.applications.resnet.preprocess_input(x))
-    x = keras.layers.Dropout(0.5)(keras.layers.Dense(512, "relu")(x))
-    return _step(keras.Model(images, keras.layers.Dense(10)(x)), keras.optimizers.AdamW(1e-4), batch)
-
-
-def _step(model: keras.Model, optimizer: keras.optimizers.Optimizer, batch: int) -> Callable[[], Any]:
+def compiled_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, batch: int) -> Callable[[], Any]:
+    """One step of any network."""
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     source = batches(batch, 4 * batch)
     return lambda: model.train_on_batch(*source[0])
 
 
-def kernel_gradients(
-    batch: int, size: int, side: int, channels: int, filters: int, stride: int
-) -> tuple[float, dict[str, Callable[[], Any]]]:
-    """GFLOP of one kernel gradient, and the two ways to compute it."""
+def kernel_gradient(
+    batch: int, shape: tuple[int, ...], compute: Callable[[Any, Any], Any]
+) -> tuple[float, Callable[[], Any]]:
+    """GFLOP of the kernel gradient of a convolution of `SHAPES`, and what computes it."""
+    size, side, channels, filters, _ = shape
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, side, side, channels)).astype("float32")
     kernel = rng.normal(size=(size, size, channels, filters)).astype("float32")
+    output = compute(images, kernel)
+    gradient = jax.jit(lambda k, dy: jax.vjp(lambda k: compute(images, k), k)[1](dy)[0])
+    return 2e-9 * output.size * size**2 * channels, lambda: gradient(kernel, output)
 
-    def stock(x: Any, k: Any) -> Any:
-        return keras.ops.conv(x, k, stride, "same", "channels_last")
 
-    def ours(x: Any, k: Any) -> Any:
-        return pointwise(x, k, (stride, stride)) if size == 1 else convolve(x, k, (stride, stride), "same")
+def convolution(images: Any, kernel: Any, strides: int) -> Any:
+    """As Keras computes it."""
+    return keras.ops.conv(images, kernel, strides, "same", "channels_last")
 
-    steps = {}
-    for name, compute in (("here", ours), ("Keras", stock)):
-        output = compute(images, kernel)
-        gradient = jax.jit(lambda k, dy, f=compute: jax.vjp(lambda k: f(images, k), k)[1](dy)[0])
-        steps[name] = lambda g=gradient, dy=output: g(kernel, dy)
-    return 2e-9 * output.size * size**2 * channels, steps
+
+def _product(images: Any, kernel: Any, strides: int) -> Any:
+    return pointwise(images, kernel, (strides, strides))

@@ -1,0 +1,61 @@
+"""Stock Keras' side of the comparison: it answers requests with seconds.
+
+A request is a line of JSON, `{"do": "step", "frozen": true}` or `{"do": "kernel_gradient", "shape": [...]}`, one of
+`training.SHAPES`; so is the answer. Beside it stand `batch` and `size` as arguments.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import kbaseline  # noqa: F401 - first: it chooses Keras' backend, and nothing else
+
+# isort: split
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import keras
+from speed.training import SOURCE, compiled_step, convolution, kernel_gradient
+
+
+def keras_step(batch: int, size: int, frozen: bool) -> Callable[[], Any]:
+    """One step of what Keras itself offers for the same task."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input((SOURCE, SOURCE, 3))
+    x = keras.layers.Resizing(size, size)(images)
+    x = keras.layers.RandomFlip("horizontal")(x)
+    x = keras.layers.RandomRotation(10 / 360)(x)
+    x = keras.layers.RandomZoom((-0.1, 0.0))(x)
+    x = keras.layers.RandomBrightness(0.1)(x)
+    x = keras.layers.RandomContrast(0.1)(x)
+    body = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg")
+    for layer in body.layers:
+        layer.trainable = not frozen or isinstance(layer, keras.layers.BatchNormalization)
+    x = body(keras.applications.resnet.preprocess_input(x))
+    x = keras.layers.Dropout(0.5)(keras.layers.Dense(512, "relu")(x))
+    return compiled_step(keras.Model(images, keras.layers.Dense(10)(x)), keras.optimizers.AdamW(1e-4), batch)
+
+
+def main(batch: int, size: int) -> None:
+    """Answers until the requests end."""
+    steps: dict[str, Callable[[], Any]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if line not in steps and request["do"] == "step":
+            steps[line] = keras_step(batch, size, request["frozen"])
+        elif line not in steps:
+            compute = partial(convolution, strides=request["shape"][-1])
+            steps[line] = kernel_gradient(batch, request["shape"], compute)[1]
+        begin = time.perf_counter()
+        jax.block_until_ready(steps[line]())
+        print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))

@@ -1,0 +1,134 @@
+"""1x1 convolutions as matrix products: the numbers of Keras' own, and nothing of it in the saved file."""
+
+from pathlib import Path
+
+import jax
+import keras
+import numpy as np
+import pytest
+
+from kbaseline.pointwise import restore, use_matrix_products
+
+SHAPE = (9, 7, 5)
+
+
+def network(strides: int = 1, use_bias: bool = True, padding: str = "valid") -> keras.Model:
+    image = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(6, 1, strides, padding, use_bias=use_bias, activation="tanh", name="narrow")(image)
+    x = keras.layers.Conv2D(4, 3, name="wide")(x)
+    return keras.Model(image, keras.layers.Conv2D(3, 1, name="last")(x))
+
+
+def gradients(model: keras.Model, images: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Gradients of the mean squared output to the trainable variables and to the images."""
+
+    def loss(values: list, x: np.ndarray) -> jax.Array:
+        outputs, _ = model.stateless_call(values, model.non_trainable_variables, x, training=True)
+        return keras.ops.mean(keras.ops.square(outputs))
+
+    values = [variable.value for variable in model.trainable_variables]
+    to_weights, to_images = jax.jit(jax.grad(loss, argnums=(0, 1)))(values, images)
+    return [np.asarray(gradient) for gradient in to_weights], np.asarray(to_images)
+
+
+def products(model: keras.Model) -> tuple[int, int]:
+    """Matrix products and convolutions of a pass forward and back, to weights and images."""
+
+    def loss(values: list, x: np.ndarray) -> jax.Array:
+        return keras.ops.sum(model.stateless_call(values, model.non_trainable_variables, x)[0])
+
+    values = [variable.value for variable in model.trainable_variables]
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(values, np.zeros((2, *SHAPE), "float32")))
+    return text.count("dot_general"), text.count("conv_general_dilated[")
+
+
+@pytest.mark.parametrize("strides", [1, 2, (1, 3)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_gradients_are_those_of_keras(strides: int, padding: str, use_bias: bool, rng: np.random.Generator) -> None:
+    """Reference: output and every gradient agree with the stock layers', strided and with a side that is odd."""
+    image = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(6, 1, strides, padding, use_bias=use_bias, activation="tanh", name="narrow")(image)
+    model = keras.Model(image, keras.layers.Conv2D(3, 1, name="last")(x))
+    images = rng.normal(size=(4, *SHAPE)).astype("float32")
+    stock_output, (stock, stock_images) = np.asarray(model(images)), gradients(model, images)
+    assert use_matrix_products(model) == 2
+    ours, our_images = gradients(model, images)
+    np.testing.assert_allclose(np.asarray(model(images)), stock_output, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(our_images, stock_images, rtol=1e-4, atol=1e-7)
+    for mine, theirs in zip(ours, stock, strict=True):
+        assert np.abs(theirs).max() > 1e-4
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_forward_and_both_gradients_are_products() -> None:
+    """Invariant: a 1x1 convolution is three dots where the stock one is three convolutions; frozen, two."""
+    model = network()
+    assert products(model) == (0, 9)
+    use_matrix_products(model)
+    assert products(model) == (6, 3)
+    model.get_layer("narrow").trainable = False
+    assert products(model) == (5, 3)
+
+
+def test_other_layers_are_left_alone() -> None:
+    """Invariant: larger kernels, groups, subclasses and other layers stay Keras' own."""
+
+    class Mine(keras.layers.Conv2D):
+        pass
+
+    image = keras.Input((8, 8, 4))
+    for layer in (
+        keras.layers.Conv2D(4, 3),
+        keras.layers.Conv2D(4, (1, 2)),
+        keras.layers.Conv2D(4, 1, groups=2),
+        Mine(4, 1),
+        keras.layers.DepthwiseConv2D(1),
+        keras.layers.Dense(3),
+    ):
+        assert use_matrix_products(keras.Model(image, layer(image))) == 0, layer
+
+
+def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: on a GPU Keras' own layers stay."""
+    model = network()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert use_matrix_products(model) == 0
+    assert products(model) == (0, 9)
+
+
+@pytest.mark.parametrize("copied", ["saved", "cloned"])
+def test_copies_are_stock_models(copied: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Invariant: configuration and file do not show the change; a copy computes in Keras' way and predicts the same."""
+    model = network()
+    before = model.get_config()
+    use_matrix_products(model)
+    assert model.get_config() == before
+    if copied == "saved":
+        model.save(tmp_path / "m.keras")
+        again = keras.models.load_model(tmp_path / "m.keras")
+    else:
+        again = keras.models.clone_model(model)
+        again.set_weights(model.get_weights())
+    assert products(model) == (6, 3)
+    assert products(again) == (0, 9)
+    images = rng.normal(size=(2, *SHAPE)).astype("float32")
+    np.testing.assert_allclose(again.predict(images, verbose=0), model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_restored_layers_are_stock_ones() -> None:
+    """Invariant: nothing of the change is left, in the layers and in the program."""
+    model = network()
+    stock = [set(vars(layer)) for layer in model.layers]
+    use_matrix_products(model)
+    restore(model)
+    assert [set(vars(layer)) for layer in model.layers] == stock
+    assert products(model) == (0, 9)
+
+
+def test_half_precision_keeps_its_dtype(rng: np.random.Generator) -> None:
+    """Invariant: under mixed bfloat16 the layer computes and returns bfloat16."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = network()
+    use_matrix_products(model)
+    assert model(rng.normal(size=(2, *SHAPE)).astype("float32")).dtype == "bfloat16"
