@@ -207,7 +207,7 @@ def test_readme_says_what_was_measured() -> None:
         r"^\| (?:head|everything)[^|]*\|[^|]*\|[^|]*\| ([\d.]+) \|[^|]*\| ([\d.]+) \|$", speeds, re.MULTILINE
     )
     assert len(rows) == 2
-    keras, fastai = (sorted(f"{1 / float(ratio):.1f}" for ratio in side) for side in zip(*rows, strict=True))
+    keras, fastai = (sorted({f"{1 / float(ratio):.1f}" for ratio in side}) for side in zip(*rows, strict=True))
     row = next(line for line in readme.splitlines() if line.startswith("| training speed"))
     assert f"| 1 | {' – '.join(fastai)} |" in row
     assert f"| {' – '.join(keras)} (stock Keras) |" in row
