@@ -1,7 +1,7 @@
 """On a CPU, 1x1 convolutions as the matrix products they are: same network, same numbers, faster.
 
-XLA's CPU backend computes the gradient of their kernels, as convolutions, several times slower than the product
-(benchmarks/cpu.py measures both side by side). Larger kernels gain nothing as products.
+XLA's CPU backend computes the gradient of their kernels, as convolutions, slower than the product, many times slower
+where YNNPACK does it (`runtime.speed_up_convolutions`). Larger kernels gain nothing as products.
 """
 
 from functools import partial

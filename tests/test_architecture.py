@@ -266,3 +266,12 @@ def test_convolutions_are_eigens_where_that_was_measured() -> None:
     assert flags(fast_math, "jax.__version_info__ = (0, 13, 0)") == fast_math
     assert flags(fast_math, "importlib.metadata.entry_points = lambda group: [group]") == fast_math
     assert flags(fast_math, "jax.devices()") == fast_math
+
+
+def test_a_learner_tells_xla_in_time() -> None:
+    """Invariant: of what a `Learner` does nothing starts JAX before XLA is told of its convolutions."""
+    ask = "import kbaseline.learner as home; from kbaseline import ImageData, Learner; import jax, numpy as np\n"
+    ask += "home.speed_up_convolutions = lambda: print(jax._src.xla_bridge.backends_are_initialized())\n"
+    ask += "split = np.zeros((4, 8, 8, 3), 'uint8'), np.arange(4) % 2\n"
+    ask += "Learner(ImageData.from_arrays(split, split, size=32), config={'data': {'batch_size': 2}}, "
+    assert run(ask + "backbone='resnet20', weights='none')") == "False"

@@ -12,7 +12,7 @@ from kbaseline.pointwise import restore, use_matrix_products
 SHAPE = (9, 7, 5)
 
 
-def network(strides: int = 1, use_bias: bool = True, padding: str = "valid") -> keras.Model:
+def network(strides: int | tuple[int, int] = 1, use_bias: bool = True, padding: str = "valid") -> keras.Model:
     image = keras.Input(SHAPE)
     x = keras.layers.Conv2D(6, 1, strides, padding, use_bias=use_bias, activation="tanh", name="narrow")(image)
     x = keras.layers.Conv2D(4, 3, name="wide")(x)
@@ -45,11 +45,11 @@ def products(model: keras.Model) -> tuple[int, int]:
 @pytest.mark.parametrize("strides", [1, 2, (1, 3)])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_gradients_are_those_of_keras(strides: int, padding: str, use_bias: bool, rng: np.random.Generator) -> None:
+def test_gradients_are_those_of_keras(
+    strides: int | tuple[int, int], padding: str, use_bias: bool, rng: np.random.Generator
+) -> None:
     """Reference: output and every gradient agree with the stock layers', strided and with a side that is odd."""
-    image = keras.Input(SHAPE)
-    x = keras.layers.Conv2D(6, 1, strides, padding, use_bias=use_bias, activation="tanh", name="narrow")(image)
-    model = keras.Model(image, keras.layers.Conv2D(3, 1, name="last")(x))
+    model = network(strides, use_bias, padding)
     images = rng.normal(size=(4, *SHAPE)).astype("float32")
     stock_output, (stock, stock_images) = np.asarray(model(images)), gradients(model, images)
     assert use_matrix_products(model) == 2
