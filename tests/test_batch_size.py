@@ -114,6 +114,7 @@ def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: py
     monkeypatch.setattr("kbaseline.runtime.jax", batch_size.jax)
     monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
     monkeypatch.setattr("kbaseline.learner.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("kbaseline.learner.speed_up_convolutions", lambda: None)
     with pytest.raises(RunError, match=r"1 does not fit into the memory of Fake 1; set data\.size lower"):
         Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
     assert tried == [16, 8, 4, 2, 1]
