@@ -151,20 +151,26 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Nothing: `update_step` decays, at its group's rate."""
 
+    def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+        # Once and not for every variable: a ResNet50 has 220, and tracing the momentum's schedule costs as much as the
+        # rest of the step's update.
+        step, beta_1 = ops.cast(self.iterations + 1, "float32"), ops.cast(self.beta_1, "float32")
+        self._at_this_step = beta_1, 1 - ops.power(beta_1, step), 1 - ops.power(ops.cast(self.beta_2, "float32"), step)
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         """One variable's step."""
         index = self._get_variable_index(variable)
         rate = ops.cast(learning_rate, variable.dtype) * self._multiplier_of_variable[index]
         gradient = ops.cast(gradient, variable.dtype)
-        step = ops.cast(self.iterations + 1, variable.dtype)
-        beta_1, beta_2 = ops.cast(self.beta_1, variable.dtype), ops.cast(self.beta_2, variable.dtype)
+        beta_1, correct_m, correct_v = (ops.cast(scalar, variable.dtype) for scalar in self._at_this_step)
         m, v = self._momentums[index], self._velocities[index]
         self.assign(m, m + (gradient - m) * (1 - beta_1))
-        self.assign(v, v + (ops.square(gradient) - v) * (1 - beta_2))
+        self.assign(v, v + (ops.square(gradient) - v) * (1 - self.beta_2))
         decays = self.decay_norm_and_bias or len(variable.shape) > 1
         kept = variable * (1 - rate * self.decay) if decays else variable.value
-        size = rate / (1 - ops.power(beta_1, step))
-        self.assign(variable, kept - size * m / (ops.sqrt(v / (1 - ops.power(beta_2, step))) + self.epsilon))
+        size = rate / correct_m
+        self.assign(variable, kept - size * m / (ops.sqrt(v / correct_v) + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation; a momentum schedule is kept as a schedule."""
