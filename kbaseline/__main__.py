@@ -1,5 +1,5 @@
 """`python -m kbaseline` is the command line."""
 
-from kbaseline.cli import main
+from kbaseline.cli.program import program
 
-main()
+program()
