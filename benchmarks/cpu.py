@@ -17,6 +17,7 @@ import click
 from speed import feeding, scaling, shares, starting, training, views
 from speed.peer import Fastai, Keras
 
+from kbaseline.cli.program import ask_for_huge_pages
 from kbaseline.runtime import environment, speed_up_convolutions
 
 HERE = Path(__file__).parent
@@ -53,6 +54,7 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
+    ask_for_huge_pages()
     speed_up_convolutions()
     with Keras(batch, size) as stock, Fastai(python, batch, size) if python else nullcontext() as fastai:
         measures: dict[str, Callable[[], str]] = {

@@ -25,8 +25,8 @@ class Peer:
     """
 
     def __init__(self, python: str, script: str, batch: int, size: int) -> None:
-        # kbaseline tells XLA things that a peer would not.
-        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        # kbaseline tells XLA and glibc things that a peer would not; with huge pages fastai is slower.
+        env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
         self._process = subprocess.Popen(  # noqa: S603 - what the caller named
             [python, str(Path(__file__).with_name(script)), str(batch), str(size)],
             stdin=subprocess.PIPE,
