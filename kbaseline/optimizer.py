@@ -157,6 +157,7 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
         step, beta_1 = ops.cast(self.iterations + 1, "float32"), ops.cast(self.beta_1, "float32")
         self._at_this_step = beta_1, 1 - ops.power(beta_1, step), 1 - ops.power(ops.cast(self.beta_2, "float32"), step)
         super()._backend_update_step(grads, trainable_variables, learning_rate)
+        self._at_this_step = ()  # while the step is compiled these are tracers, of no use later
 
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         """One variable's step."""

@@ -37,3 +37,13 @@ def test_what_cannot_be_predicted_is_refused(run):
         saved.predict(images, tta=True)
     with pytest.raises(DataError, match="must lie in 0-255"):
         saved.predict(images - 1.0)
+
+
+def test_xla_is_told_before_the_network_is_built(run, monkeypatch):
+    """Invariant: `load` tells XLA of its convolutions before anything starts JAX."""
+    told = []
+    (run / "model.keras").touch()
+    monkeypatch.setattr("kbaseline.saved.speed_up_convolutions", lambda: told.append("told"))
+    monkeypatch.setattr("kbaseline.saved.read_model", lambda *_: told.append("built") or keras.Sequential())
+    load(run)
+    assert told == ["told", "built"]
