@@ -159,7 +159,10 @@ def test_huge_pages_are_asked_for(linux: str | None, before: str | None, plugins
     environment |= {"GLIBC_TUNABLES": before} if before else {}
     command = [sys.executable, "-c", script, "fit", "an argument"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        said = process.communicate()[0]
+        try:
+            said = process.communicate(timeout=120)[0]
+        finally:
+            process.kill()  # one that starts anew for ever
     assert process.returncode == 0
     assert said == f"{process.pid} ['fit', 'an argument'] {after}\n"
 
