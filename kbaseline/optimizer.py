@@ -112,6 +112,7 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
         self.multipliers = factors
         self.decay = float(weight_decay)
         self.decay_norm_and_bias = decay_norm_and_bias
+        self._at_this_step: tuple[Any, ...] = ()
 
     @property
     def beta_1(self) -> Any:
