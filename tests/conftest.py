@@ -5,10 +5,14 @@ import tempfile
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # One for all processes of a session, those that tests start too: compiling is most of what tests do.
+    os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["KBASELINE_CACHE"], "jax")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,10 @@ from kbaseline.run_folder import RunFolder
 # `jax_numpy_rank_promotion="raise"` is left out: Keras' own Dense layer adds a bias (units,) to (batch, units).
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache() -> Iterator[None]:
+def pytest_unconfigure() -> None:
     """The session's cache folder goes with the session."""
-    yield
-    shutil.rmtree(os.environ["KBASELINE_CACHE"], ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["KBASELINE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

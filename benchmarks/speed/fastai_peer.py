@@ -51,24 +51,35 @@ class NoValidation(Callback):
         raise CancelValidException
 
 
-def loaders(batch: int, size: int, count: int, workers: int) -> DataLoaders:
-    """Images of 32x32 from memory through fastai's own transforms, the one image of validation beside them."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count + 1, 32, 32, 3), dtype=np.uint8)
+def loaders(
+    images: np.ndarray, labels: np.ndarray, train: int, batch: int, size: int, workers: int | None, do_flip: bool = True
+) -> DataLoaders:
+    """Images from memory through fastai's own transforms, `train` of them to train on, the others validation.
+
+    `workers` None is fastai's default.
+    """
     block = DataBlock(
-        blocks=(ImageBlock, CategoryBlock(vocab=list(range(10)))),
+        blocks=(ImageBlock, CategoryBlock(vocab=sorted({int(label) for label in labels}))),
         get_x=lambda i: PILImage.create(images[i]),
-        get_y=lambda i: i % 10,
-        splitter=IndexSplitter([count]),
+        get_y=lambda i: int(labels[i]),
+        splitter=IndexSplitter(range(train, len(images))),
         item_tfms=Resize(size),
-        batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)],
+        batch_tfms=[*aug_transforms(do_flip=do_flip), Normalize.from_stats(*imagenet_stats)],
     )
-    return block.dataloaders(range(count + 1), bs=batch, num_workers=workers)
+    return block.dataloaders(range(len(images)), bs=batch, num_workers=workers)
+
+
+def random_loaders(batch: int, size: int, count: int, workers: int) -> DataLoaders:
+    """Random images of 32x32 in ten classes, the one image of validation beside them."""
+    images = np.random.default_rng(0).integers(0, 256, (count + 1, 32, 32, 3), dtype=np.uint8)
+    return loaders(images, np.arange(count + 1) % 10, count, batch, size, workers)
 
 
 def learner(batch: int, size: int, variant: str) -> Learner:
     """fastai's ResNet50 and head, float32."""
-    learn = vision_learner(loaders(batch, size, STEPS * batch, 0), resnet50, pretrained=False, cbs=NoValidation())
+    learn = vision_learner(
+        random_loaders(batch, size, STEPS * batch, 0), resnet50, pretrained=False, cbs=NoValidation()
+    )
     if variant == "channels last":
         learn.add_cb(ChannelsLast())
     return learn
@@ -92,7 +103,7 @@ def main(batch: int, size: int) -> None:
                 learn.fit(1, 1e-4)
                 answer = {"seconds": (time.perf_counter() - begin) / STEPS}
         elif request["do"] == "data":
-            source = loaders(batch, size, request["batches"] * batch, request["workers"]).train
+            source = random_loaders(batch, size, request["batches"] * batch, request["workers"]).train
             next(iter(source))
             begin = time.perf_counter()
             for images, _ in source:

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from speed.measure import Seconds, side_by_side, table
 from speed.peer import Fastai
-from speed.training import SOURCE, batches, our_step
+from speed.training import SOURCE, batches, our_step, state
 
 from kbaseline import ImageData, Learner
 from kbaseline.data.batches import ImageBatches
@@ -88,28 +88,26 @@ def overhead(batch: int, rounds: int) -> tuple[float, float]:
         data = ImageData.from_arrays(train, (train[0][:batch], train[1][:batch]))
         config = {"data": {"batch_size": batch}, "model": {"hidden": 16}}
         learn = Learner(data, str(backbone), config=config, console=Console(quiet=True))
+    seconds = side_by_side(fit_and_loop(learn), rounds)
+    return seconds["fit"], seconds["loop"]
+
+
+def fit_and_loop(learn: Learner) -> dict[str, Callable[[], Seconds]]:
+    """What trains an epoch and says what a step took: `Learner.fit_one_cycle`, and a loop without Keras around it."""
+    batch = learn.config.data.batch
+    step = jax.jit(lambda *inputs: learn.model.train_step(*inputs), donate_argnums=0)
 
     def fit() -> Seconds:
         # Of two epochs the first compiles.
         return Seconds(batch / learn.fit_one_cycle(2, 1e-4)[-1]["images_per_s"])
 
     def loop() -> Seconds:
-        source = ImageBatches(data.train.images, data.train.labels, batch, shuffle=True)
-        step = jax.jit(learn.model.train_step, donate_argnums=0)
-        state = _state(learn.model)
-        _, state = step(state, source[0])
+        source = ImageBatches(learn.data.train.images, learn.data.train.labels, batch, shuffle=True)
+        _, variables = step(state(learn.model), source[0])
         begin = time.perf_counter()
         for index in range(len(source)):
-            logs, state = step(state, source[index])
+            logs, variables = step(variables, source[index])
         jax.block_until_ready(logs)
         return Seconds((time.perf_counter() - begin) / len(source))
 
-    seconds = side_by_side({"fit": fit, "loop": loop}, rounds)
-    return seconds["fit"], seconds["loop"]
-
-
-def _state(model: keras.Model) -> tuple[list[jax.Array], ...]:
-    """Copies of what a step takes and gives back, in Keras' order."""
-    optimizer = model.optimizer.variables
-    kinds = (model.trainable_variables, model.non_trainable_variables, optimizer, model.metrics_variables)
-    return tuple([jax.numpy.copy(variable.value) for variable in kind] for kind in kinds)
+    return {"fit": fit, "loop": loop}

@@ -1,7 +1,8 @@
 """Stock Keras' side of the comparison: it answers requests with seconds.
 
-A request is a line of JSON, `{"do": "step", "frozen": true}` or `{"do": "kernel_gradient", "shape": [...]}`, one of
-`training.SHAPES`; so is the answer. Beside it stand `batch` and `size` as arguments.
+A request is a line of JSON, `{"do": "step", "frozen": true}`, `{"do": "kernel_gradient", "shape": [...]}`, one of
+`training.SHAPES`, or `{"do": "fit", "frozen": true, "precision": "bfloat16", "steps": 200}`; so is the answer. Beside
+it stand `batch` and `size` as arguments.
 """
 
 import sys
@@ -21,11 +22,11 @@ from typing import Any
 
 import jax
 import keras
-from speed.training import SOURCE, compiled_step, convolution, kernel_gradient
+from speed.training import SOURCE, convolution, images_and_labels, kernel_gradient, one_step, prepared
 
 
-def keras_step(batch: int, size: int, frozen: bool) -> Callable[[], Any]:
-    """One step of what Keras itself offers for the same task."""
+def classifier(size: int, frozen: bool) -> keras.Model:
+    """What Keras itself offers for the same task."""
     keras.utils.set_random_seed(0)
     images = keras.Input((SOURCE, SOURCE, 3))
     x = keras.layers.Resizing(size, size)(images)
@@ -39,7 +40,23 @@ def keras_step(batch: int, size: int, frozen: bool) -> Callable[[], Any]:
         layer.trainable = not frozen or isinstance(layer, keras.layers.BatchNormalization)
     x = body(keras.applications.resnet.preprocess_input(x))
     x = keras.layers.Dropout(0.5)(keras.layers.Dense(512, "relu")(x))
-    return compiled_step(keras.Model(images, keras.layers.Dense(10)(x)), keras.optimizers.AdamW(1e-4), batch)
+    logits = keras.layers.Dense(10, dtype="float32")(x)
+    return prepared(keras.Model(images, logits), keras.optimizers.AdamW(1e-4))
+
+
+def fit(batch: int, size: int, frozen: bool, precision: str, steps: int) -> Callable[[], float]:
+    """`fit` of an epoch, which says how long a step took."""
+    keras.config.set_dtype_policy({"bfloat16": "mixed_bfloat16"}.get(precision, precision))
+    model = classifier(size, frozen)
+    images, labels = images_and_labels(steps * batch)
+
+    def epoch() -> float:
+        begin = time.perf_counter()
+        model.fit(images, labels, batch, verbose=0)
+        return (time.perf_counter() - begin) / steps
+
+    epoch()
+    return epoch
 
 
 def main(batch: int, size: int) -> None:
@@ -48,13 +65,16 @@ def main(batch: int, size: int) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if line not in steps and request["do"] == "step":
-            steps[line] = keras_step(batch, size, request["frozen"])
+            steps[line] = one_step(classifier(size, request["frozen"]), batch)
+        elif line not in steps and request.pop("do") == "fit":
+            steps[line] = fit(batch, size, **request)
         elif line not in steps:
             compute = partial(convolution, strides=request["shape"][-1])
             steps[line] = kernel_gradient(batch, request["shape"], compute)[1]
         begin = time.perf_counter()
-        jax.block_until_ready(steps[line]())
-        print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+        done = jax.block_until_ready(steps[line]())
+        seconds = done if isinstance(done, float) else time.perf_counter() - begin
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

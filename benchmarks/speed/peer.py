@@ -76,13 +76,35 @@ class Keras(Peer):
         """Seconds of the kernel gradient of a convolution, one of `training.SHAPES`."""
         return self.seconds(do="kernel_gradient", shape=shape)
 
+    def fit(self, frozen: bool, precision: str, steps: int) -> Seconds:
+        """Seconds of a step of its `fit` over so many steps."""
+        return self.seconds(do="fit", frozen=frozen, precision=precision, steps=steps)
 
-class Fastai(Peer):
-    """fastai, of an environment of its own."""
+
+class _Versioned(Peer):
+    """A peer of an environment of its own."""
+
+    def __init__(self, python: str, script: str, batch: int, size: int) -> None:
+        super().__init__(python, script, batch, size)
+        self.versions = ", ".join(f"{name} {version}" for name, version in self.ask(do="versions").items())
+
+
+class Torch(_Versioned):
+    """A plain PyTorch loop."""
+
+    def __init__(self, python: str, batch: int, size: int) -> None:
+        super().__init__(python, "torch_peer.py", batch, size)
+
+    def steps(self, frozen: bool, precision: str, steps: int) -> Seconds:
+        """Seconds of one of so many training steps."""
+        return self.seconds(do="steps", frozen=frozen, precision=precision, steps=steps)
+
+
+class Fastai(_Versioned):
+    """fastai."""
 
     def __init__(self, python: str, batch: int, size: int) -> None:
         super().__init__(python, "fastai_peer.py", batch, size)
-        self.versions = ", ".join(f"{name} {version}" for name, version in self.ask(do="versions").items())
 
     def step(self, variant: str, frozen: bool) -> Seconds:
         """Seconds of one training step, its batch read and augmented."""

@@ -46,34 +46,14 @@ def section(batch: int, size: int) -> str:
 def _spent(batch: int, size: int, frozen: bool) -> Counter[str]:
     """Kind of operation -> seconds of a step."""
     import jax
-    import keras
-    from speed.training import batches
+    from speed.training import classifier, program
 
-    from kbaseline.model import build_classifier, classifier_groups, freeze
-    from kbaseline.optimizer import LayerwiseAdamW
-
-    model = build_classifier(10, size, "resnet50", "none")
-    if frozen:
-        freeze(model)
-    optimizer = LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0])
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    optimizer.build(model.trainable_variables)
-    data = batches(batch, batch)[0]
-    state = tuple(
-        [variable.value for variable in variables]
-        for variables in (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            optimizer.variables,
-            model.metrics_variables,
-        )
-    )
-    step = jax.jit(model.train_step).lower(state, data).compile()
-    jax.block_until_ready(step(state, data))
+    step, compiled = program(classifier(size, frozen), batch)
+    jax.block_until_ready(step())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            jax.block_until_ready(step(state, data))
-        return _by_kind(step.as_text(), next(Path(folder).rglob("*.xplane.pb")))
+            jax.block_until_ready(step())
+        return _by_kind(compiled.as_text(), next(Path(folder).rglob("*.xplane.pb")))
 
 
 def _by_kind(program: str, trace: Path) -> Counter[str]:

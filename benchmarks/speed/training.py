@@ -68,27 +68,56 @@ def section(batch: int, size: int, rounds: int, stock: Keras, fastai: Fastai | N
     )
 
 
-def batches(batch: int, count: int) -> ImageBatches:
-    """Random images of `SOURCE` pixels in ten classes."""
+def images_and_labels(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images of `SOURCE` pixels, and ten classes."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, SOURCE, SOURCE, 3), dtype=np.uint8)
-    return ImageBatches(images, rng.integers(0, 10, count).astype("int32"), batch, shuffle=True)
+    return rng.integers(0, 256, (count, SOURCE, SOURCE, 3), dtype=np.uint8), np.arange(count, dtype="int32") % 10
+
+
+def batches(batch: int, count: int) -> ImageBatches:
+    """Batches of `images_and_labels`."""
+    return ImageBatches(*images_and_labels(count), batch, shuffle=True)
 
 
 @cache
 def our_step(batch: int, size: int, frozen: bool) -> Callable[[], Any]:
     """One step of kbaseline's network and optimizer, compiled once in a process."""
+    return one_step(classifier(size, frozen), batch)
+
+
+def classifier(size: int, frozen: bool) -> keras.Model:
+    """kbaseline's ResNet50, compiled with its optimizer."""
     model = build_classifier(10, size, "resnet50", "none")
     if frozen:
         freeze(model)
-    return compiled_step(model, LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0]), batch)
+    return prepared(model, LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0]))
 
 
-def compiled_step(model: keras.Model, optimizer: keras.optimizers.Optimizer, batch: int) -> Callable[[], Any]:
-    """One step of any network."""
+def prepared(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+    """Any network, compiled as all of them are."""
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def one_step(model: keras.Model, batch: int) -> Callable[[], Any]:
+    """One step of any compiled network."""
     source = batches(batch, 4 * batch)
     return lambda: model.train_on_batch(*source[0])
+
+
+def state(model: keras.Model) -> tuple[list[jax.Array], ...]:
+    """Copies of what `model.train_step` takes and gives back, in Keras' order."""
+    model.optimizer.build(model.trainable_variables)
+    optimizer = model.optimizer.variables
+    kinds = (model.trainable_variables, model.non_trainable_variables, optimizer, model.metrics_variables)
+    return tuple([jax.numpy.copy(variable.value) for variable in kind] for kind in kinds)
+
+
+def program(model: keras.Model, batch: int) -> tuple[Callable[[], Any], Any]:
+    """A step on a batch that the device holds already, as JAX compiled it: what runs it, and the program itself."""
+    inputs = state(model), jax.device_put(batches(batch, batch)[0])
+    compiled = jax.jit(model.train_step).lower(*inputs).compile()
+    return lambda: compiled(*inputs), compiled
 
 
 def kernel_gradient(
