@@ -8,7 +8,7 @@ os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # One for all processes of a session, those that tests start too: compiling is most of what tests do.
     os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["KBASELINE_CACHE"], "jax")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["KBASELINE_CACHE"] + "/jax"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import shutil
