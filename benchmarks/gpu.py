@@ -1,7 +1,7 @@
 """Measures the recipe's speed on a GPU, beside fastai, PyTorch, a plain JAX loop and stock Keras; writes a page.
 
 python benchmarks/gpu.py --torch ~/fastai/bin/python       # CIFAR-10 by TFDS, and Keras' ImageNet weights
-python benchmarks/gpu.py --tiny --out page.md              # a try; a quarter of an hour on two CPU cores
+python benchmarks/gpu.py --tiny --out page.md              # a try; half an hour on two CPU cores
 """
 
 import kbaseline  # noqa: F401 - first: it chooses Keras' backend
