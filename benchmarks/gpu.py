@@ -4,6 +4,11 @@ python benchmarks/gpu.py --torch ~/fastai/bin/python       # CIFAR-10 by TFDS, a
 python benchmarks/gpu.py --tiny --out page.md              # a try; half an hour on two CPU cores
 """
 
+import os
+
+# JAX takes three quarters of a GPU as it starts, in every process: this one, Keras', the recipe's, and PyTorch beside.
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.25")
+
 import kbaseline  # noqa: F401 - first: it chooses Keras' backend
 
 # isort: split
