@@ -33,7 +33,6 @@ other columns.
 """
 HEADINGS = {"recipe": "The whole recipe", "steps": "Training steps", "roofline": "What binds a step"}
 
-
 TINY = {"data": "digits", "weights": "none", "limit": 64, "batch": 16, "size": 32, "steps": 4, "rounds": 1, "side": 256}
 """Shows that everything runs, where there is no GPU."""
 

@@ -78,8 +78,8 @@ def test_the_articles_snippet_runs_on_digits(tmp_path, tiny_backbone):
     assert done.returncode == 0, done.stderr
     plain = re.search(r"plain ([\d.]+)%, with test-time augmentation ([\d.]+)%", done.stdout)
     assert plain, done.stdout
-    assert float(plain[1]) > 30  # chance is 10
-    assert float(plain[2]) > 30
+    assert float(plain[1]) > 50
+    assert float(plain[2]) > 50
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -93,13 +93,13 @@ def test_readme_python_blocks_run(number, tmp_path, tiny_backbone):
     assert done.returncode == 0, done.stderr
 
 
-def test_readme_verbs_are_the_originals(tmp_path, tiny_backbone):
+def test_readme_verbs_are_the_originals(tmp_path):
     """The two scripts side by side ask the same of the learner, and ours runs, here on digits at 16 pixels."""
     original, ours = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     calls = [re.findall(r"learn\.(\w+)\(([^)]*\)?)", code) for code in (original, ours)]
     assert [(verb.lower(), given) for verb, given in calls[0]] == calls[1]
-    small = ours.replace('"tfds:cifar10", size=128', '"digits", size=16').replace("resnet50", tiny_backbone)
-    assert small.count("digits") == small.count(tiny_backbone) == 1
+    small = ours.replace('"tfds:cifar10", size=128', '"digits", size=16').replace("resnet50", "resnet20")
+    assert small.count("digits") == small.count("resnet20") == 1
     done = python_on_few_digits(small, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert 0 < float(done.stdout.splitlines()[-1]) <= 1
+    assert float(done.stdout.splitlines()[-1]) > 0.3  # chance is 0.1
