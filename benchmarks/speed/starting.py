@@ -27,7 +27,7 @@ def section(batch: int, size: int) -> str:
     for name, config in (("quickstart: ResNet20, 32 pixels", "quickstart"), (f"ResNet50, {size} pixels", "resnet50")):
         command = [sys.executable, __file__, config, str(batch), str(size)]
         cold, warm, counts = [], [], []
-        for _ in range(TRIALS if config == "quickstart" else 1):
+        for _ in range(TRIALS):
             with TemporaryDirectory() as cache:
                 for kind in (cold, warm):
                     place = {**os.environ, "KBASELINE_CACHE": cache}
