@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from kbaseline.cpu_layers import restore
 from kbaseline.data.progress import Bar
 from kbaseline.data.sources import load_source, source_status
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
@@ -18,7 +19,6 @@ from kbaseline.export_formats import Format, chosen_format
 from kbaseline.export_network import as_float32, stock_network
 from kbaseline.finished import read_run
 from kbaseline.model_card import render_card
-from kbaseline.pointwise import restore
 from kbaseline.run_folder import RunFolder
 from kbaseline.runtime import environment
 from kbaseline.saved import SavedRun, load

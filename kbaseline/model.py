@@ -7,8 +7,8 @@ import keras
 from keras import layers
 
 from kbaseline.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
+from kbaseline.cpu_layers import adapt_to_cpu
 from kbaseline.errors import ModelError, one_line
-from kbaseline.pointwise import use_matrix_products
 from kbaseline.transforms import RandomTransforms
 
 BACKBONE = "backbone"
@@ -70,7 +70,7 @@ def build_classifier(
     except ValueError as error:
         reason = one_line(error)
         raise ModelError(f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}).") from None
-    use_matrix_products(body)
+    adapt_to_cpu(body)
     logits = _head(features, num_classes, hidden, dropout, seeds)
     return keras.Model(images, logits, name="kbaseline")
 

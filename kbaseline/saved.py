@@ -10,12 +10,12 @@ from rich.console import Console
 
 from kbaseline.backbones import read_model
 from kbaseline.config import Config
+from kbaseline.cpu_layers import adapt_to_cpu
 from kbaseline.data import ImageData
 from kbaseline.data.sources import load_source
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.finished import FinishedRun, read_run
 from kbaseline.inference import predict_plain, predict_views
-from kbaseline.pointwise import use_matrix_products
 from kbaseline.runtime import enable_compilation_cache, speed_up_convolutions
 
 
@@ -97,7 +97,7 @@ def load(run: str | Path) -> SavedRun:
         enable_compilation_cache()
     speed_up_convolutions()
     model = read_model(path, f"run {str(run)!r}: model.keras")
-    use_matrix_products(model)
+    adapt_to_cpu(model)
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
 
 

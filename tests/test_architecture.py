@@ -29,7 +29,7 @@ RANKS = [
         "transforms",
         "zoo",
         "backbones",
-        "pointwise",
+        "cpu_layers",
         "model",
         "optimizer",
         "lr_finder",

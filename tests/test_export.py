@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import kbaseline
-from kbaseline import export, export_formats, pointwise
+from kbaseline import cpu_layers, export, export_formats
 from kbaseline.backbones import ImageNetPreprocessing, leaves
 from kbaseline.cli import main
 from kbaseline.errors import InputError, RunError
@@ -192,7 +192,7 @@ def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch
 def test_converters_see_the_layers_of_keras(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: none is a matrix product instead, as of a loaded run on a CPU; a file would spell it out."""
     # The network of this run has no 1x1 convolutions.
-    monkeypatch.setattr(pointwise, "_is_pointwise", lambda layer: isinstance(layer, keras.layers.Conv2D))
+    monkeypatch.setattr(cpu_layers, "_is_pointwise", lambda layer: isinstance(layer, keras.layers.Conv2D))
     assert any("convolution_op" in vars(layer) for layer in leaves(load(run).model))
     seen: list[bool] = []
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from kbaseline.pointwise import restore, use_matrix_products
+from kbaseline.cpu_layers import adapt_to_cpu, restore
 
 SHAPE = (9, 7, 5)
 
@@ -52,7 +52,7 @@ def test_gradients_are_those_of_keras(
     model = network(strides, use_bias, padding)
     images = rng.normal(size=(4, *SHAPE)).astype("float32")
     stock_output, (stock, stock_images) = np.asarray(model(images)), gradients(model, images)
-    assert use_matrix_products(model) == 2
+    assert adapt_to_cpu(model) == 2
     ours, our_images = gradients(model, images)
     np.testing.assert_allclose(np.asarray(model(images)), stock_output, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(our_images, stock_images, rtol=1e-4, atol=1e-7)
@@ -65,7 +65,7 @@ def test_forward_and_both_gradients_are_products() -> None:
     """Invariant: a 1x1 convolution is three dots where the stock one is three convolutions; frozen, two."""
     model = network()
     assert products(model) == (0, 9)
-    use_matrix_products(model)
+    adapt_to_cpu(model)
     assert products(model) == (6, 3)
     model.get_layer("narrow").trainable = False
     assert products(model) == (5, 3)
@@ -86,14 +86,14 @@ def test_other_layers_are_left_alone() -> None:
         keras.layers.DepthwiseConv2D(1),
         keras.layers.Dense(3),
     ):
-        assert use_matrix_products(keras.Model(image, layer(image))) == 0, layer
+        assert adapt_to_cpu(keras.Model(image, layer(image))) == 0, layer
 
 
 def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: on a GPU Keras' own layers stay."""
     model = network()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert use_matrix_products(model) == 0
+    assert adapt_to_cpu(model) == 0
     assert products(model) == (0, 9)
 
 
@@ -102,7 +102,7 @@ def test_copies_are_stock_models(copied: str, tmp_path: Path, rng: np.random.Gen
     """Invariant: configuration and file do not show the change; a copy computes in Keras' way and predicts the same."""
     model = network()
     before = model.get_config()
-    use_matrix_products(model)
+    adapt_to_cpu(model)
     assert model.get_config() == before
     if copied == "saved":
         model.save(tmp_path / "m.keras")
@@ -120,7 +120,7 @@ def test_restored_layers_are_stock_ones() -> None:
     """Invariant: nothing of the change is left, in the layers and in the program."""
     model = network()
     stock = [set(vars(layer)) for layer in model.layers]
-    use_matrix_products(model)
+    adapt_to_cpu(model)
     restore(model)
     assert [set(vars(layer)) for layer in model.layers] == stock
     assert products(model) == (0, 9)
@@ -130,5 +130,5 @@ def test_half_precision_keeps_its_dtype(rng: np.random.Generator) -> None:
     """Invariant: under mixed bfloat16 the layer computes and returns bfloat16."""
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = network()
-    use_matrix_products(model)
+    adapt_to_cpu(model)
     assert model(rng.normal(size=(2, *SHAPE)).astype("float32")).dtype == "bfloat16"
