@@ -104,7 +104,7 @@ class _Biased:
     def before(cls, layer: layers.BatchNormalization) -> "_Biased | None":
         try:
             operation = layer.input._keras_history.operation
-        except AttributeError:  # called several times or never, or outside of a graph
+        except AttributeError:  # never called in a graph
             return None
         linear = getattr(operation, "activation", None) is keras.activations.linear
         plain = type(operation) is layers.Conv2D and operation.data_format == "channels_last"
