@@ -10,15 +10,15 @@ import kbaseline  # noqa: F401 - first: it chooses Keras' backend
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from speed import feeding, scaling, shares, starting, training, views
+from speed.measure import signature
 from speed.peer import Fastai, Keras
 
 from kbaseline.cli.program import ask_for_huge_pages
-from kbaseline.runtime import environment, speed_up_convolutions
+from kbaseline.runtime import speed_up_convolutions
 
 HERE = Path(__file__).parent
 HEAD = """# Measured: speed on a CPU
@@ -67,12 +67,8 @@ def main(
         }
         sections = _sections(out)
         for part in parts or HEADINGS:
-            place = environment()
-            with_fastai = f", {fastai.versions}" if fastai and part in ("train", "feed") else ""
-            sections[HEADINGS[part]] = (
-                f"{measures[part]()}\n{datetime.now(UTC).date()}, {place['platform']}, {place['cpus']} cores, Python "
-                f"{place['python']}, Keras {place['keras']}, JAX {place['jax']}{with_fastai}.\n"
-            )
+            peers = [fastai.versions] if fastai and part in ("train", "feed") else []
+            sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(*peers)}"
             click.echo(f"## {HEADINGS[part]}\n\n{sections[HEADINGS[part]]}")
     known = [heading for heading in HEADINGS.values() if heading in sections]
     page = "".join(f"## {heading}\n\n{sections[heading].strip()}\n\n" for heading in known)

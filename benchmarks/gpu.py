@@ -15,16 +15,14 @@ import kbaseline  # noqa: F401 - first: it chooses Keras' backend
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
 from speed import recipe, roofline, stages
+from speed.measure import signature
 from speed.peer import Keras, Torch
-
-from kbaseline.runtime import environment
 
 HEAD = """# Measured: speed on a GPU
 
@@ -52,7 +50,7 @@ TINY = {"data": "digits", "weights": "none", "limit": 64, "batch": 16, "size": 3
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parents[1] / "docs/performance-gpu.md")
 def main(parts: tuple[str, ...], python: str | None, tiny: bool, out: Path, **given: Any) -> None:
     """Measures, prints each section as it is done, and writes the page."""
-    place, ask = environment(), SimpleNamespace(**{**given, **(TINY if tiny else {})})
+    ask = SimpleNamespace(**{**given, **(TINY if tiny else {})})
     with (
         Keras(ask.batch, ask.size) as stock,
         Torch(python, ask.batch, ask.size) if python else nullcontext() as torch,
@@ -67,11 +65,7 @@ def main(parts: tuple[str, ...], python: str | None, tiny: bool, out: Path, **gi
             section = f"\n## {HEADINGS[part]}\n\n{measures[part]()}"
             click.echo(section)
             page += section
-        versions = f", {torch.versions}" if torch else ""
-    page += (
-        f"\n{datetime.now(UTC).date()}, {place['device']}, {place['platform']}, {place['cpus']} cores, Python "
-        f"{place['python']}, Keras {place['keras']}, JAX {place['jax']}{versions}.\n"
-    )
+        page += f"\n{signature(*([torch.versions] if torch else []))}"
     out.write_text(page, encoding="utf-8")
 
 

@@ -102,6 +102,7 @@ class _Biased:
 
     @classmethod
     def before(cls, layer: layers.BatchNormalization) -> "_Biased | None":
+        """The one whose outputs a layer normalises, if it is one."""
         try:
             operation = layer.input._keras_history.operation
         except AttributeError:  # never called in a graph

@@ -1,11 +1,14 @@
-"""Medians of things timed in turn, and tables in Markdown."""
+"""Medians of things timed in turn, tables in Markdown, and the line that says where and when."""
 
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import jax
+
+from kbaseline.runtime import environment
 
 
 def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -34,3 +37,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; the first column is text, the others are figures."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def signature(*peers: str) -> str:
+    """A line with the day, the machine and the versions of what was measured, beside those of `peers`."""
+    place = environment()
+    device = [] if place["device"] == "cpu" else [place["device"]]
+    machine = [*device, place["platform"], f"{place['cpus']} cores"]
+    versions = [f"Python {place['python']}", f"Keras {place['keras']}", f"JAX {place['jax']}", *peers]
+    return f"{', '.join([str(datetime.now(UTC).date()), *machine, *versions])}.\n"
