@@ -67,8 +67,8 @@ def main(
         }
         sections = _sections(out)
         for part in parts or HEADINGS:
-            peers = [fastai.versions] if fastai and part in ("train", "feed") else []
-            sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(*peers)}"
+            peer = fastai.versions if fastai and part in ("train", "feed") else None
+            sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(peer)}"
             click.echo(f"## {HEADINGS[part]}\n\n{sections[HEADINGS[part]]}")
     known = [heading for heading in HEADINGS.values() if heading in sections]
     page = "".join(f"## {heading}\n\n{sections[heading].strip()}\n\n" for heading in known)

@@ -65,7 +65,7 @@ def main(parts: tuple[str, ...], python: str | None, tiny: bool, out: Path, **gi
             section = f"\n## {HEADINGS[part]}\n\n{measures[part]()}"
             click.echo(section)
             page += section
-        page += f"\n{signature(*([torch.versions] if torch else []))}"
+        page += f"\n{signature(torch.versions if torch else None)}"
     out.write_text(page, encoding="utf-8")
 
 

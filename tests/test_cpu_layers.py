@@ -25,16 +25,22 @@ def network(
     return keras.Model(image, keras.layers.Conv2D(3, 1, name="last")(x))
 
 
-def gradients(model: keras.Model, images: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Gradients of the mean squared output to the trainable variables and to the images."""
+def in_training(model: keras.Model, images: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Gradients of a sum of all outputs, by variable and to the images; outputs and running statistics."""
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=output.shape).astype("float32") for output in keras.tree.flatten(model(images))]
 
-    def loss(values: list, x: np.ndarray) -> jax.Array:
-        outputs, _ = model.stateless_call(values, model.non_trainable_variables, x, training=True)
-        return keras.ops.mean(keras.ops.square(outputs))
+    def loss(values: list, x: np.ndarray) -> tuple[jax.Array, Any]:
+        outputs, state = model.stateless_call(values, model.non_trainable_variables, x, training=True)
+        outputs = keras.tree.flatten(outputs)
+        return sum((a * b).sum() for a, b in zip(outputs, weights, strict=True)), (*outputs, *state)
 
-    values = [variable.value for variable in model.trainable_variables]
-    to_weights, to_images = jax.jit(jax.grad(loss, argnums=(0, 1)))(values, images)
-    return [np.asarray(gradient) for gradient in to_weights], np.asarray(to_images)
+    variables = model.trainable_variables
+    step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (to_weights, to_images), found = step([variable.value for variable in variables], images)
+    names = [variable.path for variable in variables]
+    gradients = dict(zip([*names, "images"], [*to_weights, to_images], strict=True))
+    return {name: np.asarray(gradient) for name, gradient in gradients.items()}, [np.asarray(x) for x in found]
 
 
 def products(model: keras.Model) -> tuple[int, int]:
@@ -57,14 +63,13 @@ def test_gradients_are_those_of_keras(
     """Reference: output and every gradient agree with the stock layers', strided and with a side that is odd."""
     model = network(strides, use_bias, padding)
     images = rng.normal(size=(4, *SHAPE)).astype("float32")
-    stock_output, (stock, stock_images) = np.asarray(model(images)), gradients(model, images)
+    stock_output, (stock, _) = np.asarray(model(images)), in_training(model, images)
     assert adapt_to_cpu(model) == 2
-    ours, our_images = gradients(model, images)
+    ours, _ = in_training(model, images)
     np.testing.assert_allclose(np.asarray(model(images)), stock_output, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(our_images, stock_images, rtol=1e-4, atol=1e-7)
-    for mine, theirs in zip(ours, stock, strict=True):
-        assert np.abs(theirs).max() > 1e-4
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-7)
+    for name, gradient in stock.items():
+        assert np.abs(gradient).max() > 1e-2
+        np.testing.assert_allclose(ours[name], gradient, rtol=1e-4, atol=1e-6 * np.abs(gradient).max(), err_msg=name)
 
 
 def test_forward_and_both_gradients_are_products() -> None:
@@ -75,24 +80,6 @@ def test_forward_and_both_gradients_are_products() -> None:
     assert products(model) == (6, 3)
     model.get_layer("narrow").trainable = False
     assert products(model) == (5, 3)
-
-
-def in_training(model: keras.Model, images: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Gradients of a sum of all outputs, by variable and to the images; outputs and running statistics."""
-    rng = np.random.default_rng(1)
-    weights = [rng.normal(size=output.shape).astype("float32") for output in keras.tree.flatten(model(images))]
-
-    def loss(values: list, x: np.ndarray) -> tuple[jax.Array, Any]:
-        outputs, state = model.stateless_call(values, model.non_trainable_variables, x, training=True)
-        outputs = keras.tree.flatten(outputs)
-        return sum((a * b).sum() for a, b in zip(outputs, weights, strict=True)), (*outputs, *state)
-
-    variables = model.trainable_variables
-    step = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (to_weights, to_images), found = step([variable.value for variable in variables], images)
-    names = [variable.path for variable in variables]
-    gradients = dict(zip([*names, "images"], [*to_weights, to_images], strict=True))
-    return {name: np.asarray(gradient) for name, gradient in gradients.items()}, [np.asarray(x) for x in found]
 
 
 def assert_as_keras(model: keras.Model, images: np.ndarray, changed: int) -> None:

@@ -39,10 +39,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def signature(*peers: str) -> str:
-    """A line with the day, the machine and the versions of what was measured, beside those of `peers`."""
+def signature(peer: str | None = None) -> str:
+    """A line with the day, the machine and the versions of what was measured; and those of a peer, as it says them."""
     place = environment()
     device = [] if place["device"] == "cpu" else [place["device"]]
     machine = [*device, place["platform"], f"{place['cpus']} cores"]
-    versions = [f"Python {place['python']}", f"Keras {place['keras']}", f"JAX {place['jax']}", *peers]
+    versions = [f"Python {place['python']}", f"Keras {place['keras']}", f"JAX {place['jax']}", *filter(None, [peer])]
     return f"{', '.join([str(datetime.now(UTC).date()), *machine, *versions])}.\n"
