@@ -20,15 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from kbaseline import Learner, run_baseline
-from kbaseline.config_text import load_config, parse_assignments
+from kbaseline.commands.evaluate import evaluate_kept
+from kbaseline.config.load import load_config, parse_assignments
+from kbaseline.console.format import interval, percent
 from kbaseline.data import Split
-from kbaseline.data.sources import load_source
-from kbaseline.evaluate import judge_kept
-from kbaseline.finished import read_run
+from kbaseline.data.sources.registry import load_source
 from kbaseline.metrics import accuracy_interval
-from kbaseline.plots import BLUE, INK, style_axes
-from kbaseline.run_folder import RunFolder
-from kbaseline.tables import interval, percent
+from kbaseline.render.plots import BLUE, INK, style_axes
+from kbaseline.runs.record import read_run
+from kbaseline.storage.run_folder import RunFolder
 
 RUNGS = [
     ("1", "32 px, plain fit, 3 epochs", "article-1-32px", "plain", "≈ 70"),
@@ -158,7 +158,7 @@ def _setting(result: dict[str, Any], config: Any) -> str:
 
 def _tta_against_plain(run: Path) -> list[str]:
     """Rung 5 against rung 4 on the same images, in a sentence."""
-    found = judge_kept(read_run(run)).paired
+    found = evaluate_kept(read_run(run)).paired
     if found is None:
         return []
     return [

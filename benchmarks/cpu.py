@@ -17,8 +17,8 @@ from speed import feeding, scaling, shares, starting, training, views
 from speed.measure import signature
 from speed.peer import Fastai, Keras
 
-from kbaseline.cli.program import ask_for_huge_pages
-from kbaseline.runtime import speed_up_convolutions
+from kbaseline.cli.launch import ask_for_huge_pages
+from kbaseline.devices.xla import prefer_eigen_convolutions
 
 HERE = Path(__file__).parent
 HEAD = """# Measured: speed on a CPU
@@ -55,7 +55,7 @@ def main(
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
     ask_for_huge_pages()
-    speed_up_convolutions()
+    prefer_eigen_convolutions()
     with Keras(batch, size) as stock, Fastai(python, batch, size) if python else nullcontext() as fastai:
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),

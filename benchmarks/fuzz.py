@@ -4,10 +4,10 @@
     python benchmarks/fuzz.py --write docs/reliability.md    # puts it between that page's marks
     python benchmarks/fuzz.py --led 0                        # without those led by coverage, which take longest
 
-Once the cases are drawn by Hypothesis, as in tests/test_fuzz.py; once they are led by coverage: libFuzzer, through
-Atheris (`pip install atheris`), mutates the bytes from which Hypothesis makes a case, and keeps those that reach
-something new in kbaseline, Keras' loader, Pillow or PyYAML. Ends with 1 at the first case that is neither taken nor
-refused in one line.
+Once the cases are drawn by Hypothesis, as in tests/safety/test_fuzz.py; once they are led by coverage: libFuzzer,
+through Atheris (`pip install atheris`), mutates the bytes from which Hypothesis makes a case, and keeps those that
+reach something new in kbaseline, Keras' loader, Pillow or PyYAML. Ends with 1 at the first case that is neither taken
+nor refused in one line.
 """
 
 import json

@@ -29,7 +29,7 @@ import marked
 import numpy as np
 from PIL import Image
 
-from kbaseline.config_text import load_config
+from kbaseline.config.load import load_config
 
 RECIPE = {
     "name": "kill",

@@ -1,7 +1,7 @@
 """Draws the house: every rank of the package in its order, what it imports, and the way of the data through it."""
 
 import ast
-import runpy
+import tomllib
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -10,12 +10,12 @@ ROOT = Path(__file__).parent.parent
 
 WAY = (
     ("folder:photos/", "data"),
-    ("ImageData", "model"),
+    ("ImageData", "models"),
     ("classifier", "training"),
-    ("trained", "inference"),
+    ("trained", "runs"),
     ("probabilities", "metrics"),
-    ("figures", "results"),
-    ("run folder", "report"),
+    ("figures", "storage"),
+    ("run folder", "render"),
     ("report.html", None),
 )
 """What a run's data is, and the rank that makes the next thing of it."""
@@ -33,17 +33,21 @@ text { fill: #e6edf3 } .job { fill: #8b949e } .way { fill: #58a6ff } rect { fill
 
 
 def draw_house() -> str:
-    """The picture as SVG; the ranks, and what counts as an import, are those of `tests/test_architecture.py`."""
-    rules = runpy.run_path(str(ROOT / "tests/test_architecture.py"))
-    ranks, needs = rules["RANKS"], {rank: set() for rank in rules["RANKS"]}
+    """The picture as SVG; the ranks are the layers of import-linter in `pyproject.toml`."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    ranks = [name.strip() for layer in reversed(layers) for name in layer.split("|")]
+    needs: dict[str, set[str]] = {rank: set() for rank in ranks}
     jobs = {}
-    for path in rules["MODULES"]:
-        rank, tree = rules["rank"](path), rules["parse"](path)
-        if path.name in rules["ENTRANCES"] and path.parent == rules["PACKAGE"]:
+    for path in sorted((ROOT / "kbaseline").rglob("*.py")):
+        rank = path.relative_to(ROOT / "kbaseline").parts[0].removesuffix(".py")
+        if rank not in needs:
             continue
-        needs[rank] |= {name.split(".")[1] for name in rules["imports"](tree)} - {rank}
-        if path.stem in (rank, "__init__"):
-            jobs[rank] = (ast.get_docstring(tree) or "").split("\n")[0]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+        needs[rank] |= {name.split(".")[1] for name in imported if name.startswith("kbaseline.")} - {rank}
+        if path.stem == rank or (path.stem == "__init__" and path.parent.name == rank):
+            jobs.setdefault(rank, (ast.get_docstring(tree) or "").split("\n")[0])
     rows = {rank: TOP + ROW * number for number, rank in enumerate(ranks)}
     height = TOP + ROW * len(ranks) + 10
     parts = [

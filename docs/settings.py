@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from kbaseline.config import Config
-from kbaseline.config_text import load_config, parse_assignments
+from kbaseline.config.keys import flattened
+from kbaseline.config.load import load_config, parse_assignments
+from kbaseline.config.schema import Config
 from kbaseline.errors import ConfigError
-from kbaseline.keys import flattened
 
 EXAMPLES = flattened(
     {

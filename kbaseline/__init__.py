@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kbaseline.learner import Learner
     from kbaseline.lr_finder import LRFinder
     from kbaseline.optimizer import LayerwiseAdamW
-    from kbaseline.results import BaselineResult
-    from kbaseline.saved import load
+    from kbaseline.runs.results import BaselineResult
+    from kbaseline.runs.run import load
     from kbaseline.schedules import OneCycle
     from kbaseline.transforms import RandomTransforms
     from kbaseline.tta import tta_predict
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "BaselineResult": "results",
+    "BaselineResult": "runs.results",
     "ImageData": "data",
     "LRFinder": "lr_finder",
     "LayerwiseAdamW": "optimizer",
     "Learner": "learner",
     "OneCycle": "schedules",
     "RandomTransforms": "transforms",
-    "load": "saved",
+    "load": "runs.run",
     "run_baseline": "baseline",
     "tta_predict": "tta",
 }
@@ -55,7 +55,7 @@ __all__ = [
     "tta_predict",
 ]
 
-_SERIALIZABLE = ("schedules", "transforms", "backbones", "optimizer")
+_SERIALIZABLE = ("schedules", "transforms", "models.backbones", "optimizer")
 """Modules whose classes a saved model may name."""
 
 

@@ -1,5 +1,5 @@
 """`python -m kbaseline` is the command line."""
 
-from kbaseline.cli.program import program
+from kbaseline.cli.launch import program
 
 program()

@@ -9,41 +9,41 @@ from typing import Any, TypeVar
 import keras
 from rich.console import Console
 
-from kbaseline.checkpoint import finished
-from kbaseline.config import Config, StageConfig
-from kbaseline.config_text import load_config
+from kbaseline.config.keys import flattened
+from kbaseline.config.load import load_config
+from kbaseline.config.schema import Config, StageConfig
+from kbaseline.console.format import interval
 from kbaseline.data import ImageData
 from kbaseline.data.duplicates import leak_warning
-from kbaseline.data.sources import load_source
-from kbaseline.distribution import remark
+from kbaseline.data.sources.registry import load_source
+from kbaseline.devices.multihost import barrier, fail_together, init_distributed, is_first, rank0_console, rank0_first
+from kbaseline.devices.parallel import device_summary
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
-from kbaseline.keys import flattened
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
-from kbaseline.processes import in_turn, join, together, voice, wait
-from kbaseline.report import Contents, write_report
-from kbaseline.results import (
+from kbaseline.runs.report import ReportData, write_report
+from kbaseline.runs.results import (
     BaselineResult,
     Outcome,
     Sweep,
-    climbed,
-    ladder_table,
+    accuracy_by_step,
+    accuracy_table,
     read_result,
     summary,
     write_results,
     write_sweeps,
 )
-from kbaseline.run_folder import RunFolder
-from kbaseline.session import PLACE, Session
-from kbaseline.tables import interval
-from kbaseline.trackers import require_trackers, tracking
+from kbaseline.storage.run_folder import RunFolder
+from kbaseline.training.checkpoint import finished
+from kbaseline.training.session import PLACE, Session
+from kbaseline.training.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
 Found = TypeVar("Found")
 
 
-@together()
+@fail_together()
 def run_baseline(
     config: ConfigLike = None,
     *,
@@ -86,16 +86,17 @@ def run_baseline(
         )
     folder = RunFolder.reopen(Path(resume))
     settings = load_config(folder.path / "config.yaml", places)
-    join(settings.runtime, console)
+    init_distributed(settings.runtime, console)
+    folder.written = is_first()
     if finished(folder):
         folder.tidy()
-        voice(console).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
+        rank0_console(console).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
         return read_result(folder)
     require_trackers(settings.runtime.log)
     return _Run(settings, None, console, folder).whole_recipe()
 
 
-@together()
+@fail_together()
 def find_learning_rate(
     config: ConfigLike = None,
     *,
@@ -132,31 +133,32 @@ class _Run:
     def __init__(
         self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
     ) -> None:
-        join(config.runtime, console)
-        self.config, self.console = config, voice(console)
+        init_distributed(config.runtime, console)
+        self.config, self.console = config, rank0_console(console)
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
-        RunFolder.check(None if out is None else Path(out))
+        if is_first():
+            RunFolder.check(None if out is None else Path(out))
         # Locked first where there is a folder, which is made last where there is none: a run that cannot begin leaves
         # none.
         session = Session(resumed, config, self._say, resumed=True) if resumed else None
         try:
             keras.utils.set_random_seed(config.seed)
             load = partial(load_source, config.data, config.seed, self.console)
-            self.data: ImageData = self._timed("data", lambda: in_turn("data", load))
+            self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
             self._say_data()
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
             config = self.config = self.learner.config  # `data.batch_size: auto` is a number from here on.
-            if line := remark(self.learner.distribution, config.data.batch):
+            if line := device_summary(self.learner.distribution, config.data.batch):
                 self._say(line)
             if session is None:
-                folder = RunFolder.create(None if out is None else Path(out), config.name)
+                folder = RunFolder.create(None if out is None else Path(out), config.name, written=is_first())
                 session = Session(folder, config, self._say, resumed=False)
             self.learner.session = self.session = session
             self.folder = session.folder
             session.begin(self.data, self.seconds)
-            wait("begun")  # all have read what an earlier process left before the first writes more
+            barrier("begun")  # all have read what an earlier process left before the first writes more
         except BaseException:
             if session is not None:
                 session.close()
@@ -199,8 +201,8 @@ class _Run:
         )
         described = summary(result, self.data, self.config)
         write_results(self.folder, outcomes, learner.history, learner.applied, described)
-        rungs = climbed(result.stages, outcomes, self.seconds)
-        contents = Contents(
+        rungs = accuracy_by_step(result.stages, outcomes, self.seconds)
+        contents = ReportData(
             self.config,
             self.data,
             learner.model,
@@ -293,8 +295,8 @@ class _Run:
             self._say(line, "yellow")
 
     def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
-        rungs = climbed(result.stages, outcomes, self.seconds)
-        self.console.print(ladder_table(rungs))
+        rungs = accuracy_by_step(result.stages, outcomes, self.seconds)
+        self.console.print(accuracy_table(rungs))
         last = (outcomes.get("test") or outcomes["valid"]).last
         self._say(f"{rungs[-1][0]}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
         self._say(f"model, figures and report.html: {self.folder.path}")

@@ -13,6 +13,7 @@ Every message is one line that names the thing, its value, the rule and the reme
 """
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 LONGEST = 1200
@@ -89,3 +90,19 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     every = list(names)
     shown = ", ".join(repr(name[:40]) for name in every[:most])
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown
+
+
+def require(what: str, extra: str, *modules: str) -> None:
+    """Refuses what needs a package that is not installed, before anything long is begun.
+
+    Args:
+        what: needs it, for the message.
+        extra: of kbaseline, which brings it.
+        modules: the packages, by the names they are imported by.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"{what}: needs the package {module}; run `pip install 'kbaseline[{extra}]'`.")

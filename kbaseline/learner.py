@@ -11,37 +11,37 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from kbaseline.backbones import load_backbone
-from kbaseline.batch_size import settled
-from kbaseline.config import Config
-from kbaseline.config_text import load_config
+from kbaseline.config.load import load_config
+from kbaseline.config.schema import Config
+from kbaseline.console.training import StageTable, SweepBar
 from kbaseline.data import ImageData, Split
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
-from kbaseline.distribution import data_parallel, on_all_devices
-from kbaseline.errors import DataError, InputError
-from kbaseline.finished import read_run
-from kbaseline.inference import TTAResult, predict_plain, predict_views
-from kbaseline.interrupts import stoppable
-from kbaseline.lr_finder import LRCurve, LRFinder
-from kbaseline.metrics import Evaluation, evaluate_predictions
-from kbaseline.model import build_classifier, classifier_groups, freeze, unfreeze
-from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, spread_rates
-from kbaseline.processes import are_several, in_turn, join, voice
-from kbaseline.progress import StageTable, SweepBar
-from kbaseline.results import Sweep, write_sweeps
-from kbaseline.run_folder import RunFolder
-from kbaseline.runtime import (
+from kbaseline.devices.auto_batch import resolve_batch_size
+from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
+from kbaseline.devices.parallel import data_parallel, on_all_devices
+from kbaseline.devices.xla import (
     dtype_policy,
     enable_compilation_cache,
+    explain_oom,
     make_deterministic,
-    short_of_memory,
-    speed_up_convolutions,
+    prefer_eigen_convolutions,
 )
-from kbaseline.saved import load, read_data
+from kbaseline.errors import DataError, InputError
+from kbaseline.lr_finder import LRCurve, LRFinder
+from kbaseline.metrics import Evaluation, evaluate_predictions
+from kbaseline.models.backbones import load_backbone
+from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
+from kbaseline.runs.inference import TTAResult, predict_plain, predict_views
+from kbaseline.runs.record import read_run
+from kbaseline.runs.results import Sweep, write_sweeps
+from kbaseline.runs.run import load, read_data
 from kbaseline.schedules import OneCycle
-from kbaseline.session import Session
-from kbaseline.training import Stage, applied_rates, train
+from kbaseline.storage.run_folder import RunFolder
+from kbaseline.training.session import Session
+from kbaseline.training.signals import stoppable
+from kbaseline.training.stage import Stage, applied_rates, train
 
 PLAIN_RATE = 3e-3
 """fastai's rate where none is given: of the head; a tenth of it for the body."""
@@ -104,18 +104,20 @@ class Learner:
         self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
         if self.config.runtime.compilation_cache:
             enable_compilation_cache()
-        speed_up_convolutions()
+        prefer_eigen_convolutions()
         if self.config.runtime.deterministic:
             make_deterministic()
-        join(self.config.runtime, console)
+        init_distributed(self.config.runtime, console)
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
-        self.console = voice(console)
+        self.console = rank0_console(console)
         if run is None and are_several():
             # Two downloads of one file would meet in it; the first process alone fetches.
-            in_turn("weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size))
+            rank0_first(
+                "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
+            )
         self.model = self._build() if run is None else self._take(run)
-        self.config = settled(self.config, self.model, data, self.console)
+        self.config = resolve_batch_size(self.config, self.model, data, self.console)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []
@@ -204,7 +206,7 @@ class Learner:
         suggestions = curve.suggestions()
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)
-            write_sweeps(RunFolder(Path(out)), {title: Sweep(curve, suggestions)})
+            write_sweeps(RunFolder(Path(out), is_first()), {title: Sweep(curve, suggestions)})
         found = ", ".join(f"{rule} {rate:.2e}" for rule, rate in suggestions.items())
         self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
         return curve
@@ -244,7 +246,7 @@ class Learner:
         Raises:
             RunError: the loss is not finite, or the accelerator's memory does not suffice.
         """
-        rates = spread_rates(lr, 3)
+        rates = layer_group_lrs(lr, 3)
         beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
         return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
 
@@ -276,7 +278,7 @@ class Learner:
         Raises:
             RunError: the loss is not finite, or the accelerator's memory does not suffice.
         """
-        rates = spread_rates(max_lr, 3)
+        rates = layer_group_lrs(max_lr, 3)
         start = 0 if self._optimizer is None else int(self._optimizer.iterations)
         cycle = OneCycle(rates[-1], epochs * len(self._batches), pct_start, div, final_div, start)
         return self._train(self._at_rates(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title)
@@ -335,7 +337,7 @@ class Learner:
         return stoppable(self.session.interrupts if self.session else None)
 
     def _memory(self, what: str) -> AbstractContextManager[None]:
-        return short_of_memory(what, self.config.data.batch)
+        return explain_oom(what, self.config.data.batch)
 
     def _record(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
         lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))

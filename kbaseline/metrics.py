@@ -104,7 +104,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """Two ways of predicting the same images, compared image by image.
 
     Attributes:
@@ -183,7 +183,7 @@ def accuracy_interval(right: int, images: int) -> tuple[float, float]:
     return float(ends.low), float(ends.high)
 
 
-def compare_paired(first: Evaluation, second: Evaluation) -> Paired:
+def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
     """Compares two predictions of the same images, the first perhaps plain and the second with TTA.
 
     Raises:
@@ -196,7 +196,7 @@ def compare_paired(first: Evaluation, second: Evaluation) -> Paired:
     a, b = (found.probabilities.argmax(axis=1) == found.labels for found in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     differing = only_first + only_second
-    return Paired(
+    return PairedComparison(
         difference=(only_second - only_first) / len(a),
         only_first=only_first,
         only_second=only_second,

@@ -14,11 +14,11 @@ from keras.optimizers.schedules import LearningRateSchedule
 from kbaseline.errors import InputError
 
 
-def spread_rates(max_lr: float | slice | Sequence[float | None], groups: int) -> list[float]:
+def layer_group_lrs(max_lr: float | slice | Sequence[float | None], groups: int) -> list[float]:
     """Reads `max_lr` as one rate for each layer group, first group first, as fastai v1's `Learner.lr_range` does.
 
-    >>> from kbaseline.optimizer import spread_rates
-    >>> [f"{rate:g}" for rate in spread_rates(slice(1e-6, 1e-4), groups=3)]
+    >>> from kbaseline.optimizer import layer_group_lrs
+    >>> [f"{rate:g}" for rate in layer_group_lrs(slice(1e-6, 1e-4), groups=3)]
     ['1e-06', '1e-05', '0.0001']
 
     Args:
@@ -47,6 +47,10 @@ def spread_rates(max_lr: float | slice | Sequence[float | None], groups: int) ->
     if groups == 1:
         return [float(hi)]
     return [float(lo * (hi / lo) ** (index / (groups - 1))) for index in range(groups)]
+
+
+spread_rates = layer_group_lrs
+"""The name it had up to 0.1."""
 
 
 @keras.saving.register_keras_serializable(package="kbaseline")

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from kbaseline.data.batches import ImageBatches
-from kbaseline.distribution import predict_batches
+from kbaseline.devices.parallel import predict_batches
 from kbaseline.errors import InputError
 from kbaseline.geometry import flip, identity, resample, shrink, zoom
 from kbaseline.transforms import RandomTransforms

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 from small_run import save_tiny_backbone
 
-from kbaseline.config_text import load_config
+from kbaseline.config.load import load_config
 from kbaseline.metrics import evaluate_predictions
-from kbaseline.results import Outcome, write_results
-from kbaseline.run_folder import RunFolder
+from kbaseline.runs.results import Outcome, write_results
+from kbaseline.storage.run_folder import RunFolder
 
 # `jax_numpy_rank_promotion="raise"` is left out: Keras' own Dense layer adds a bias (units,) to (batch, units).
 

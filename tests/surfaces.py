@@ -27,12 +27,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from kbaseline.config import Config, DataConfig
-from kbaseline.config_text import bundled_configs, load_config, parse_assignments
-from kbaseline.data.csv_file import list_csv
+from kbaseline.config.load import bundled_configs, load_config, parse_assignments
+from kbaseline.config.schema import Config, DataConfig
 from kbaseline.data.decode import BadImageError, decode, probe, quiet
+from kbaseline.data.sources.csv import list_csv
 from kbaseline.errors import DownloadError, InputError, KBaselineError
-from kbaseline.run_folder import RunFolder
+from kbaseline.storage.run_folder import RunFolder
 
 MOST = 1_500
 """Characters of a message; more is not one line to anybody."""
@@ -281,8 +281,8 @@ def _outside(source: str, folder: Path) -> bool:
 
 
 def _source(folder: Path) -> Load:
-    from kbaseline.data import tfds
-    from kbaseline.data.sources import load_source
+    from kbaseline.data.sources.registry import load_source
+    from kbaseline.data.sources.tfds import tfds
 
     _photos(folder)
 
@@ -499,11 +499,11 @@ def _spoilt(array: np.ndarray, how: str) -> np.ndarray:
 
 
 def _run_folder(folder: Path) -> Load:
-    from kbaseline.compare import comparison, print_comparison
-    from kbaseline.evaluate import judge_kept
-    from kbaseline.evaluate_tables import print_judgement
-    from kbaseline.finished import read_run
-    from kbaseline.results import read_result
+    from kbaseline.commands.compare import comparison, print_comparison
+    from kbaseline.commands.evaluate import evaluate_kept
+    from kbaseline.commands.evaluate_view import print_evaluation
+    from kbaseline.runs.record import read_run
+    from kbaseline.runs.results import read_result
 
     whole = {path.name: path.read_bytes() for path in finished_folder(folder).iterdir()}
     with zipfile.ZipFile(folder / "predictions.npz") as archive:
@@ -528,7 +528,7 @@ def _run_folder(folder: Path) -> Load:
         else:
             (folder / name).write_bytes(edited(whole[name], edits))
         run = read_run(folder)
-        print_judgement(judge_kept(run), silent)
+        print_evaluation(evaluate_kept(run), silent)
         found = comparison([run, run])
         print_comparison(found, silent)
         json.dumps(found, allow_nan=False)
@@ -564,7 +564,7 @@ _MODELS = (
 
 
 def _model(folder: Path) -> Load:
-    from kbaseline.backbones import read_model
+    from kbaseline.models.backbones import read_model
 
     members = model_members()
     whole, tree = zipped(members), json.loads(members["config.json"])
@@ -593,8 +593,8 @@ _CHECKPOINTS = (
 
 
 def _checkpoint(folder: Path) -> Load:
-    from kbaseline import session
     from kbaseline.lr_finder import LRCurve
+    from kbaseline.training import session
 
     config, task = load_config(None), "fingerprint"
 

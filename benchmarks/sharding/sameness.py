@@ -9,7 +9,7 @@ from sharding.launching import ended
 from small_run import differences, recipe, save_tiny_backbone
 from speed.measure import table
 
-from kbaseline.config_text import load_config
+from kbaseline.config.load import load_config
 
 SHARED = {"8 devices, 1 process": (1, 8), "8 devices, 2 processes": (2, 4), "8 devices, 4 processes": (4, 2)}
 """Name -> processes, and devices of each."""

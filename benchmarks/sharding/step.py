@@ -22,12 +22,12 @@ import keras
 import numpy as np
 from rich.console import Console
 
-from kbaseline.config_text import load_config, parse_assignments
+from kbaseline.config.load import load_config, parse_assignments
 from kbaseline.data.batches import ImageBatches
-from kbaseline.distribution import data_parallel
-from kbaseline.model import build_classifier, classifier_groups
+from kbaseline.devices.multihost import init_distributed
+from kbaseline.devices.parallel import data_parallel
+from kbaseline.models.classifier import build_classifier, classifier_groups
 from kbaseline.optimizer import LayerwiseAdamW
-from kbaseline.processes import join
 
 WARM_UP = 2
 """Steps that do not count: the first compiles; after it, all goes to one core."""
@@ -70,7 +70,7 @@ def use_one_core() -> None:
 def main(backbone: str, classes: int, size: int, batch: int, steps: int, assignments: tuple[str, ...]) -> None:
     """Trains everything on random images."""
     config = load_config(None, {**parse_assignments(assignments), "data.batch_size": batch})
-    join(config.runtime, Console(quiet=True))
+    init_distributed(config.runtime, Console(quiet=True))
     spread = data_parallel(config.runtime.devices, batch)
     rng, clock = np.random.default_rng(0), Clock()
     images = rng.integers(0, 256, (batch * steps, size, size, 3), dtype=np.uint8)

@@ -86,7 +86,7 @@ def learner(batch: int, size: int, variant: str) -> Learner:
 
 
 def main(batch: int, size: int) -> None:
-    """Answers until the requests end."""
+    """Predictor until the requests end."""
     learners: dict[str, Learner] = {}
     for line in sys.stdin:
         request = json.loads(line)

@@ -60,7 +60,7 @@ def fit(batch: int, size: int, frozen: bool, precision: str, steps: int) -> Call
 
 
 def main(batch: int, size: int) -> None:
-    """Answers until the requests end."""
+    """Predictor until the requests end."""
     steps: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         request = json.loads(line)

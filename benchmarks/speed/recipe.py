@@ -13,7 +13,7 @@ import numpy as np
 from speed.measure import table
 
 from kbaseline import ImageData
-from kbaseline.runtime import dtype_policy
+from kbaseline.devices.xla import dtype_policy
 
 PARTS = ("head lr_find", "head", "finetune lr_find", "finetune", "valid tta")
 """What is timed within, as `result.json` names it."""

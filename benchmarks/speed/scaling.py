@@ -88,10 +88,10 @@ def link_images(pool: Path, folder: Path, count: int) -> Path:
 
 def measure(folder: str) -> dict[str, float]:
     """Seconds of each step over all images, and MiB."""
-    from kbaseline.config import DataConfig
+    from kbaseline.config.schema import DataConfig
     from kbaseline.data.batches import ImageBatches
-    from kbaseline.data.folder import list_folder
     from kbaseline.data.image_data import ImageData
+    from kbaseline.data.sources.folder import list_folder
 
     before = _peak()
     times = [time.perf_counter()]

@@ -83,8 +83,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
-    from kbaseline.runtime import speed_up_convolutions
+    from kbaseline.devices.xla import prefer_eigen_convolutions
 
-    speed_up_convolutions()
+    prefer_eigen_convolutions()
     batch, size = map(int, sys.argv[1:])
     print(json.dumps({"head": _spent(batch, size, frozen=True), "everything": _spent(batch, size, frozen=False)}))

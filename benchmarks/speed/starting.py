@@ -44,7 +44,7 @@ def section(batch: int, size: int) -> str:
         + table([*header, "programs compiled, cold / warm"], rows)
         + "\nCold: an empty compilation cache. Warm: the same once more. Weights are random, so that nothing is "
         "downloaded. A fit compiles one training step and one validation step, whatever the sizes of the splits, and "
-        "a learning-rate sweep one training step: `tests/test_compilations.py` counts them.\n"
+        "a learning-rate sweep one training step: `tests/devices/test_compilations.py` counts them.\n"
     )
 
 

@@ -57,7 +57,7 @@ def training(batch: int, size: int, frozen: bool, precision: str, steps: int) ->
 
 
 def main(batch: int, size: int) -> None:
-    """Answers until the requests end."""
+    """Predictor until the requests end."""
     torch.set_float32_matmul_precision("high")  # TF32, as XLA's default
     runs: dict[str, Callable[[], float]] = {}
     for line in sys.stdin:

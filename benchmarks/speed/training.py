@@ -10,9 +10,9 @@ import numpy as np
 from speed.measure import side_by_side, table
 from speed.peer import VARIANTS, Fastai, Keras
 
-from kbaseline.cpu_layers import pointwise
 from kbaseline.data.batches import ImageBatches
-from kbaseline.model import build_classifier, classifier_groups, freeze
+from kbaseline.models.classifier import build_classifier, classifier_groups, freeze
+from kbaseline.models.cpu import pointwise
 from kbaseline.optimizer import LayerwiseAdamW
 
 # Kernel, side in pixels, channels in and out, stride: convolutions of a ResNet50 at 128 pixels.

@@ -11,7 +11,7 @@ from speed.measure import Seconds, side_by_side, table
 from speed.training import SOURCE
 
 from kbaseline.data.batches import ImageBatches
-from kbaseline.model import build_classifier
+from kbaseline.models.classifier import build_classifier
 from kbaseline.tta import tta_predict
 
 VIEWS = 8

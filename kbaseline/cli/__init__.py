@@ -3,6 +3,6 @@
 Everything heavy is imported inside the commands: `--help` must be instant, and importing Keras fixes its backend.
 """
 
-from kbaseline.cli.group import main
+from kbaseline.cli.main import main
 
 __all__ = ["main"]

@@ -37,7 +37,7 @@ def resolve(
     config: str | None, source: str | None, assignments: tuple[str, ...], further: Mapping[str, Any] | None = None
 ) -> Any:
     """The configuration those options and `further` changes ask for. Raises `ConfigError` as `load_config` does."""
-    from kbaseline.config_text import load_config, parse_assignments
+    from kbaseline.config.load import load_config, parse_assignments
 
     changes = {**({"data.source": source} if source else {}), **parse_assignments(assignments), **(further or {})}
     return load_config(config, changes)

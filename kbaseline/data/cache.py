@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from rich.console import Console
 
-from kbaseline.arrays import read_array
+from kbaseline.console.bars import Bar
 from kbaseline.data import decode
-from kbaseline.data.origin import Pictures, pixel_digest
-from kbaseline.data.progress import Bar
+from kbaseline.data.pictures import Pictures, pixel_digest
 from kbaseline.errors import DataError, RunError, one_line
+from kbaseline.storage.npz import read_array
 
 # Rows decoded before they are appended to the file: the RAM a preparation takes, whatever its size.
 CHUNK_BYTES = 64 * 2**20

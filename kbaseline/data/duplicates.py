@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kbaseline.data.image_data import ImageData, Split
-from kbaseline.data.origin import pixel_digest
+from kbaseline.data.pictures import pixel_digest
 
 EARLIER = {"valid": "train", "test": "train or valid"}
 """Split -> where its images must not stand too, for a message."""

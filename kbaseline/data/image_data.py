@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from kbaseline.data.origin import Origin
+from kbaseline.data.pictures import Provenance
 from kbaseline.data.splits import stratified_sample, stratified_split
 from kbaseline.errors import DataError
 
@@ -26,7 +26,7 @@ class Split:
 
     images: np.ndarray
     labels: np.ndarray
-    origin: Origin | None = None
+    origin: Provenance | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,8 +111,8 @@ class ImageData:
             DataError: an unknown source, or images and labels that break a rule.
             DownloadError: the images are not here and could not be fetched.
         """
-        from kbaseline.config_text import load_config
-        from kbaseline.data.sources import load_source
+        from kbaseline.config.load import load_config
+        from kbaseline.data.sources.registry import load_source
 
         config = load_config({"seed": seed, "data": {"source": source, "size": size, **options}})
         data = load_source(config.data, config.seed)

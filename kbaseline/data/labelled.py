@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 
-from kbaseline.config import DataConfig
+from kbaseline.config.schema import DataConfig
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.prepare import Listing
 from kbaseline.errors import DataError, listed
@@ -48,16 +48,16 @@ def prepare_labelled(
         DataError: no such split, a class the network does not know, or no image that can be read.
         RunError: the cache folder cannot be written.
     """
-    chosen = chosen_split(listing.labels, split, listing.noun)
+    chosen = chosen_split(listing.labels, split, listing.display_name)
     indices, own = _numbered(listing.labels, chosen)
-    labels = matched(own, listing.class_names, class_names, listing.noun)
+    labels = matched(own, listing.class_names, class_names, listing.display_name)
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
     done = decoded(listing.pictures, {chosen: indices}, target, config.cache_folder, console)[chosen]
     skipped = tuple(f"{listing.pictures.name(int(indices[i]))}: {reason}" for i, reason in done.bad.items())
     return Labelled(done.images, np.delete(labels, list(done.bad)), chosen, listing.skipped + skipped)
 
 
-def chosen_split(labels: Mapping[str, np.ndarray], split: str | None, noun: str) -> str:
+def chosen_split(labels: Mapping[str, np.ndarray], split: str | None, display_name: str) -> str:
     """The split to score: the one asked for, else test, else valid, else all.
 
     Raises:
@@ -66,11 +66,11 @@ def chosen_split(labels: Mapping[str, np.ndarray], split: str | None, noun: str)
     if split is None:
         return next((name for name in ("test", "valid") if name in labels), ALL)
     if split != ALL and split not in labels:
-        raise DataError(f"{noun}: has no split {split!r}; give one of {', '.join(labels)} or {ALL}.")
+        raise DataError(f"{display_name}: has no split {split!r}; give one of {', '.join(labels)} or {ALL}.")
     return split
 
 
-def matched(labels: np.ndarray, own: Sequence[str], known: Sequence[str], noun: str) -> np.ndarray:
+def matched(labels: np.ndarray, own: Sequence[str], known: Sequence[str], display_name: str) -> np.ndarray:
     """Labels that index `own` names as labels that index `known` ones, int32 `(number,)`.
 
     Raises:
@@ -80,7 +80,7 @@ def matched(labels: np.ndarray, own: Sequence[str], known: Sequence[str], noun: 
     present = [own[label] for label in np.unique(labels)]
     if strange := [name for name in present if name not in places]:
         raise DataError(
-            f"{noun}: classes must be among the run's; it has {listed(strange, 20)}, and the run knows "
+            f"{display_name}: classes must be among the run's; it has {listed(strange, 20)}, and the run knows "
             f"{listed(known, 20)}. Rename or remove them."
         )
     table = np.array([places.get(name, -1) for name in own], dtype=np.int32)

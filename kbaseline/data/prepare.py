@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rich.console import Console
 
-from kbaseline.config import DataConfig
+from kbaseline.config.schema import DataConfig
 from kbaseline.data.cache import Decoded, Target, decoded
 from kbaseline.data.image_data import ImageData, Split
-from kbaseline.data.origin import Origin, Pictures
+from kbaseline.data.pictures import Pictures, Provenance
 from kbaseline.errors import DataError
 
 
@@ -21,14 +21,14 @@ class Listing:
         pictures: all its images, numbered through the splits in the order of `labels`.
         labels: `train` and perhaps `valid` and `test` -> int `(number,)`, a class for every image.
         class_names: the name of each label.
-        noun: what the source is called in messages, for instance `folder 'photos'`.
+        display_name: what the source is called in messages, for instance `folder 'photos'`.
         skipped: one line for each image that was left out already.
     """
 
     pictures: Pictures
     labels: Mapping[str, np.ndarray]
     class_names: tuple[str, ...]
-    noun: str
+    display_name: str
     skipped: tuple[str, ...] = ()
 
 
@@ -102,7 +102,7 @@ def _without_bad(listing: Listing, name: str, split: Split, done: Decoded, *, wh
     for label in np.setdiff1d(split.labels, kept) if whole else ():
         position = next(position for position in done.bad if split.labels[position] == label)
         raise DataError(
-            f"{listing.noun}: class {listing.class_names[label]!r} has no readable image left in {name} "
+            f"{listing.display_name}: class {listing.class_names[label]!r} has no readable image left in {name} "
             f"({listing.pictures.name(int(split.images[position]))}: {done.bad[position]}); repair or replace them."
         )
-    return Split(done.images, kept, Origin(listing.pictures, numbers, done.digests))
+    return Split(done.images, kept, Provenance(listing.pictures, numbers, done.digests))

@@ -1,0 +1,65 @@
+"""The commands that judge finished runs: `evaluate` and `compare`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from kbaseline.cli.options import as_json, require_jax
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", required=False)
+@click.option(
+    "--split", type=click.Choice(["train", "valid", "test", "all"]), help="Default: test, else valid, else all."
+)
+@click.option("--tta/--no-tta", default=None, help="Beside plain predictions those with TTA. Default: as the run did.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for evaluation.json and confusion.png."
+)
+@as_json
+def evaluate(
+    run: Path, source: str | None, split: str | None, tta: bool | None, out: Path | None, as_json: bool
+) -> None:
+    """Judge a finished run: accuracy with its interval, calibration, classes, plain against TTA.
+
+    TTA is test-time augmentation: the prediction averaged with those of zoomed and mirrored views.
+
+    Without SOURCE the predictions the run kept are scored. With one (folder:PATH, csv:PATH, tfds:NAME, digits) the
+    run's network predicts its images, whose classes are matched by name; files go to RUN/evaluations/.
+    """
+    require_jax()
+    from rich.console import Console
+
+    from kbaseline.commands.evaluate import evaluate_run
+    from kbaseline.commands.evaluate_view import print_evaluation
+
+    found, written = evaluate_run(run, source, split, tta, out, Console(stderr=True))
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    print_evaluation(found, Console())
+    if written:
+        click.echo(f"figures and confusion matrix: {written}")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.png", help="Also draw a plot of the runs.")
+@as_json
+def compare(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Compare finished runs: ladders with intervals, and what differs between their configurations."""
+    from rich.console import Console
+
+    from kbaseline.commands.compare import comparison, plot_comparison, print_comparison, write_plot
+    from kbaseline.runs.record import read_run
+
+    finished = [read_run(run) for run in runs]
+    found = comparison(finished)
+    if out is not None:
+        write_plot(out, plot_comparison(found, finished))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_comparison(found, Console())

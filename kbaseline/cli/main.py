@@ -1,0 +1,55 @@
+"""The command `kbaseline`: its subcommands, and errors as one line and an exit code."""
+
+import errno
+import sys
+from typing import Any
+
+import click
+
+from kbaseline.cli.evaluate import compare, evaluate
+from kbaseline.cli.inspect import backbones, data, doctor, show_config
+from kbaseline.cli.train import find_lr, fit
+from kbaseline.cli.use import export, predict, serve
+from kbaseline.errors import KBaselineError, with_kind
+
+_EPILOG = "Start here, with no download and no GPU: kbaseline fit --config quickstart"
+
+
+class _Commands(click.Group):
+    """Commands whose errors are one line; `--debug` shows the whole traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KBaselineError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stop:
+            click.echo(str(stop) or "Interrupted; what the run folder holds is whole.", err=True)
+            ctx.exit(getattr(stop, "exit_code", 130))
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click knows what to do when the reader of a pipe has gone
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: unexpected {with_kind(error, 300)}. Traceback: kbaseline --debug ...", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.version_option(package_name="kbaseline", prog_name="kbaseline")
+def main(debug: bool) -> None:
+    """A strong image-classification baseline in one command."""
+    # A pipe that is closed or not UTF-8 must not end a run over a dash in a table.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+for _command in (fit, find_lr, evaluate, compare, predict, export, serve, data, show_config, doctor, backbones):
+    main.add_command(_command)

@@ -1,0 +1,59 @@
+"""The commands that train: `fit` and `find-lr`."""
+
+from pathlib import Path
+
+import click
+
+from kbaseline.cli.options import out, require_jax, resolve, settings
+
+
+@click.command()
+@settings
+@click.option(
+    "--log",
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    multiple=True,
+    help="Also log every epoch there; repeatable.",
+)
+@out
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Continue the run of that folder; --set changes only where it runs.",
+)
+def fit(
+    config: str | None,
+    source: str | None,
+    assignments: tuple[str, ...],
+    log: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+) -> None:
+    """Run the whole recipe: find a rate, train, fine-tune, predict with test-time augmentation.
+
+    Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
+    """
+    own = resume is None or config or source or log
+    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if own else None
+    require_jax()
+    from kbaseline.baseline import run_baseline
+    from kbaseline.config.load import parse_assignments
+
+    changes = parse_assignments(assignments) if resume else {}
+    run_baseline(chosen, out=out, resume=resume, **changes)
+
+
+@click.command("find-lr")
+@settings
+@out
+@click.option("--stage", metavar="NAME", help="The stage whose frozen layers are used. Default: the first.")
+def find_lr(
+    config: str | None, source: str | None, assignments: tuple[str, ...], out: Path | None, stage: str | None
+) -> None:
+    """Sweep the learning rate and write its curve as CSV and PNG; train nothing."""
+    chosen = resolve(config, source, assignments)
+    require_jax()
+    from kbaseline.baseline import find_learning_rate
+
+    find_learning_rate(chosen, out=out, stage=stage)

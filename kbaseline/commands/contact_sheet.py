@@ -1,0 +1,74 @@
+"""A contact sheet of training images: each as it is, and as training may show it."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kbaseline.config.schema import TransformsConfig
+from kbaseline.console.format import shortened
+from kbaseline.data import ImageData
+from kbaseline.render.plots import GREY, INK
+from kbaseline.transforms import RandomTransforms
+
+ROWS = 12
+"""Most images on a sheet, shared evenly among the classes; of more classes these many, evenly spaced, are on it."""
+
+VIEWS = 5
+"""Augmented views of each image."""
+
+_WIDTH, _LABEL = 6.9, 0.9
+"""Inches: of the sheet, as every figure of `report`, and of the class names on its left."""
+
+
+def sheet_images(data: ImageData, transforms: TransformsConfig, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the sheet shows.
+
+    Args:
+        data: its training images are drawn from, by class.
+        transforms: the augmentation.
+        seed: fixes the images and the augmentation.
+
+    Returns:
+        Labels int32 `(images,)`; the images resized alone, as validation sees them, uint8 0-255
+        `(images, size, size, 3)`; and augmented, uint8 0-255 `(images, VIEWS, size, size, 3)`.
+    """
+    rng, present = np.random.default_rng(seed), np.unique(data.train.labels)
+    classes = present[np.linspace(0, len(present) - 1, min(ROWS, len(present))).round().astype(int)]
+    members = [np.flatnonzero(data.train.labels == label) for label in classes]
+    chosen = np.concatenate([rng.permutation(rows)[: ROWS // len(classes)] for rows in members])
+    labels = data.train.labels[chosen]
+    images = np.asarray(data.train.images[chosen])
+    layer = RandomTransforms(data.size, **transforms.model_dump(), seed=seed)
+    plain = _pixels(layer(images, training=False))
+    augmented = _pixels(layer(np.repeat(images, VIEWS, axis=0), training=True))
+    return labels, plain, augmented.reshape(len(images), VIEWS, *augmented.shape[1:])
+
+
+def plot_contact_sheet(data: ImageData, transforms: TransformsConfig, seed: int) -> Figure:
+    """Draws the sheet, a row an image: resized alone, then augmented; see `sheet_images`."""
+    labels, plain, augmented = sheet_images(data, transforms, seed)
+    cell = (_WIDTH - _LABEL) / (VIEWS + 1)
+    height = cell * len(labels) + 0.4
+    figure = Figure(figsize=(_WIDTH, height), facecolor="white")
+    for row, label in enumerate(labels):
+        for column, image in enumerate((plain[row], *augmented[row])):
+            # A narrow gap parts what is as it is from what was changed.
+            left = _LABEL + column * cell + (0.06 if column else 0)
+            bottom = height - 0.4 - (row + 1) * cell
+            box = (left / _WIDTH, bottom / height, (cell - 0.08) / _WIDTH, (cell - 0.08) / height)
+            axes = figure.add_axes(box)
+            axes.imshow(image, interpolation="nearest")
+            axes.set_axis_off()
+        middle = (bottom + cell / 2) / height
+        shown = shortened(data.class_names[label], 13)
+        figure.text(0.1 / _WIDTH, middle, shown, va="center", color=INK, fontsize=9, parse_math=False)
+    top = 1 - 0.22 / height
+    figure.text((_LABEL + cell / 2 - 0.04) / _WIDTH, top, "resized", ha="center", color=GREY, fontsize=9)
+    middle = (_LABEL + cell * (1 + VIEWS / 2)) / _WIDTH
+    figure.text(middle, top, "augmented, as training may show it", ha="center", color=GREY, fontsize=9)
+    return figure
+
+
+def _pixels(images: object) -> np.ndarray:
+    """Float images 0-255 as uint8."""
+    found: np.ndarray = np.rint(np.clip(np.asarray(images), 0, 255)).astype(np.uint8)
+    return found

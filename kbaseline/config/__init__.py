@@ -1,0 +1,1 @@
+"""The configuration: its keys, how it is read, and how it is described."""

@@ -1,0 +1,295 @@
+"""What a person watches while Keras works: a line per epoch, a bar while it runs, and the ladder at the end.
+
+Only a terminal gets bars; a log file gets the same lines without them and without control characters. Keras may call
+the batch methods from other threads, so that reading a loss does not hold up the next step on the accelerator.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+from kbaseline.console.format import clock, percent, rate
+
+_LOSS_EVERY = 0.5
+"""Seconds between two readings of the live loss: reading one waits for the accelerator."""
+
+_WIDTHS = {"epoch": 5, "train_loss": 10, "valid_loss": 10, "accuracy": 9, "images/s": 9, "time": 8}
+"""Columns of the epoch table, and their widths in characters."""
+
+
+class _RateColumn(ProgressColumn):
+    """`1,234 images/s`, or nothing where a batch's images are not known."""
+
+    def render(self, task: Task) -> Text:
+        images, speed = task.fields["images_per_batch"], task.speed
+        return Text(f"{rate(images * speed)} images/s" if images and speed else "", style="progress.data.speed")
+
+
+class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
+    """What the bars share: one at a time, erased when done, and never left behind.
+
+    A context manager, for Keras calls no method of a callback when training is interrupted.
+
+    Args:
+        console: where to draw; no bar is drawn unless it is a terminal that can.
+    """
+
+    # Tells Keras that batch methods may run in its threads. Without it, each step waits for its loss to be read.
+    async_safe = True
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        self._next_loss = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Erases the bar and gives the terminal its cursor back; does nothing where there is no bar."""
+        with self._lock:
+            progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.stop()
+
+    def _open(self, label: str, total: int | None, images_per_batch: float = 0.0) -> None:
+        """Draws a bar of `total` batches, None where nobody knows how many there will be."""
+        self.close()
+        if not self.console.is_interactive:
+            return
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[loss]}"),
+            console=self.console,
+            transient=True,
+            expand=True,
+        )
+        progress.add_task(label, total=total, loss="", images_per_batch=images_per_batch)
+        progress.start()
+        self._next_loss = time.monotonic() + _LOSS_EVERY
+        with self._lock:
+            self._progress = progress
+
+    def _show(self, completed: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar to `completed` batches, never back, and now and then shows the loss in `logs`."""
+        with self._lock:
+            progress = self._progress
+            # Threads may come out of order, and after the bar has gone.
+            if progress is None or completed < progress.tasks[0].completed:
+                return
+            fields: dict[str, Any] = {}
+            if logs and "loss" in logs and time.monotonic() >= self._next_loss:
+                fields["loss"] = f"loss {float(logs['loss']):.4f}"
+                self._next_loss = time.monotonic() + _LOSS_EVERY
+            progress.update(progress.tasks[0].id, completed=completed, **fields)
+
+
+class StageTable(BatchBar):
+    """Prints a stage of training: a header, then one line an epoch, with a bar while an epoch runs.
+
+        with StageTable("head", epochs=3, images_per_epoch=50_000, console=Console()) as table:
+            model.fit(..., epochs=3, callbacks=[table], verbose=0)
+
+    Accuracy is that of validation, or that of training if there is no validation. Images/s counts the time of the
+    training steps; time is that of the whole epoch.
+
+    Args:
+        stage: the stage's name.
+        epochs: how many it has.
+        images_per_epoch: training images of an epoch that is not cut short.
+        console: where to print.
+
+    Attributes:
+        rows: one an epoch: `stage`, `epoch` (from 1), `train_loss`, `valid_loss`, `accuracy` (0 to 1),
+            `images_per_s`, `seconds`; None where there is no figure.
+    """
+
+    def __init__(self, stage: str, epochs: int, images_per_epoch: int, console: Console) -> None:
+        super().__init__(console)
+        self.stage, self.epochs, self.images_per_epoch = stage, epochs, images_per_epoch
+        self.rows: list[dict[str, Any]] = []
+        self._running = self._headed = False
+        self._began = self._trained = self._earlier = 0.0
+        self._batches = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the running epoch, 0 between two."""
+        return time.perf_counter() - self._began if self._running else 0.0
+
+    def go_on(self, rows: Sequence[dict[str, Any]], elapsed: float) -> None:
+        """Takes over from an earlier process: its rows, and its seconds of the epoch that goes on."""
+        self.rows, self._earlier = list(rows), elapsed
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Prints the header, and the rows there are; once, into however many fits the stage is cut."""
+        if self._headed:
+            return
+        self._headed = True
+        count = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        self._print(Text.assemble((self.stage, "bold"), f"  {count}"))
+        self._print(Text(_line(list(_WIDTHS)), style="dim"))
+        for row in self.rows:
+            self._print_row(row)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Starts the clocks and the bar."""
+        steps = self.params.get("steps")
+        self._running, self._trained, self._batches = True, 0.0, 0
+        label = f"{self.stage} {epoch + 1}/{self.epochs}"
+        self._open(label, steps, images_per_batch=self.images_per_epoch / steps if steps else 0.0)
+        self._began, self._earlier = time.perf_counter() - self._earlier, 0.0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar."""
+        with self._lock:
+            self._batches = max(self._batches, batch + 1)
+            training = self._running and not self._trained
+        if training:
+            self._show(batch + 1, logs)
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Stops the clock of training: what follows is validation."""
+        if not self._running or self._trained:
+            return
+        # Steps are handed to the accelerator in advance; the count of the last one is there when it is done.
+        keras.ops.convert_to_numpy(self.model.optimizer.iterations)
+        self._trained = time.perf_counter() - self._began
+        self._open(f"{self.stage}: validation", total=None)
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar of validation."""
+        if self._running:
+            self._show(batch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Prints and records the epoch."""
+        seconds = time.perf_counter() - self._began
+        self._running = False
+        self.close()
+        logs = logs or {}
+        trained, steps = self._trained or seconds, self.params.get("steps")
+        # Keras can stop in the middle of an epoch.
+        share = min(1.0, self._batches / steps) if steps and self._batches else 1.0
+        train_loss, valid_loss = _number(logs.get("loss")), _number(logs.get("val_loss"))
+        accuracy = _number(logs.get("val_accuracy", logs.get("accuracy")))
+        speed = self.images_per_epoch * share / trained if trained > 0 else None
+        self.rows.append(
+            {
+                "stage": self.stage,
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "valid_loss": valid_loss,
+                "accuracy": accuracy,
+                "images_per_s": speed,
+                "seconds": seconds,
+            }
+        )
+        self._print_row(self.rows[-1])
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leaves nothing behind."""
+        self._running = False
+        self.close()
+
+    def _print_row(self, row: dict[str, Any]) -> None:
+        losses = ["-" if row[name] is None else f"{row[name]:.6f}" for name in ("train_loss", "valid_loss")]
+        speed = "-" if row["images_per_s"] is None else rate(row["images_per_s"])
+        self._print(Text(_line([str(row["epoch"]), *losses, percent(row["accuracy"]), speed, clock(row["seconds"])])))
+
+    def _print(self, text: Text) -> None:
+        # Soft wrap: a row cut in two is no row.
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+
+class SweepBar(BatchBar):
+    """One bar for the steps of a learning-rate sweep, with the running mean of the loss.
+
+    Args:
+        steps: training steps of the sweep.
+        console: where to draw.
+        label: what stands before the bar.
+    """
+
+    def __init__(self, steps: int, console: Console, label: str = "learning-rate sweep") -> None:
+        super().__init__(console)
+        self.steps, self.label = steps, label
+        self._earlier = self._seen = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Draws the bar."""
+        self._earlier = self._seen = 0
+        self._open(self.label, self.steps)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Counts on from the last epoch: a sweep over few images goes round several times."""
+        self._earlier = self._seen
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar."""
+        self._seen = max(self._seen, self._earlier + batch + 1)
+        self._show(self._seen, logs)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Erases the bar."""
+        self.close()
+
+
+class PredictBar(BatchBar):
+    """One bar for a long prediction, over as many calls of `model.predict` as it takes.
+
+    Args:
+        label: what stands before the bar.
+        batches: batches of all calls together.
+        console: where to draw.
+    """
+
+    def __init__(self, label: str, batches: int, console: Console) -> None:
+        super().__init__(console)
+        self.label, self.batches = label, batches
+        self._earlier = self._seen = 0
+
+    def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Draws the bar, or goes on with the one that is there."""
+        if self._progress is None:
+            self._seen = 0
+            self._open(self.label, self.batches)
+        self._earlier = self._seen
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the bar."""
+        self._seen = max(self._seen, self._earlier + batch + 1)
+        self._show(self._seen)
+
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Erases the bar after the last batch."""
+        if self._seen >= self.batches:
+            self.close()
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _line(cells: list[str]) -> str:
+    """One line of the epoch table."""
+    return "  ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS.values(), strict=True))

@@ -1,0 +1,1 @@
+"""Sources of images, one module each, and the registry that finds the one a configuration names."""

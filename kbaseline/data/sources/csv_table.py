@@ -1,0 +1,168 @@
+"""Reads a CSV file of images: which of its columns hold path, label and split, and what stands in every row."""
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.data.splits import SPLIT_NAMES
+from kbaseline.errors import DataError, did_you_mean, listed, one_line
+
+TABLES = (".csv", ".tsv")
+"""Endings of the names of such files, in lower case."""
+
+HEADERS = {
+    "image": (
+        *("image", "path", "filename", "file_name", "filepath", "file_path", "file", "images", "image_path"),
+        *("image_file", "image_name", "image_id", "img", "img_path", "photo"),
+    ),
+    "label": ("label", "class", "target", "labels", "class_name", "classname", "category", "y"),
+    "split": ("split", "fold", "subset", "set", "partition"),
+}
+"""Role of a column -> the names by which it is known, in lower case, with `_` for blanks and hyphens."""
+
+NO_COLUMN = "none"
+"""The `data.split_column` that ignores a column of splits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image of the table: the number of its last line, its path as written, its label, its split if there is one.
+
+    `split` is `train`, `valid` or `test`.
+    """
+
+    line: int
+    image: str
+    label: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows that can be read, in their order, and line -> reason for the others."""
+
+    rows: list[Row]
+    bad: dict[int, str]
+
+
+def read_table(file: Path, display_name: str, config: DataConfig) -> Table:
+    """Reads a CSV file; whether its images exist is not asked.
+
+    Fields are separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte-order mark; the
+    first line names the columns.
+
+    Args:
+        file: the file.
+        display_name: what to call it in messages.
+        config: `image_column`, `label_column` and `split_column` name columns that cannot be told by their names.
+
+    Raises:
+        DataError: the file cannot be read or is no CSV, a column is missing or ambiguous, or no split is known.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{display_name}: is not UTF-8 (byte {error.start:,}); save it as CSV UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{display_name}: cannot be read ({one_line(error)}); check its rights.") from None
+    # Strictly: a quote that is never closed would swallow the rest of the file as one value.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    try:
+        header = [cell.strip() for cell in next((cells for cells in reader if any(map(str.strip, cells))), [])]
+        if not header:
+            raise DataError(f"{display_name}: is empty; its first line must name the columns.")
+        columns = _columns(header, display_name, config)
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise DataError(f"{display_name} line {reader.line_num}: is no CSV ({error}); correct it.") from None
+    if "split" in columns:
+        _check_splits(display_name, header, columns["split"], [cells for _, cells in lines])
+    rows, bad = [], {}
+    for line, cells in lines:
+        if any(cells):
+            row = _row(line, cells, len(header), columns)
+            if isinstance(row, Row):
+                rows.append(row)
+            else:
+                bad[line] = row
+    return Table(rows, bad)
+
+
+def _delimiter(text: str) -> str:
+    """Of comma, semicolon and tab the one that cuts the first line into most columns."""
+    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+
+    def columns(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader([first], delimiter=delimiter)))
+        except csv.Error:
+            return 0
+
+    return max(",;\t", key=columns)
+
+
+def _columns(header: Sequence[str], display_name: str, config: DataConfig) -> dict[str, int]:
+    """Role -> position of its column; `split` is left out where there is none."""
+    asked = {"image": config.image_column, "label": config.label_column, "split": config.split_column}
+    found: dict[str, int] = {}
+    for role, name in asked.items():
+        if role == "split" and name == NO_COLUMN:
+            continue
+        known = HEADERS[role]
+        fits = [at for at, cell in enumerate(header) if (cell == name if name else _plain(cell) in known)]
+        if len(fits) > 1:
+            names = ", ".join(repr(header[at]) for at in fits)
+            raise DataError(
+                f"{display_name}: several columns may hold the {role}: {names}; set data.{role}_column to one."
+            )
+        if name and not fits:
+            raise DataError(
+                f"{display_name}: has no column {name!r} (data.{role}_column); it has {listed(header)}."
+                f"{did_you_mean(name, header)}"
+            )
+        if fits:
+            found[role] = fits[0]
+        elif role != "split":
+            raise DataError(
+                f"{display_name}: its first line must name a column for the {role} ({', '.join(known[:3])} or so); "
+                f"it has {listed(header)}. Set data.{role}_column if it is one of these."
+            )
+    return found
+
+
+def _plain(header: str) -> str:
+    return header.lower().replace(" ", "_").replace("-", "_")
+
+
+def _check_splits(display_name: str, header: Sequence[str], at: int, lines: Iterable[Sequence[str]]) -> None:
+    """Refuses a column that holds something else, such as the numbers of folds, before all its rows are left out."""
+    said = {cells[at] for cells in lines if len(cells) > at} - {""}
+    if said and not any(value.lower() in SPLIT_NAMES for value in said):
+        raise DataError(
+            f"{display_name}: column {header[at]!r} must hold train, valid and test; it has {listed(sorted(said))}; "
+            f"correct it, or set data.split_column to another column or to {NO_COLUMN}."
+        )
+
+
+def _row(line: int, cells: list[str], width: int, columns: Mapping[str, int]) -> Row | str:
+    """A row, or what is wrong with it."""
+    while len(cells) > width and not cells[-1]:
+        cells.pop()
+    if len(cells) != width:
+        # Values may stand in the wrong columns.
+        return f"has {len(cells)} values for {width} columns"
+    image, label = cells[columns["image"]], cells[columns["label"]]
+    if not image or not label:
+        return "has no label" if image else "has no image"
+    split = None
+    if "split" in columns:
+        said = cells[columns["split"]]
+        split = SPLIT_NAMES.get(said.lower())
+        if split is None:
+            return f"split {said[:40]!r} must be train, valid or test" if said else "has no split"
+    # The same letters may be composed in two ways; they are one class.
+    return Row(line, image, unicodedata.normalize("NFC", label), split)

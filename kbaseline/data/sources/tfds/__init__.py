@@ -1,0 +1,1 @@
+"""The source `tfds:NAME`: TensorFlow Datasets without TensorFlow."""

@@ -1,0 +1,153 @@
+"""Reads the examples of a prepared TFDS dataset in any order, without TensorFlow."""
+
+import bisect
+import contextlib
+import hashlib
+import io
+import mmap
+import os
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from kbaseline.console.bars import Bar
+from kbaseline.errors import DataError, RunError, one_line
+from kbaseline.storage.npz import DamagedError, read_array
+
+
+class TFRecords:
+    """The records of TFRecord files, by number.
+
+    A record is its length (8 bytes, little-endian), 4 bytes of checksum, the content, 4 of checksum.
+
+    Args:
+        shards: path, number of records to skip and number to take, for each file.
+    """
+
+    def __init__(self, shards: Sequence[tuple[str, int, int]]) -> None:
+        self._places: list[tuple[mmap.mmap, int, int]] = []
+        for path, skip, take in shards:
+            with Path(path).open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            places, position = [], 0
+            while position < len(content):
+                (length,) = struct.unpack_from("<Q", content, position)
+                places.append((content, position + 12, length))
+                position += length + 16
+            self._places += places[skip : skip + take]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> bytes:
+        content, start, length = self._places[index]
+        return content[start : start + length]
+
+
+def split_records(builder: Any, split: str) -> Any:
+    """The serialised examples of a split: `len(...)` and `...[number]`.
+
+    Raises:
+        DataError: the dataset was prepared in a format that only other software reads.
+    """
+    from tensorflow_datasets.core.decode import DeserializeMethod
+
+    kind = builder.info.file_format.value if builder.info.file_format else "unknown"
+    if kind == "array_record":
+        return builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
+    if kind == "tfrecord":
+        parts = builder.info.splits[split].file_instructions
+        return TFRecords([(os.fspath(part.filename), part.skip, part.take) for part in parts])
+    raise DataError(
+        f"tfds:{builder.name}: the copy in {builder.data_dir!r} is in the format {kind}; kbaseline reads array_record "
+        "and tfrecord. Delete that copy, or set data.data_dir to another folder."
+    )
+
+
+class Records:
+    """The images of some splits of a TFDS dataset, as `Pictures`.
+
+    Args:
+        source: how to call the dataset.
+        splits: split as TFDS calls it -> its serialised examples, in the order in which they are numbered.
+        image_key: the feature that holds the encoded image.
+        stamp: changes when the files on disk do.
+    """
+
+    def __init__(self, source: str, splits: dict[str, Any], image_key: str, stamp: str) -> None:
+        self._source, self._names, self._records = source, list(splits), list(splits.values())
+        self._ends = list(accumulate(map(len, self._records)))
+        self._image_key, self._stamp = image_key, stamp
+        self._lock = threading.Lock()
+
+    def name(self, index: int) -> str:
+        """For instance `tfds:cifar10 train #17`."""
+        split, number = self._place(index)
+        return f"{self._source} {self._names[split]} #{number}"
+
+    def open(self, index: int) -> BinaryIO:
+        """The encoded image."""
+        split, number = self._place(index)
+        try:
+            with self._lock:
+                record = self._records[split][number]
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            raise RunError(f"{self.name(index)}: cannot be read ({error}); prepare the dataset anew.") from error
+        values = example_features(record)[self._image_key].bytes_list.value
+        return io.BytesIO(values[0] if values else b"")
+
+    def fingerprint(self, index: int) -> str:
+        """Of the files on disk and the number in them."""
+        split, number = self._place(index)
+        return f"{self._stamp}\0{self._names[split]}\0{number}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        split = bisect.bisect_right(self._ends, index)
+        return split, index - (self._ends[split - 1] if split else 0)
+
+
+def example_features(record: bytes) -> Any:
+    """The features of a serialised `tf.train.Example`, by name."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def read_labels(records: Any, label_key: str, bar: Bar) -> np.ndarray:
+    """The label of every example, int64 `(number,)`; -1 where there is none."""
+    labels = np.full(len(records), -1, np.int64)
+    for number in range(len(records)):
+        values = example_features(records[number])[label_key].int64_list.value
+        labels[number] = values[0] if values else -1
+        bar.advance()
+    return labels
+
+
+def remembered(folder: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that is made once and then read back from `folder` for as long as `stamp` stays the same.
+
+    Labels are needed before images are chosen; to find them every byte of a dataset has to be read.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    path = folder / f"{hashlib.blake2b(stamp.encode(errors='surrogateescape'), digest_size=16).hexdigest()}.npy"
+    with contextlib.suppress(DamagedError):
+        return read_array(path)
+    array = make()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
+            np.save(file, array)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise RunError(
+            f"cache {str(folder)!r}: cannot be written ({one_line(error)}); make room, or set data.cache_dir."
+        ) from error
+    return array

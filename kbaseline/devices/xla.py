@@ -1,0 +1,118 @@
+"""What the machine offers: precision, JAX's compilation cache, and the facts a figure was measured under."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.errors import InputError, RunError
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+_LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def dtype_policy(precision: str) -> str:
+    """The Keras dtype policy of a `runtime.precision`: bfloat16 on GPUs that compute in it, float32 elsewhere."""
+    if precision == "auto":
+        device = jax.devices()[0]
+        # Ampere (8.0) is the first to have it.
+        capable = device.platform == "gpu" and float(getattr(device, "compute_capability", None) or 0) >= 8
+        precision = "bfloat16" if capable else "float32"
+    return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+
+
+def enable_compilation_cache() -> None:
+    """Keeps JAX's compiled programs in the user's cache folder, unless JAX was told another place already."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(DataConfig().cache_folder / "jax"))
+        # JAX keeps what took a second; a network's initial weights are dozens of programs of half that.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def make_deterministic() -> None:
+    """Makes a GPU compute the same bits twice; XLA reads its flag only as JAX starts. A CPU does so in any case.
+
+    Raises:
+        InputError: JAX has already started on a GPU without it.
+    """
+    if not _tell_xla(_DETERMINISTIC) and jax.default_backend() == "gpu":
+        raise InputError(
+            "runtime.deterministic: JAX has started in this process without it; set it in a fresh process, "
+            f"or XLA_FLAGS={_DETERMINISTIC} in the environment."
+        )
+
+
+def prefer_eigen_convolutions() -> None:
+    """Has XLA compute convolutions on a CPU by Eigen instead of YNNPACK: the same to rounding, and faster.
+
+    XLA reads its flag only as JAX starts; later there is no effect. Nor is there one where it was not measured: with
+    JAX 0.13 or later, on other processors than x86-64, or where JAX has a plugin for an accelerator.
+    """
+    measured = platform.machine() in ("x86_64", "AMD64") and jax.__version_info__ < (0, 13)
+    chosen = _LIBRARIES in os.environ.get("XLA_FLAGS", "")
+    if measured and not chosen and not importlib.metadata.entry_points(group="jax_plugins"):
+        _tell_xla(f"{_LIBRARIES}=-individual_convolution")
+
+
+def _tell_xla(flag: str) -> bool:
+    """Adds a flag to those that XLA reads as JAX starts; False if JAX has started without it."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag in flags:
+        return True
+    # JAX has no public way to ask.
+    if jax._src.xla_bridge.backends_are_initialized():
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+    return True
+
+
+@contextmanager
+def explain_oom(what: str, batch: int) -> Iterator[None]:
+    """Turns XLA's report that the accelerator's memory does not suffice into one line.
+
+    Args:
+        what: what is being done.
+        batch: `data.batch_size`.
+
+    Raises:
+        RunError: see above.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Keras puts its variables back after a failed step, and fails at that too, for the step has taken them.
+        seen: BaseException | None = error
+        while seen is not None and "RESOURCE_EXHAUSTED" not in str(seen):
+            seen = seen.__context__
+        if seen is None:
+            raise
+        smaller = f"data.batch_size to {batch // 2} or less" if batch > 1 else "data.size lower"
+        raise RunError(
+            f"{what}: data.batch_size {batch} does not fit into the memory of {jax.devices()[0].device_kind}; set "
+            f"{smaller}, or take a smaller backbone."
+        ) from None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and processor count that figures were measured with."""
+    packages = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-datasets")
+    return {
+        **{name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,46 @@
+"""`model_card.md`: what an exported network is, how to ask it, what it was trained on and what it is worth."""
+
+from datetime import date
+from pathlib import Path
+
+from rich.filesize import decimal
+
+from kbaseline.commands.evaluate import evaluate_kept
+from kbaseline.devices.xla import environment
+from kbaseline.render.templates import markdown_template
+from kbaseline.runs.record import FinishedRun
+
+
+def render_card(
+    run: FinishedRun, kind: str, file: Path, size: tuple[int, int], agreement: str, rounded: bool = False
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        run: what was exported.
+        kind: the format.
+        file: the exported file.
+        size: height and width of the images it takes, in pixels.
+        agreement: what its check found.
+        rounded: whether the run computed in bfloat16, where the file computes in float32.
+    """
+    judged = evaluate_kept(run)
+    return markdown_template("model_card").render(
+        run=run,
+        config=run.config,
+        backbone=Path(run.config.model.backbone).name,  # of a file of the user's, not where it lies
+        data=run.result["data"],
+        environment=run.result["environment"],
+        kind=kind,
+        file=file.name,
+        bytes=decimal(file.stat().st_size),
+        height=size[0],
+        width=size[1],
+        agreement=agreement,
+        rounded=rounded,
+        judged=judged,
+        split={"valid": "validation", "test": "test"}[judged.split],
+        stages=[stage.model_dump() for stage in run.config.stages],
+        now=environment(),
+        today=date.today(),
+    )

@@ -1,0 +1,157 @@
+"""The formats a network can be exported to: how each is written, and read again as those read it who get the file."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from jax import export as jax_export
+
+from kbaseline.errors import InputError, did_you_mean, require
+from kbaseline.export.network import INPUT, OUTPUT
+from kbaseline.models.backbones import leaves, read_model
+
+METADATA = "kbaseline.json"
+"""Member of `.keras` and StableHLO files, both zip archives, that holds the metadata; ONNX has a place of its own."""
+
+_STABLEHLO = "network.jax_export"
+"""Member of a StableHLO file: what `jax.export` serialises, StableHLO with JAX's guarantee to read it for years."""
+
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What the StableHLO is lowered for."""
+
+_OPSET = 18
+"""The oldest ONNX operators that say what a classifier needs; the older, the more runtimes have them."""
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file.
+
+    Attributes:
+        file: what the file is called.
+        packages: the modules it needs besides those kbaseline always has; `kbaseline[FORMAT]` brings them.
+        write: takes the network, its metadata and a path.
+        read: takes a path; gives a function from uint8 `(batch, height, width, 3)` to float32 `(batch, classes)`,
+            and the metadata.
+    """
+
+    file: str
+    packages: tuple[str, ...]
+    write: Callable[[keras.Model, Mapping[str, Any], Path], None]
+    read: Callable[[Path], tuple[Predict, dict[str, Any]]]
+
+
+def chosen_format(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        InputError: there is none, or a package it needs is not installed.
+    """
+    if name not in FORMATS:
+        raise InputError(f"format {name!r}: must be one of {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
+    require(f"format {name!r}", name, *FORMATS[name].packages)
+    return FORMATS[name]
+
+
+def _write_keras(network: keras.Model, metadata: Mapping[str, Any], path: Path) -> None:
+    network.save(path)
+    # Keras reads the members it knows, and has no place for facts of one's own.
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(METADATA, json.dumps(metadata))
+
+
+def _read_keras(path: Path) -> tuple[Predict, dict[str, Any]]:
+    network = read_model(path, path.name)
+    with zipfile.ZipFile(path) as archive:
+        metadata = json.loads(archive.read(METADATA))
+    return lambda images: np.asarray(network.predict_on_batch(images)), metadata
+
+
+def _write_stablehlo(network: keras.Model, metadata: Mapping[str, Any], path: Path) -> None:
+    (batch,) = jax_export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *network.input_shape[1:]), np.uint8)
+    lowered = jax_export.export(jax.jit(_inference(network)), platforms=_PLATFORMS)(images)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(_STABLEHLO, bytes(lowered.serialize()))
+        archive.writestr(METADATA, json.dumps(metadata))
+
+
+def _read_stablehlo(path: Path) -> tuple[Predict, dict[str, Any]]:
+    with zipfile.ZipFile(path) as archive:
+        network = jax.jit(jax_export.deserialize(bytearray(archive.read(_STABLEHLO))).call)
+        metadata = json.loads(archive.read(METADATA))
+    return lambda images: np.asarray(network(images)), metadata
+
+
+def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -> None:
+    import onnx
+    from jax2onnx import to_onnx
+
+    # Not by Keras' `model.export`, which calls the same converter: that puts large weights into a second file, and
+    # names the output as it likes.
+    images = jax.ShapeDtypeStruct(("batch", *network.input_shape[1:]), np.uint8)
+    names = {"input_names": [INPUT], "output_names": [OUTPUT], "model_name": network.name}
+    with _pooling_by_flax(network):
+        converted = to_onnx(_inference(network), [images], opset=_OPSET, **names)
+    onnx.helper.set_model_props(
+        converted,
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
+    )
+    onnx.checker.check_model(converted)
+    path.write_bytes(converted.SerializeToString())
+
+
+@contextmanager
+def _pooling_by_flax(network: keras.Model) -> Iterator[None]:
+    """Has max pooling computed by Flax's function, the same numbers, for a time.
+
+    jax2onnx 0.17 makes ONNX's own pooling of it, and of the JAX operation in Keras' layer one over four dimensions,
+    which ONNX Runtime does not have.
+    """
+    from flax import linen
+
+    def pool(layer: keras.layers.MaxPooling2D, inputs: Any) -> Any:
+        shape, strides = tuple(layer.pool_size), tuple(layer.strides)
+        return linen.max_pool(inputs, window_shape=shape, strides=strides, padding=layer.padding.upper())
+
+    layers = [layer for layer in leaves(network) if isinstance(layer, keras.layers.MaxPooling2D)]
+    for layer in layers:
+        layer.call = partial(pool, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.call
+
+
+def _read_onnx(path: Path) -> tuple[Predict, dict[str, Any]]:
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.log_severity_level = 4  # its errors are raised; they need not be printed too
+    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    texts = session.get_modelmeta().custom_metadata_map
+    metadata = {**texts, "class_names": json.loads(texts["class_names"])}
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0], metadata
+
+
+def _inference(network: keras.Model) -> Callable[[Any], Any]:
+    return lambda images: network(images, training=False)
+
+
+FORMATS = {
+    "keras": Format("model.keras", (), _write_keras, _read_keras),
+    "onnx": Format("model.onnx", ("jax2onnx", "onnx", "onnxruntime"), _write_onnx, _read_onnx),
+    "stablehlo": Format("model.stablehlo.zip", (), _write_stablehlo, _read_stablehlo),
+}
+"""Every format, by the name it is asked for."""

@@ -1,0 +1,253 @@
+"""Backbones of the zoo or of a file: built, filled with weights, and cut into layer groups."""
+
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import keras
+from keras import layers
+
+from kbaseline.errors import DownloadError, ModelError, did_you_mean, one_line
+from kbaseline.models.zoo import BUNDLED_RESNET20, ZOO, Backbone
+
+DOWNLOAD_TIMEOUT = 20.0
+"""Seconds without an answer after which a download of weights is given up."""
+
+
+def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3)) -> keras.Model:
+    """ResNet-20 for small images, 0.27 M parameters (https://arxiv.org/abs/1512.03385, section 4.2).
+
+    Args:
+        weights: `"cifar10"` for the bundled weights, None for random ones, or a file.
+        input_shape: `(height, width, 3)`; float images preprocessed to -1..1.
+
+    Returns:
+        A model giving `(batch, height / 4, width / 4, 64)`.
+    """
+
+    def conv_bn(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
+        x = layers.Conv2D(
+            filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+        )(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+
+    image = layers.Input(input_shape, name="image")
+    x = layers.ReLU(name="conv1_relu")(conv_bn(image, 16, 3, 1, "conv1"))
+    for stage, filters in enumerate((16, 32, 64), start=2):
+        for block in (1, 2, 3):
+            name, strides = f"conv{stage}_block{block}", 2 if stage > 2 and block == 1 else 1
+            y = layers.ReLU(name=f"{name}_1_relu")(conv_bn(x, filters, 3, strides, f"{name}_1"))
+            y = conv_bn(y, filters, 3, 1, f"{name}_2")
+            shortcut = conv_bn(x, filters, 1, strides, f"{name}_0") if strides > 1 else x
+            x = layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, y]))
+    model = keras.Model(image, x, name="resnet20")
+    if weights is not None:
+        model.load_weights(BUNDLED_RESNET20 if weights == "cifar10" else weights)
+    return model
+
+
+@keras.saving.register_keras_serializable(package="kbaseline")
+class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
+    """What `keras.applications` networks expect, from float RGB `(batch, height, width, 3)`, 0-255.
+
+    Args:
+        mode: `"caffe"` (BGR, means subtracted), `"tf"` (-1..1) or `"torch"` (channel statistics).
+        **kwargs: `keras.layers.Layer`'s other arguments.
+    """
+
+    def __init__(self, mode: str, **kwargs: Any) -> None:
+        # float32 whatever the policy: bfloat16 has no fractions of a level above 128.
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.mode = mode
+
+    def call(self, images: Any) -> Any:
+        """Preprocesses a batch; same shape."""
+        return keras.applications.imagenet_utils.preprocess_input(images, data_format="channels_last", mode=self.mode)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' serialisation."""
+        return {**super().get_config(), "mode": self.mode}
+
+
+def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[keras.Model, str | None]:
+    """Builds a backbone and fills it with weights.
+
+    Args:
+        name: a name from `ZOO`, or the path of a `.keras` model that takes RGB 0-255 and gives a feature map
+            `(batch, height, width, channels)`.
+        weights: `"auto"` for those it comes with (a `.keras` model: those it was saved with), their name
+            (`"imagenet"`, `"cifar10"`), `"none"`, or the path of a weights file.
+        size: side of the square it will see, in pixels, for a check of a saved backbone.
+
+    Returns:
+        The model, and its preprocessing mode or None.
+
+    Raises:
+        ModelError: an unknown name or file, or weights of another architecture.
+        DownloadError: the weights are not here and could not be fetched.
+    """
+    if name.endswith(".keras"):
+        model = _saved_backbone(Path(name).expanduser(), size)
+        if weights == "none":
+            model = keras.models.clone_model(model)
+        elif weights != "auto":
+            _fill(model, weights)
+        _follow_policy(model)
+        return model, None
+    if name not in ZOO:
+        raise ModelError(
+            f"backbone {name!r}: no such name; known are {', '.join(ZOO)}, or the path of a .keras model."
+            f"{did_you_mean(name, ZOO)}"
+        )
+    row = ZOO[name]
+    if weights in ("auto", row.pretrained):
+        model = _pretrained(name, row)
+        _follow_policy(model)
+        return model, row.preprocessing
+    if weights != "none":
+        named = {other.pretrained for other in ZOO.values()}
+        if weights in named or not Path(weights).expanduser().is_file():
+            what = "no such weights" if weights in named else "no such file"
+            raise ModelError(
+                f"weights {weights!r}: {what} for {name}; give {row.pretrained!r}, 'none' or a weights file's path."
+            )
+    model = _built(row, None)
+    if weights != "none":
+        _fill(model, weights)
+    _follow_policy(model)
+    return model, row.preprocessing
+
+
+def read_model(path: Path, display_name: str) -> keras.Model:
+    """A `.keras` file's model, not compiled; no code from the file is run.
+
+    Raises:
+        ModelError: it is no `.keras` file, it is damaged, or it holds code, a Lambda layer for instance; the message
+            begins with `display_name`.
+    """
+    # Only the format whose reader refuses code and links that lead out of the file; Keras reads others too.
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"{display_name}: not a Keras model that can be read (no .keras file).")
+    # Keras and HDF5 trip over a damaged file wherever they happen to be reading.
+    try:
+        with _whole_weights():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise ModelError(f"{display_name}: not a Keras model that can be read ({one_line(error)}).") from None
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Makes an error of Keras' word for weights that are not in the file; those layers would stay random."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
+        yield
+
+
+def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
+    """Names of a backbone's weight-holding layers, as an early and a late group.
+
+    Networks whose stages are called `conv1` ... `conv5` (every ResNet) are cut before `conv4`, fastai's layer3. Every
+    other network is cut halfway along its weight-holding layers, in topological order.
+    """
+    names = [layer.name for layer in leaves(backbone) if layer.weights]
+    halfway = len(names) // 2
+    cut = next((index for index, name in enumerate(names) if name.startswith("conv4_")), halfway)
+    return names[:cut], names[cut:]
+
+
+def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers inside a layer that hold no other layers, in topological order."""
+    inside = layer.layers if isinstance(layer, keras.Model) else list(layer._flatten_layers(include_self=False))
+    if not inside:
+        return [layer]
+    return [leaf for child in inside for leaf in leaves(child)]
+
+
+def _built(row: Backbone, weights: str | None) -> keras.Model:
+    if row.application is None:
+        return resnet20(weights)
+    build = getattr(keras.applications, row.application)
+    return build(include_top=False, weights=weights, input_shape=(None, None, 3))
+
+
+def _pretrained(name: str, row: Backbone) -> keras.Model:
+    import socket
+
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # without it a dead network hangs for minutes
+    try:
+        return _built(row, row.pretrained)
+    except Exception as error:
+        if isinstance(error, OSError | ValueError) and not _is_download_error(error):
+            reason = one_line(error)
+            raise ModelError(
+                f"weights {row.pretrained!r} of {name}: cannot be read ({reason}); "
+                "delete the file, or reinstall kbaseline."
+            ) from None
+        if not _is_download_error(error):
+            raise
+        raise DownloadError(
+            f"weights {row.pretrained!r} of {name}: could not be fetched ({one_line(error, 240)}). "
+            "Give a file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
+            "`kbaseline fit --config quickstart`, which needs no network."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(previous)
+
+
+def _is_download_error(error: BaseException) -> bool:
+    """Keras wraps the network's error in a bare `Exception` whose text begins so."""
+    return isinstance(error, URLError | TimeoutError | ConnectionError) or "URL fetch failure" in str(error)
+
+
+def _saved_backbone(path: Path, size: int) -> keras.Model:
+    if not path.is_file():
+        raise ModelError(f"backbone {str(path)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
+    model = read_model(path, f"backbone {str(path)!r}")
+    try:
+        # Keras' shape arithmetic alone would let a network of grey images pass.
+        taken = getattr(model, "input_shape", (None, None, None, None))
+        if any(own not in (None, ours) for own, ours in zip(taken, (None, size, size, 3), strict=True)):
+            raise ValueError(f"it takes {taken}")
+        shape = tuple(model.compute_output_shape((None, size, size, 3)))
+    except Exception as error:
+        reason = one_line(error)
+        raise ModelError(
+            f"backbone {str(path)!r}: must take RGB images ({size}, {size}, 3); it does not ({reason})."
+        ) from None
+    if len(shape) != 4 or shape[-1] is None:
+        raise ModelError(
+            f"backbone {str(path)!r}: must give a feature map (batch, height, width, channels); gives {shape}. "
+            "Save it without its pooling and classifier."
+        )
+    return model
+
+
+def _follow_policy(model: keras.Model) -> None:
+    """Gives every layer the precision in force; a saved backbone brings the one it was saved with."""
+    for layer in leaves(model):
+        # 0-255 in bfloat16 would lose the fractions of a level before it is normalised.
+        normalises = isinstance(layer, layers.Normalization | layers.Rescaling | layers.InputLayer)
+        layer.dtype_policy = keras.DTypePolicy("float32") if normalises else keras.config.dtype_policy()
+
+
+def _fill(model: keras.Model, weights: str) -> None:
+    path = Path(weights).expanduser()
+    try:
+        with _whole_weights():
+            model.load_weights(path)
+    except (ValueError, TypeError, OSError, KeyError, UserWarning) as error:
+        reason = one_line(error)
+        raise ModelError(
+            f"weights {str(path)!r}: not for {model.name} without its classifier ({reason}). "
+            "Name the backbone they were saved from."
+        ) from None

@@ -1,0 +1,128 @@
+"""The classifier: uint8 in -> transforms -> preprocessing -> backbone -> head -> float32 logits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import layers
+
+from kbaseline.errors import ModelError, one_line
+from kbaseline.models.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
+from kbaseline.models.cpu import adapt_to_cpu
+from kbaseline.transforms import RandomTransforms
+
+BACKBONE = "backbone"
+"""Name of the classifier's layer that is the backbone."""
+
+TORCH_BATCHNORM = {"momentum": 0.9, "epsilon": 1e-5}
+"""PyTorch's BatchNorm defaults, in Keras' terms."""
+
+
+def build_classifier(
+    num_classes: int,
+    size: int = 128,
+    backbone: str = "resnet50",
+    weights: str = "auto",
+    *,
+    transforms: Mapping[str, Any] | None = None,
+    hidden: int = 512,
+    dropout: float = 0.5,
+    bn_momentum: float | None = 0.9,
+    seed: int = 42,
+) -> keras.Model:
+    """Builds the classifier as one functional Keras model.
+
+    Args:
+        num_classes: number of classes, at least 2.
+        size: side of the square the backbone sees, in pixels.
+        backbone: a name from the zoo, or the path of a `.keras` model that takes RGB 0-255.
+        weights: `"auto"`, `"imagenet"`, `"cifar10"`, `"none"`, or the path of a weights file; see `load_backbone`.
+        transforms: arguments of `RandomTransforms`.
+        hidden: units of the head's hidden layer.
+        dropout: before the last layer; half of it before the hidden layer.
+        bn_momentum: of the running statistics of the backbone's BatchNorm; None leaves them as they are.
+        seed: fixes initial weights, transforms and dropout.
+
+    Returns:
+        A model from uint8 images `(batch, height, width, 3)` of any height and width to float32 logits
+        `(batch, num_classes)`.
+
+    Raises:
+        ModelError: see `load_backbone`; or fewer than two classes.
+        DownloadError: see `load_backbone`.
+    """
+    if num_classes < 2:
+        raise ModelError(f"num_classes must be at least 2; got {num_classes}.")
+    seeds = iter(range(seed, seed + 8))
+    keras.utils.set_random_seed(next(seeds))  # a backbone without weights draws them here
+    body, preprocessing = load_backbone(backbone, weights, size)
+    body.name = BACKBONE
+    if bn_momentum is not None:
+        for layer in leaves(body):
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = bn_momentum
+    images = layers.Input((None, None, 3), dtype="uint8", name="images")
+    x = RandomTransforms(size, **(transforms or {}), seed=next(seeds), name="transforms")(images)
+    if preprocessing is not None:
+        x = ImageNetPreprocessing(preprocessing, name="preprocessing")(x)
+    try:
+        features = body(x)
+    except ValueError as error:
+        reason = one_line(error)
+        raise ModelError(f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}).") from None
+    adapt_to_cpu(body)
+    logits = _head(features, num_classes, hidden, dropout, seeds)
+    return keras.Model(images, logits, name="kbaseline")
+
+
+def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: Any) -> Any:
+    """fastai's `create_head`, in float32 whatever the policy."""
+
+    def dense(units: int, name: str) -> layers.Layer:
+        # PyTorch's kaiming_normal_, which does not truncate.
+        initializer = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", seed=next(seeds))
+        return layers.Dense(units, kernel_initializer=initializer, dtype="float32", name=name)
+
+    def pool(kind: type[layers.Layer], name: str) -> Any:
+        return kind(dtype="float32", name=name)(features)
+
+    x = layers.Concatenate(dtype="float32", name="head_pool")(
+        [pool(layers.GlobalMaxPooling2D, "head_max"), pool(layers.GlobalAveragePooling2D, "head_average")]
+    )
+    x = layers.BatchNormalization(**TORCH_BATCHNORM, dtype="float32", name="head_bn1")(x)
+    x = layers.Dropout(dropout / 2, seed=next(seeds), dtype="float32", name="head_dropout1")(x)
+    x = layers.ReLU(dtype="float32", name="head_relu")(dense(hidden, "head_hidden")(x))
+    x = layers.BatchNormalization(**TORCH_BATCHNORM, dtype="float32", name="head_bn2")(x)
+    x = layers.Dropout(dropout, seed=next(seeds), dtype="float32", name="head_dropout2")(x)
+    return dense(num_classes, "head_logits")(x)
+
+
+def freeze(model: keras.Model, train_bn: bool = True) -> None:
+    """Freezes the backbone; the head stays trainable. Compile the model afterwards.
+
+    Args:
+        model: what `build_classifier` built.
+        train_bn: keep BatchNorm training (its γ and β, and its running statistics), as fastai does. Otherwise
+            BatchNorm runs in inference mode, which is cheaper.
+    """
+    body = model.get_layer(BACKBONE)
+    body.trainable = True
+    for layer in leaves(body):
+        layer.trainable = train_bn and isinstance(layer, layers.BatchNormalization)
+
+
+def unfreeze(model: keras.Model) -> None:
+    """Makes everything trainable. Compile the model afterwards."""
+    model.trainable = True
+
+
+def classifier_groups(model: keras.Model) -> list[list[str]]:
+    """Layer names of the three groups that learn at different rates: early body, late body, head.
+
+    Args:
+        model: what `build_classifier` built, or loaded again.
+    """
+    body = model.get_layer(BACKBONE)
+    early, late = layer_groups(body)
+    head = [layer.name for layer in model.layers if layer.trainable_variables and layer is not body]
+    return [early, late, head]

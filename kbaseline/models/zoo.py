@@ -1,0 +1,106 @@
+"""The model zoo as a table: what each backbone is, and whether its weights are on this machine.
+
+Loads neither Keras nor JAX, so that the table is printed at once; `backbones` builds what it names.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from kbaseline.console.format import plain_table
+
+BUNDLED_RESNET20 = Path(__file__).parent / "weights" / "resnet20_cifar10.weights.h5"
+"""Trained by configs/pretrain-resnet20.yaml; see docs/pretrained.md."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row of the zoo.
+
+    Attributes:
+        application: its function in `keras.applications`; None for kbaseline's own ResNet-20.
+        parameters: how many it has, without a classifier.
+        size: side of the images its weights were trained on, in pixels. A hint: every backbone takes others too.
+        preprocessing: how RGB 0-255 becomes what the network was trained on: a mode of
+            `keras.applications.imagenet_utils.preprocess_input`, or None where the network does it itself.
+        file: the downloaded weights' name in Keras' cache; None for weights that come with kbaseline.
+        pretrained: the name of the weights there are.
+    """
+
+    application: str | None
+    parameters: int
+    size: int = 224
+    preprocessing: str | None = None
+    file: str | None = None
+    pretrained: str = "imagenet"
+
+    @property
+    def weights_file(self) -> Path:
+        """Where its weights are, or will be once downloaded."""
+        return BUNDLED_RESNET20 if self.file is None else keras_home() / "models" / self.file
+
+
+_CLASSIC = "{}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+_MOBILENET_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+_MOBILENET_V3 = "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5"
+
+ZOO: dict[str, Backbone] = {
+    "resnet20": Backbone(None, 273_392, 32, "tf", pretrained="cifar10"),
+    "resnet50": Backbone("ResNet50", 23_587_712, 224, "caffe", _CLASSIC.format("resnet50")),
+    "resnet101": Backbone("ResNet101", 42_658_176, 224, "caffe", _CLASSIC.format("resnet101")),
+    "resnet152": Backbone("ResNet152", 58_370_944, 224, "caffe", _CLASSIC.format("resnet152")),
+    "resnet50_v2": Backbone("ResNet50V2", 23_564_800, 224, "tf", _CLASSIC.format("resnet50v2")),
+    "resnet101_v2": Backbone("ResNet101V2", 42_626_560, 224, "tf", _CLASSIC.format("resnet101v2")),
+    "densenet121": Backbone("DenseNet121", 7_037_504, 224, "torch", _CLASSIC.format("densenet121")),
+    "mobilenet_v2": Backbone("MobileNetV2", 2_257_984, 224, "tf", _MOBILENET_V2),
+    "mobilenet_v3_large": Backbone("MobileNetV3Large", 2_996_352, 224, None, _MOBILENET_V3),
+    "efficientnet_b0": Backbone("EfficientNetB0", 4_049_571, 224, None, "efficientnetb0_notop.h5"),
+    "efficientnetv2_b0": Backbone("EfficientNetV2B0", 5_919_312, 224, None, "efficientnetv2-b0_notop.h5"),
+    "efficientnetv2_s": Backbone("EfficientNetV2S", 20_331_360, 384, None, "efficientnetv2-s_notop.h5"),
+    "convnext_tiny": Backbone("ConvNeXtTiny", 27_820_128, 224, None, "convnext_tiny_notop.h5"),
+    "convnext_small": Backbone("ConvNeXtSmall", 49_454_688, 224, None, "convnext_small_notop.h5"),
+    "xception": Backbone("Xception", 20_861_480, 299, "tf", _CLASSIC.format("xception")),
+}
+
+
+def keras_home() -> Path:
+    """Where Keras keeps what it downloads."""
+    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+
+
+def zoo_rows() -> list[dict[str, Any]]:
+    """The zoo in plain Python, for JSON: `cached` says whether the weights are here, `weights_file` where."""
+    return [
+        {
+            "name": name,
+            "parameters": row.parameters,
+            "size": row.size,
+            "preprocessing": row.preprocessing,
+            "weights": row.pretrained,
+            "cached": row.weights_file.is_file(),
+            "weights_file": str(row.weights_file),
+        }
+        for name, row in ZOO.items()
+    ]
+
+
+def zoo_table() -> Table:
+    """The zoo for the terminal."""
+    table = plain_table("backbone", figures=("parameters", "size"))
+    for heading in ("preprocessing", "weights", "here"):
+        table.add_column(heading)
+    for row in zoo_rows():
+        here = "bundled" if ZOO[row["name"]].file is None else "yes" if row["cached"] else "no"
+        table.add_row(
+            row["name"],
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['size']} px",
+            row["preprocessing"] or "its own",
+            row["weights"],
+            Text(here, style="green" if row["cached"] else "dim"),
+        )
+    return table

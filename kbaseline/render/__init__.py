@@ -1,0 +1,1 @@
+"""Pictures and pages: plots, images as PNG, HTML and Markdown templates."""

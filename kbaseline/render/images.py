@@ -1,0 +1,101 @@
+"""Images and figures as data URIs, small enough that a page can hold dozens of them."""
+
+import base64
+import io
+import warnings
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from kbaseline.render.plots import BLUE, GREEN, GREY, INK, LIGHT, ORANGE
+
+SMALL = 64
+"""Pixels up to which an image is shown pixel by pixel; larger ones may be smoothed."""
+
+_LARGEST = 224
+"""Pixels a picture's longer side has at most."""
+
+_HEAT = 160
+"""Pixels a heat map's longer side has at least, that its soft edges show."""
+
+_DARK = {INK: "#dcdce0", GREY: "#93939b", LIGHT: "#36363d", BLUE: "#58b4ea", ORANGE: "#ff8f4d", GREEN: "#2fc79b"}
+"""The plots' colours, and what stands for them on a dark page."""
+
+
+def picture(image: np.ndarray) -> str:
+    """An image as a data URI: up to `SMALL` pixels its very pixels, as PNG, above as JPEG of at most 224 pixels.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+    """
+    small = max(image.shape[:2]) <= SMALL
+    return _png(Image.fromarray(image)) if small else _jpeg(_fitted(image))
+
+
+def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
+    """An image in grey under a heat map, as a data URI.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+        heat: float `(rows, columns)`, 0 to 1, over the whole image.
+    """
+    base = _fitted(image)
+    # Pixels stay pixels: a whole factor, and no smoothing.
+    factor = max(1, -(-_HEAT // max(base.size)))
+    base = base.convert("L").resize((base.width * factor, base.height * factor), Image.Resampling.NEAREST)
+    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize(base.size, Image.Resampling.BICUBIC)
+    strength = np.clip(np.asarray(smooth), 0, 1)[..., None]
+    colours = matplotlib.colormaps["inferno"](strength[..., 0])[..., :3] * 255
+    grey = 0.8 * np.asarray(base, np.float32)[..., None]
+    # Where the network did not look, the image itself.
+    opaque = 0.75 * np.sqrt(strength)
+    return _jpeg(Image.fromarray(np.rint(grey * (1 - opaque) + colours * opaque).astype(np.uint8)))
+
+
+def chart(figure: Figure) -> tuple[str, str]:
+    """A figure as two data URIs of SVG on a transparent ground: for a light page, and for a dark one.
+
+    The letters stay text, in the reader's own font, so that a class name in any script is shown. Empties the figure to
+    free its memory.
+    """
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": "kbaseline", "font.family": "sans-serif"}
+    file = io.StringIO()
+    with matplotlib.rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.clear()
+    light = dark = file.getvalue()
+    for colour, other in _DARK.items():
+        dark = dark.replace(f": {colour.lower()}", f": {other}")
+    # The rim of a marker is the paper's colour.
+    dark = dark.replace("stroke: #ffffff", "stroke: #18181b")
+    return _svg(light), _svg(dark)
+
+
+def _fitted(image: np.ndarray) -> Image.Image:
+    made = Image.fromarray(image)
+    made.thumbnail((_LARGEST, _LARGEST))
+    return made
+
+
+def _png(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return _uri("image/png", file.getvalue())
+
+
+def _jpeg(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82)
+    return _uri("image/jpeg", file.getvalue())
+
+
+def _svg(text: str) -> str:
+    return _uri("image/svg+xml", text.encode("utf-8"))
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

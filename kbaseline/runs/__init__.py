@@ -1,0 +1,1 @@
+"""A run: its record, inference with it, its results, its report."""

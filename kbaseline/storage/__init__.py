@@ -1,0 +1,1 @@
+"""Files on disk that appear whole: the run folder, arrays."""

@@ -1,0 +1,1 @@
+"""One stage of `model.fit`: the session around it, checkpoints, signals, trackers."""

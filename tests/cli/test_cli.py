@@ -1,0 +1,182 @@
+"""The command line: what a person types, reads and gets as an exit code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from kbaseline.cli import launch as program
+from kbaseline.cli import main
+from kbaseline.config.load import load_config
+
+TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def fails(*arguments: str, code: int = 2) -> str:
+    """The one line a wrong call prints."""
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert not TRACEBACK.search(result.output)
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["find-lr"], ["config"], ["doctor"]])
+def test_help_is_complete_and_loads_nothing_heavy(command):
+    """`--help` names every option and imports neither Keras nor JAX nor Matplotlib."""
+    script = (
+        "import sys; from click.testing import CliRunner; from kbaseline.cli import main\n"
+        f"result = CliRunner().invoke(main, {[*command, '--help']!r})\n"
+        "print(result.output); assert result.exit_code == 0\n"
+        "heavy = {'keras', 'jax', 'matplotlib', 'tensorflow_datasets', 'sklearn', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if command:
+        assert all(option in done.stdout for option in ("--config", "--set", "--data"))
+    else:
+        assert all(name in done.stdout for name in ("fit", "find-lr", "config", "doctor", "backbones"))
+
+
+def test_config_prints_what_it_reads_back():
+    """`kbaseline config` prints the resolved configuration as YAML, with every change in it."""
+    result = call("config", "--config", "quickstart", "--set", "stages.0.epochs=7", "--data", "folder:x")
+    assert result.exit_code == 0
+    tree = yaml.safe_load(result.stdout)
+    expected = load_config("quickstart", {"stages.0.epochs": 7, "data.source": "folder:x"})
+    assert load_config(tree) == expected
+    assert "# Passes over the training images." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--set", "data.sise=3"], r"unknown key 'data.sise'.*Did you mean 'size'"),
+        (["fit", "--set", "data.size"], r"--set 'data.size': must read KEY=VALUE"),
+        (["fit", "--set", "data.size=tiny"], r"data.size: .*'tiny'"),
+        (["fit", "--config", "quickstrat"], r"'quickstrat': no such file.*Did you mean 'quickstart'"),
+        (["fit", "--data", "floder:x"], r"floder"),
+        (["fit", "--data", "folder:/no/such/place"], r"/no/such/place"),
+        (["fit", "--data", "digits", "--set", "model.backbone=resnet5"], r"backbone 'resnet5'.*Did you mean"),
+        (["fit", "--data", "digits", "--set", "model.weights=lost.h5"], r"weights 'lost.h5': no such file"),
+        (["find-lr", "--data", "digits", "--stage", "hed"], r"stage 'hed'.*'head'"),
+        (["fit", "--resume", "nowhere"], r"run folder 'nowhere': holds no config.yaml.*start one"),
+        (["fit", "--resume", "nowhere", "--set", "seed=1"], r"resume: .* leave out config, out and every change"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(arguments, message, tmp_path, monkeypatch):
+    """A wrong argument is named with its value, the rule and the remedy; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, fails(*arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_backend_is_refused(monkeypatch):
+    """A run on another Keras backend is refused in one line rather than trusted."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert "torch" in fails("fit", "--data", "digits")
+
+
+def test_debug_shows_the_traceback():
+    """`--debug` lets the exception through."""
+    result = call("--debug", "fit", "--set", "data.sise=3")
+    assert type(result.exception).__name__ == "ConfigError"
+
+
+def test_doctor_tells_what_is_here_and_what_is_missing(tmp_path, monkeypatch):
+    """`doctor` names versions and device, and says of data and weights whether they are here."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    result = call("doctor", "--set", f"data.data_dir={tmp_path}")
+    assert result.exit_code == 0, result.output
+    assert "keras" in result.stdout
+    assert result.stdout.count("missing") == 2
+    here = call("doctor", "--config", "quickstart")
+    assert here.stdout.count("here:") == 2
+    prepared = tmp_path / "cifar10" / "3.0.2"
+    prepared.mkdir(parents=True)
+    (prepared / "dataset_info.json").write_text("{}")
+    assert call("doctor", "--set", f"data.data_dir={tmp_path}").stdout.count("missing") == 1
+
+
+def test_fit_and_find_lr_write_their_folders(tmp_path, tiny_backbone):
+    """The two commands run on digits from the shell, print the ladder, and leave whole folders."""
+    small = ["--config", "quickstart", "--set", "data.limit=200", "--set", "lr_find.steps=20"]
+    small += ["--set", f"model.backbone={tiny_backbone}", "--set", "model.weights=auto", "--set", "data.size=16"]
+    small += ["--set", "stages=[{name: head, freeze: true, epochs: 1, max_lr: 0.01}]"]
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "kbaseline", "fit", *small, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("train_loss", "valid_loss", "images/s", "head", "tta", "suggested"):
+        assert word in done.stdout, done.stdout
+    assert {path.name for path in out.iterdir()} >= {"result.json", "model.keras", "lr_find.png"}
+    found = call("find-lr", *small, "--out", str(tmp_path / "sweep"))
+    assert found.exit_code == 0, found.output
+    assert "valley" in found.stdout
+    assert Path(tmp_path / "sweep" / "lr_find.csv").is_file()
+
+
+MADVISE, ALWAYS, NEVER = "always [madvise] never", "[always] madvise never", "always madvise [never]"
+
+
+@pytest.mark.parametrize(
+    ("linux", "before", "plugins", "after"),
+    [
+        (MADVISE, None, "[]", "glibc.malloc.hugetlb=1"),
+        (MADVISE, "glibc.malloc.check=1", "[]", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        (MADVISE, "glibc.malloc.hugetlb=0", "[]", "glibc.malloc.hugetlb=0"),
+        (MADVISE, None, "['cuda12']", "None"),
+        (ALWAYS, None, "[]", "None"),
+        (NEVER, None, "[]", "None"),
+        (None, None, "[]", "None"),
+    ],
+)
+def test_huge_pages_are_asked_for(linux: str | None, before: str | None, plugins: str, after: str, tmp_path: Path):
+    """Golden: the process starts anew, once and with its arguments, only where that is how huge pages are had."""
+    file = tmp_path / "enabled"
+    if linux is not None:
+        file.write_text(linux)
+    script = (
+        "import importlib.metadata, os, sys; from pathlib import Path; from kbaseline.cli import launch as program\n"
+        f"program._LINUX = Path({str(file)!r}); importlib.metadata.entry_points = lambda group: {plugins}\n"
+        "program.ask_for_huge_pages(); print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": before} if before else {}
+    command = [sys.executable, "-c", script, "fit", "an argument"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = process.communicate(timeout=120)[0]
+        finally:
+            process.kill()  # one that starts anew for ever
+    assert process.returncode == 0
+    assert said == f"{process.pid} ['fit', 'an argument'] {after}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asks"), [(["config"], True), (["--debug", "fit"], True), (["fit", "--help"], False), ([], False)]
+)
+def test_help_does_not_start_anew(arguments: list[str], asks: bool, monkeypatch: pytest.MonkeyPatch):
+    """Golden: a command asks for huge pages before it begins; `--help` stays instant."""
+    told: list[str] = []
+    monkeypatch.setattr(program, "ask_for_huge_pages", lambda: told.append("asked"))
+    monkeypatch.setattr(program, "main", lambda: told.append("began"))
+    monkeypatch.setattr(sys, "argv", ["kbaseline", *arguments])
+    program.program()
+    assert told == ["asked", "began"][not asks :]

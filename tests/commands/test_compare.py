@@ -1,0 +1,107 @@
+"""Comparing finished runs: the figures are the runs', the differences the configurations', the tables readable."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from rich.console import Console
+
+from kbaseline.cli import main
+from kbaseline.commands.compare import comparison, print_comparison
+from kbaseline.config.keys import flattened
+from kbaseline.errors import InputError
+from kbaseline.metrics import accuracy_interval
+from kbaseline.runs.record import read_run
+
+SMALL = {"model.backbone": "resnet20", "data.size": 32}
+
+
+def test_flattened_reaches_into_lists():
+    """Golden: every plain value stands under its dotted key, as `--set` takes it."""
+    tree = {"a": {"b": 1, "c": None}, "stages": [{"epochs": 5}, {"epochs": 6}], "empty": []}
+    assert flattened(tree) == {"a.b": 1, "a.c": None, "stages.0.epochs": 5, "stages.1.epochs": 6}
+
+
+def test_figures_are_the_runs(finished_run):
+    """Golden: a rung for each stage, TTA and the test split, each with the interval of its own images."""
+    run = read_run(finished_run("one", images=100, right=80, test=40, **SMALL))
+    (summary,) = comparison([run])["runs"]
+    assert [rung["rung"] for rung in summary["rungs"]] == ["head", "finetune", "tta", "test plain", "test tta"]
+    assert [rung["accuracy"] for rung in summary["rungs"]] == [0.5, 0.8, 0.81, 1.0, 1.0]
+    assert summary["rungs"][2]["interval"] == list(accuracy_interval(81, 100))
+    assert summary["rungs"][4]["interval"] == list(accuracy_interval(40, 40))
+    assert [rung["seconds"] for rung in summary["rungs"]] == [3.0, 4.0, 2.0, None, 2.0]
+    assert (summary["seconds"], summary["images_per_s"]) == (12.0, 200.0)
+    assert (summary["backbone"], summary["size"], summary["seed"]) == ("resnet20", 32, 42)
+
+
+def test_only_what_differs_is_listed(finished_run):
+    """Golden: dotted keys with each run's value, the name left out; a section that one run lacks is told."""
+    a = finished_run("a", **SMALL, name="first")
+    b = finished_run("b", **SMALL, **{"stages.1.epochs": 9, "seed": 7})
+    c = finished_run("c", tta=False, **SMALL)
+    found = comparison([read_run(folder) for folder in (a, b, c)])
+    assert found["differences"]["seed"] == [42, 7, 42]
+    assert found["differences"]["stages.1.epochs"] == [3, 9, 3]
+    assert {key.split(".")[0] for key in found["differences"]} == {"seed", "stages", "tta"}
+    assert found["differences"]["tta.views"] == [8, 8, None]
+    assert found["same_images"]
+
+
+def test_tables_fit_80_columns(finished_run):
+    """Every figure stands whole on a narrow terminal, and runs on other images are told from runs on the same."""
+    a = finished_run("a-run-with-a-long-name", **SMALL)
+    b = finished_run("b", images=60, right=30, **SMALL)
+    console = Console(width=80)
+    with console.capture() as shown:
+        print_comparison(comparison([read_run(a), read_run(b)]), console)
+    text = shown.get()
+    low, high = accuracy_interval(81, 100)
+    assert f"81.00 %  {100 * low:.2f} – {100 * high:.2f} %  00:02" in text
+    assert "a-run-with-a-long-name" in text
+    assert "…" not in text
+    assert "Not all were scored on the same images" in text
+
+
+def test_the_command_prints_json_and_draws(finished_run, tmp_path):
+    """`compare` gives the same figures as JSON, and a plot of the promised width."""
+    folders = [str(finished_run(name, **SMALL)) for name in ("a", "b", "c")]
+    done = CliRunner().invoke(main, ["compare", *folders, "--json", "--out", str(tmp_path / "plot.png")])
+    assert done.exit_code == 0, done.output
+    assert [run["run"] for run in json.loads(done.stdout)["runs"]] == ["a", "b", "c"]
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width == pytest.approx(900, abs=5)
+
+
+def test_runs_of_one_name_are_told_apart(finished_run):
+    """Two folders of the same name stand there with their paths."""
+    runs = [read_run(finished_run(f"{parent}/run", **SMALL)) for parent in ("x", "y")]
+    assert [run["run"] for run in comparison(runs)["runs"]] == [str(run.folder) for run in runs]
+
+
+def test_a_plot_that_would_be_another_file_is_refused(finished_run):
+    """A plot's name must be that of a PNG, so that a slip cannot replace a run's own file."""
+    run = finished_run("a", **SMALL)
+    before = (run / "config.yaml").read_text()
+    done = CliRunner().invoke(main, ["compare", str(run), "--out", str(run / "config.yaml")])
+    assert (done.exit_code, "must end in .png" in done.stderr) == (2, True)
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_what_is_no_run_is_refused(finished_run, tmp_path):
+    """Each rule in one line with the folder's name: absent, no run, damaged, of another version."""
+    with pytest.raises(InputError, match=r"'.*nowhere': no such folder"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"holds no config\.yaml, so it is no run folder"):
+        read_run(tmp_path)
+    for name, text, message in (
+        ("result.json", "{", "files cannot be read.*damaged"),
+        ("result.json", "{}", "result.json lacks accuracy, data, environment, history, seconds"),
+        ("predictions.npz", "no zip", "files cannot be read"),
+    ):
+        run = finished_run(f"run-{message[:5]}-{name}", **SMALL)
+        (run / name).write_text(text)
+        with pytest.raises(InputError, match=message) as caught:
+            read_run(run)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,118 @@
+"""Prediction of files: what is found, that it is decoded as in training, and what each format prints."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from kbaseline.cli import main
+from kbaseline.commands.predict import find_images, predict_files
+from kbaseline.errors import DataError, InputError
+from kbaseline.runs.run import SavedRun, load
+
+
+@pytest.fixture
+def run(finished_run) -> Path:
+    """A finished run whose network knows cat, dog and emu by red, green and blue."""
+    folder = finished_run("run", tta=False)
+    image = keras.Input((None, None, 3), dtype="uint8")
+    mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 16)(image))
+    keras.Model(image, mean).save(folder / "model.keras")
+    return folder
+
+
+def photo(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos, one deep down, and two files that are none."""
+    photo(tmp_path / "in" / "a.png", (255, 0, 0))
+    photo(tmp_path / "in" / "deep" / "b.jpg", (0, 255, 0), (300, 200))
+    photo(tmp_path / "in" / "c [1].png", (0, 0, 255))
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "torn.png").write_bytes(b"\x89PNG")
+    return tmp_path / "in"
+
+
+def test_files_folders_and_patterns_are_found_once(photos: Path) -> None:
+    """Golden: a folder gives its images to any depth, a pattern its matches, a name with brackets itself."""
+    everything = {"a.png", "b.jpg", "c [1].png", "torn.png"}
+    assert {file.name for file in find_images([str(photos)])} == everything
+    assert [file.name for file in find_images([str(photos / "*.png"), str(photos / "a.png")])] == [
+        "a.png",
+        "c [1].png",
+        "torn.png",
+    ]
+    assert find_images([str(photos / "c [1].png")]) == [photos / "c [1].png"]
+    for nothing in (photos / "no*.png", photos / "gone", photos / "deep" / "x.png"):
+        with pytest.raises(InputError, match="no such file"):
+            find_images([str(nothing)])
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    """Golden: an empty folder is an error that says so."""
+    with pytest.raises(InputError, match="holds no image"):
+        find_images([str(tmp_path)])
+
+
+def test_each_file_gets_its_own_answer(run: Path, photos: Path) -> None:
+    """Golden: the colours are told apart; what cannot be read is named and shifts no other answer."""
+    found = predict_files(load(run), find_images([str(photos)]))
+    said = {Path(row["image"]).name: row["class"] for row in found.rows(1)}
+    assert said == {"a.png": "cat", "b.jpg": "dog", "c [1].png": "emu"}
+    assert [file.name for file in found.bad] == ["torn.png"]
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_pixels_are_those_of_training(run: Path, tmp_path: Path) -> None:
+    """Reference: small images of one size reach the network as they are, others at the run's size and crop."""
+    seen: list[np.ndarray] = []
+
+    class Watched(SavedRun):
+        def predict(self, images: np.ndarray, **options: object) -> np.ndarray:
+            seen.append(np.array(images))
+            return super().predict(images, **options)
+
+    saved = load(run)
+    watched = Watched(saved.folder, saved.config, saved.model, saved.class_names, saved.result)
+    size = saved.config.data.size
+    pixels = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    predict_files(watched, [tmp_path / "small.png"])
+    np.testing.assert_array_equal(seen[0], pixels[None])
+    predict_files(watched, [tmp_path / "small.png", photo(tmp_path / "big.png", (9, 9, 9), (4 * size, 3 * size))])
+    assert seen[1].shape == (2, size, size, 3)
+
+
+def test_nothing_readable_is_an_error(run: Path, photos: Path) -> None:
+    """Golden: if no file can be read the first reason is told."""
+    with pytest.raises(DataError, match=r"none of 1 can be read; the first is .*torn\.png"):
+        predict_files(load(run), [photos / "torn.png"])
+
+
+def test_the_command_prints_json_and_csv(run: Path, photos: Path) -> None:
+    """Golden: standard output is JSON or CSV alone, with the `top` classes; bad files are named on standard error."""
+    done = CliRunner().invoke(main, ["predict", str(run), str(photos), "--json", "--top", "2"])
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [len(row["top"]) for row in rows] == [2, 2, 2]
+    assert rows[0]["class"] == rows[0]["top"][0]["class"]
+    assert "torn.png" in done.stderr
+    done = CliRunner().invoke(main, ["predict", str(run), str(photos), "--csv"])
+    table = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["class_1"] for row in table] == [row["class"] for row in rows]
+    assert sum(float(table[0][f"probability_{rank}"]) for rank in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    assert CliRunner().invoke(main, ["predict", str(run), str(photos)]).stdout.count("dog") >= 1
+    assert CliRunner().invoke(main, ["predict", str(run), str(photos), "--csv", "--json"]).exit_code == 2
+    gone = CliRunner().invoke(main, ["predict", str(run), "gone.png"])
+    assert (gone.exit_code, gone.stderr.count("\n")) == (2, 1)

@@ -1,0 +1,247 @@
+"""A CSV file of images: how its columns are found, what a row may lack, and that no label is ever a guess."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.data.sources.csv import list_csv
+from kbaseline.data.sources.csv_table import read_table
+from kbaseline.data.sources.registry import load_labelled, load_source
+from kbaseline.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KBASELINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twenty images `p/0.png` ... whose grey value is ten times their number."""
+    (tmp_path / "p").mkdir()
+    for number in range(20):
+        Image.new("RGB", (8, 8), (10 * number,) * 3).save(tmp_path / "p" / f"{number}.png")
+    return tmp_path
+
+
+def table(folder, text, encoding="utf-8"):
+    path = folder / "table.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def rows(label=lambda i: "cat" if i % 2 else "dog", sep=",", numbers=range(20)):
+    return "".join(f"p/{i}.png{sep}{label(i)}\n" for i in numbers)
+
+
+def load(path, **options):
+    return load_source(DataConfig(source=f"csv:{path}", **{"size": 8, **options}), 42)
+
+
+def labelled(data):
+    """Number of the image -> name of its class, over all splits."""
+    return {
+        int(image[0, 0, 0]) // 10: data.class_names[label]
+        for split in data.splits.values()
+        for image, label in zip(split.images, split.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("sep", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("header", ["image{}label", "Class{}File Name", "target{}filepath"])
+def test_delimiters_marks_and_headers(photos, sep, encoding, header):
+    """Golden: comma, semicolon or tab, with or without a byte-order mark, columns in any order: the same images."""
+    text = rows(sep=sep)
+    if not header.startswith("image"):
+        text = "".join(sep.join(reversed(line.split(sep))) + "\n" for line in text.splitlines())
+    data = load(table(photos, header.format(sep) + "\n" + text, encoding))
+    assert labelled(data) == {i: "cat" if i % 2 else "dog" for i in range(20)}
+    assert (len(data.train), len(data.valid), data.skipped) == (16, 4, ())
+
+
+def test_quotes_blank_lines_and_windows(photos):
+    """Golden: quoted commas, blank lines, Windows' line ends and backslashes, and an empty last column are read."""
+    (photos / "p" / "0.png").rename(photos / "p" / "a, b.png")
+    text = 'path,label\r\n\r\n"p/a, b.png",dog\r\n' + rows(numbers=range(1, 20)).replace("\n", ",\r\n").replace(
+        "/", "\\"
+    )
+    assert len(labelled(load(table(photos, text)))) == 20
+
+
+def test_split_column(photos):
+    """Golden: train, any name of validation, and test, in any spelling, go where they say."""
+    said = ["train", "Train", "valid", "VAL", "validation", "test"]
+    text = "path,label,split\n" + "".join(f"p/{i}.png,{'ab'[i // 6 % 2]},{said[i % 6]}\n" for i in range(18))
+    data = load(table(photos, text))
+    found = {name: sorted(image[0, 0, 0] // 10 for image in split.images) for name, split in data.splits.items()}
+    assert found == {"train": [0, 1, 6, 7, 12, 13], "valid": [2, 3, 4, 8, 9, 10, 14, 15, 16], "test": [5, 11, 17]}
+    assert labelled(data) == {i: "ab"[i // 6 % 2] for i in range(18)}
+
+
+def test_whole_numbers_are_sorted_by_value(photos):
+    """Golden: labels 2, 10 and -1 are classes `-1`, `2`, `10`; with one word among them they are sorted as texts."""
+
+    def label(i):
+        return (2, 10, -1)[i % 3]
+
+    data = load(table(photos, "path,label\n" + rows(label)))
+    assert data.class_names == ("-1", "2", "10")
+    assert labelled(data) == {i: str(label(i)) for i in range(20)}
+    (photos / "x.png").write_bytes((photos / "p" / "0.png").read_bytes())
+    (photos / "y.png").write_bytes((photos / "p" / "0.png").read_bytes())
+    named = load(table(photos, "path,label\n" + rows(label) + "x.png,other\ny.png,other"))
+    assert named.class_names == ("-1", "10", "2", "other")
+
+
+def test_equal_texts_are_one_class(photos):
+    """Golden: blanks around a label and two ways to compose the same letters make no second class."""
+
+    def label(i):
+        return ("caf\u00e9", " cafe\u0301 ", "bar")[i % 3]
+
+    assert load(table(photos, "path,label\n" + rows(label))).class_names == ("bar", "caf\u00e9")
+
+
+def test_columns_by_name(photos):
+    """Golden: columns that cannot be told by their names are set; `none` ignores a column of folds."""
+    text = "id,breed,class,fold\n" + "".join(f"p/{i}.png,{i % 2},x,{i % 5}\n" for i in range(20))
+    data = load(table(photos, text), image_column="id", label_column="breed", split_column="none")
+    assert labelled(data) == {i: str(i % 2) for i in range(20)}
+
+
+BAD = {
+    "p/0.png,cat": "'p/0.png' stands on line 2 already",
+    "nope.png,cat": "'nope.png': no such file",
+    "p,cat": "'p': is a folder",
+    ",cat": "has no image",
+    "p/19.png, ": "has no label",
+    "p/19.png,cat,extra": "has 3 values for 2 columns",
+    "p/19.png": "has 1 values for 2 columns",
+    "x" * 5000 + ",cat": "File name too long",
+    "\0,cat": "null",
+}
+
+
+@pytest.mark.parametrize("row", BAD, ids=list(BAD.values()))
+def test_bad_rows_are_named_and_left_out_or_refused(photos, row):
+    """Golden: each row that cannot be used is one line with its number and reason, or ends the run if so configured."""
+    good = "path,label\n" + rows(lambda i: "cat" if i < 10 else "dog", numbers=range(19))
+    path = table(photos, good + row + "\n")
+    data = load(path)
+    assert labelled(data) == {i: "cat" if i < 10 else "dog" for i in range(19)}
+    (line,) = data.skipped
+    assert line.startswith("table.csv line 21: ")
+    assert BAD[row] in line
+    assert len(line) < 400
+    with pytest.raises(DataError, match=r"table\.csv' line 21: .*on_bad_image") as caught:
+        load(path, on_bad_image="error")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("./p/../p/0.png,dog,train", "is 'cat' here and 'dog' on line 22"), ("p/0.png,cat,test", "is in train here and")],
+)
+def test_of_rows_that_differ_none_counts(photos, row, said):
+    """Invariant: an image with two labels, or in two splits, is in no split at all; both lines are named."""
+    good = "".join(f"p/{i}.png,{'cat' if i < 10 else 'dog'},{'valid' if i % 5 == 1 else 'train'}\n" for i in range(20))
+    data = load(table(photos, f"path,label,split\n{good}{row}\n"))
+    assert labelled(data) == {i: "cat" if i < 10 else "dog" for i in range(1, 20)}
+    assert [line.split(":")[0] for line in data.skipped] == ["table.csv line 2", "table.csv line 22"]
+    assert said in data.skipped[0]
+
+
+def test_unreadable_images_are_skipped_beside_bad_rows(photos):
+    """Golden: rows come first among what was left out, then images that cannot be read."""
+    (photos / "p" / "3.png").write_bytes(b"")
+    data = load(table(photos, "path,label\n" + rows() + "gone.png,cat\n"))
+    assert data.skipped == ("table.csv line 22: 'gone.png': no such file", "p/3.png: the file is empty")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; its first line must name the columns"),
+        ("\n \n", "is empty"),
+        ("path,label\n", "has no rows"),
+        ("p/0.png,cat\np/1.png,dog\n", r"must name a column for the image \(image, path, .*it has 'p/0.png', 'cat'"),
+        ("path,breed\np/0.png,cat\n", "a column for the label .*it has 'path', 'breed'.*data.label_column"),
+        ("path,image,label\n", "several columns may hold the image: 'path', 'image'; set data.image_column"),
+        ("path,label,label\n", "several columns may hold the label: 'label', 'label'"),
+        ("path,label,fold\np/0.png,a,0\np/1.png,b,1\n", "'fold' must hold train, valid and test; it has '0', '1'"),
+        ('path,label\n"p/0.png,cat\np/1.png,dog\n', r"line 3: is no CSV \(unexpected end of data\)"),
+        ("path,label\nq/0.png,a\nq/1.png,b\n", r"none of its 2 images is there; .*'.*/q/0\.png'\. Paths count from"),
+        ("path,label\np/0.png,\np/1.png\n", r"line 2: has no label; correct it. \(2 rows cannot be used\)"),
+        ("path,label\np/0.png,a\np/1.png,a\n", "training needs at least two classes; got 'a'"),
+        ("path,label,split\np/0.png,a,test\n", "no row is for train, only for test"),
+        (
+            "path,label,split\np/0.png,a,train\np/1.png,b,train\np/2.png,c,test\n",
+            "test has classes that train lacks: 'c'",
+        ),
+    ],
+)
+def test_tables_that_break_a_rule(photos, text, message):
+    """Golden: each mistake is one line that names the file, what stands there and what to do."""
+    with pytest.raises(DataError, match=message) as caught:
+        load(table(photos, text))
+    assert "\n" not in str(caught.value)
+    assert "table.csv" in str(caught.value)
+
+
+def test_files_that_are_no_table(photos):
+    """Golden: another encoding, a missing file, a folder and an unknown column are named with the remedy."""
+    with pytest.raises(DataError, match=r"is not UTF-8 .*save it as CSV UTF-8"):
+        load(table(photos, "path,label\n" + rows(lambda i: "é"), "latin-1"))
+    with pytest.raises(DataError, match=r"no such file; .*Did you mean 'table\.csv'\?"):
+        load(photos / "tabel.csv")
+    with pytest.raises(DataError, match="is a folder, not a file; write folder:"):
+        load(photos)
+    with pytest.raises(DataError, match="names no file"):
+        load("")
+    with pytest.raises(DataError, match=r"has no column 'pth' .*Did you mean 'path'\?"):
+        load(table(photos, "path,label\n" + rows()), image_column="pth")
+
+
+def test_a_table_is_scored_on_whole_or_by_split(photos):
+    """Golden: `evaluate` takes a table that holds nothing to train on, and matches classes by name."""
+    path = table(photos, "path,label,split\np/1.png,cat,test\np/0.png,dog,test\np/2.png,dog,valid\n")
+    config = DataConfig(source=f"csv:{path}", size=8)
+    test, everything = (load_labelled(config, ("dog", "cat", "emu"), split) for split in (None, "all"))
+    assert (test.split, test.labels.tolist()) == ("test", [1, 0])
+    assert everything.labels.tolist() == [0, 1, 0]
+
+
+CELL = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    ["path", "label", "split", "train", "p/1.png"]
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.lists(CELL, max_size=4).map(",".join), max_size=5).map("\n".join) | st.binary(max_size=60))
+def test_any_file_is_read_or_is_a_data_error(tmp_path_factory, text):
+    """Property: whatever the file holds, it is a listing with a label for every image or a one-line DataError."""
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.with_name("a").touch()
+    path.write_bytes(text if isinstance(text, bytes) else ("path,label\n" + text).encode())
+    said, listing = "", None
+    try:
+        listing = list_csv(str(path), DataConfig())
+    except DataError as error:
+        said = str(error)
+    assert not re.search(r"[\r\n\0]", said)
+    assert said or sum(map(len, listing.labels.values())) == len(listing.pictures.files)
+
+
+def test_no_row_is_lost(tmp_path):
+    """Invariant: every row that is not blank is either read or named with a reason."""
+    lines = [f"{i}.png,{'' if i % 7 == 0 else i % 3}{',x' * (i % 11 == 0)}" for i in range(200)]
+    path = table(tmp_path, "path,label\n" + "\n\n".join(lines))
+    found = read_table(path, "csv", DataConfig())
+    assert sorted([row.line for row in found.rows] + list(found.bad)) == [2 * i + 2 for i in range(200)]
+    assert np.array_equal([int(row.label) for row in found.rows], [int(row.image[:-4]) % 3 for row in found.rows])

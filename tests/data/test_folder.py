@@ -1,0 +1,464 @@
+"""Photos in class folders: layouts, subsets, the decoded copy, bad files."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.console import bars as progress
+from kbaseline.data import cache, decode
+from kbaseline.data.sources.folder import load_folder
+from kbaseline.data.sources.registry import load_source
+from kbaseline.errors import DataError, RunError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KBASELINE_CACHE", str(tmp_path / "cache"))
+
+
+def photo(path, value=0, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def flat(root, count=10, classes=("cat", "dog"), **options):
+    for label, name in enumerate(classes):
+        for number in range(count):
+            photo(root / name / f"{number:03}.png", 100 * label + number, **options)
+    return root
+
+
+def load(root, console=None, **options):
+    return load_folder(str(root), DataConfig(source=f"folder:{root}", **{"size": 8, **options}), 42, console)
+
+
+def greys(split):
+    """The one grey value of each image made by `photo`."""
+    return split.images[:, 0, 0, 0].tolist()
+
+
+def test_one_folder_of_classes_is_split(tmp_path):
+    """A stratified fifth validates; every image stands in one split with its own label."""
+    data = load(flat(tmp_path / "photos"))
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train), len(data.valid), data.test) == (16, 4, None)
+    for split in data.splits.values():
+        assert [value >= 100 for value in greys(split)] == split.labels.astype(bool).tolist()
+    assert sorted(greys(data.train) + greys(data.valid)) == [*range(10), *range(100, 110)]
+    assert data.train.images.dtype == np.uint8
+    assert data.train.labels.dtype == np.int32
+
+
+def test_same_seed_same_split(tmp_path):
+    """The split depends on the seed alone."""
+    root = flat(tmp_path / "photos")
+    config = DataConfig(source=f"folder:{root}", size=8)
+    one, two, other = (greys(load_folder(str(root), config, seed).valid) for seed in (1, 1, 2))
+    assert one == two
+    assert one != other
+
+
+@pytest.mark.parametrize("valid", ["valid", "val", "validation", "Valid"])
+def test_split_folders(tmp_path, valid):
+    """`train/`, a validation folder of any usual name and `test/` become the three splits."""
+    for number, split in enumerate(("train", valid, "test")):
+        for label, name in enumerate(("b", "a")):
+            photo(tmp_path / "photos" / split / name / "x.png", 10 * number + label)
+    data = load(tmp_path / "photos")
+    assert data.class_names == ("a", "b")
+    assert [greys(split) for split in (data.train, data.valid, data.test)] == [[1, 0], [11, 10], [21, 20]]
+
+
+def test_test_folder_validates_where_there_is_no_valid(tmp_path):
+    """As in the article, `test/` serves as validation; `valid_fraction` keeps it apart instead."""
+    flat(tmp_path / "photos" / "train")
+    flat(tmp_path / "photos" / "test", count=3)
+    data = load(tmp_path / "photos")
+    assert (len(data.train), len(data.valid), data.test) == (20, 6, None)
+    data = load(tmp_path / "photos", valid_fraction=0.5)
+    assert (len(data.train), len(data.valid), len(data.test)) == (10, 10, 6)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """`bus`, `car`, `train` full of photos are three classes, not a split."""
+    data = load(flat(tmp_path / "photos", classes=("bus", "car", "train")))
+    assert data.class_names == ("bus", "car", "train")
+
+
+def test_which_files_count(tmp_path):
+    """Nested images and any spelling of a suffix count; hidden files, other files and pipes do not."""
+    root = flat(tmp_path / "photos", count=1)
+    photo(root / "cat" / "deep" / "er" / "b.JPeG", 50)
+    photo(root / "cat" / ".hidden.png", 51)
+    photo(root / "cat" / ".trash" / "c.png", 52)
+    photo(root / ".git" / "d.png", 53)
+    (root / "cat" / "notes.txt").write_text("not an image")
+    os.mkfifo(root / "cat" / "pipe.png")
+    photo(root / "cat" / "c.webp", 54)
+    photo(root / "stray.png", 55)
+    data = load(root, valid_fraction=0.5)
+    values = sorted(greys(data.train) + greys(data.valid))
+    assert len(values) == 4
+    np.testing.assert_allclose(values, [0, 50, 54, 100], atol=2)
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    """A link back to a parent is walked once; a link to a folder elsewhere is followed."""
+    root = flat(tmp_path / "photos", count=2)
+    (root / "cat" / "loop").symlink_to(root / "cat")
+    photo(tmp_path / "elsewhere" / "z.png", 77)
+    (root / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    data = load(root)
+    assert sorted(greys(data.train) + greys(data.valid)) == [0, 1, 77, 100, 101]
+
+
+def test_a_link_to_itself_is_a_bad_image(tmp_path):
+    """A file that is a link to itself is named and left out; a class folder that is one is no class."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "self.png").symlink_to(root / "cat" / "self.png")
+    (root / "emu").symlink_to(root / "emu")
+    data = load(root)
+    assert data.class_names == ("cat", "dog")
+    (line,) = data.skipped
+    assert line.startswith("cat/self.png: ")
+    assert "symbolic link" in line
+
+
+@pytest.mark.parametrize(
+    "name", ["фото кошки", "猫", "e\u0301", "a" * 240, "with\nline", "esc\x1b[31m", os.fsdecode(b"\xff")]
+)
+def test_names_of_any_kind(tmp_path, name):
+    """Any name the file system takes can be a class and an image, and a message about it is one printable line."""
+    root = flat(tmp_path / "photos", classes=("cat", name))
+    (root / name / f"{name}.png").write_bytes(b"")
+    data = load(root)
+    assert set(data.class_names) == {"cat", name}
+    assert len(data.train) + len(data.valid) == 20
+    (line,) = data.skipped
+    assert line.isprintable()
+    assert line.encode()
+
+
+def test_nothing_is_written_beside_the_photos(tmp_path):
+    """A folder that may only be read is enough: after loading, it holds what it held, to the nanosecond."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "bad.jpg").write_bytes(b"")
+    state = {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
+    load(root)
+    assert {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))} == state
+
+
+def test_a_folder_without_rights_is_named(tmp_path, monkeypatch):
+    """A class folder that may not be listed ends the run: its images would be missing without a word."""
+    root, genuine = flat(tmp_path / "photos"), os.scandir
+
+    def guarded(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(
+        DataError, match=r"folder '.*photos/dog': cannot be listed \(Permission denied\); check its rights"
+    ):
+        load(root)
+
+
+def test_common_small_size_keeps_source_pixels(tmp_path):
+    """Images of one size up to twice the network's come unresized; the model does the one resample."""
+    data = load(flat(tmp_path / "photos", size=(16, 16)))
+    assert data.train.images.shape[1:] == (16, 16, 3)
+    assert data.size == 8
+
+
+@pytest.mark.parametrize(("resize", "shape"), [("crop", (12, 12, 3)), ("squish", (12, 16, 3))])
+def test_common_small_size_that_is_not_square(tmp_path, resize, shape):
+    """Crop takes the centre square's own pixels; squish leaves the change of aspect to the model."""
+    data = load(flat(tmp_path / "photos", size=(16, 12)), resize=resize)
+    assert data.train.images.shape[1:] == shape
+
+
+def test_large_or_mixed_sizes_are_resized(tmp_path):
+    """Above twice the network's size, or of several sizes, images are resized to its square."""
+    assert load(flat(tmp_path / "large", size=(17, 16))).train.images.shape[1:] == (8, 8, 3)
+    photo(flat(tmp_path / "mixed") / "cat" / "odd.png", size=(8, 9))
+    assert load(tmp_path / "mixed", size=9).train.images.shape[1:] == (9, 9, 3)
+
+
+def test_second_load_decodes_nothing(tmp_path, monkeypatch):
+    """The decoded copy is opened as a memory map, bad files included, without touching an image."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "bad.jpg").write_bytes(b"no image")
+    first = load(root)
+
+    def never(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(decode, "decode", never)
+    monkeypatch.setattr(decode, "probe", never)
+    second = load(root)
+    assert isinstance(second.train.images, np.memmap)
+    assert second.skipped == first.skipped
+    for name, split in first.splits.items():
+        np.testing.assert_array_equal(split.images, second.splits[name].images)
+        np.testing.assert_array_equal(split.labels, second.splits[name].labels)
+
+
+def test_a_changed_file_is_decoded_again(tmp_path):
+    """A later time is enough to tell that a file of the same name and size holds another image."""
+    root = flat(tmp_path / "photos")
+    photo(root / "cat" / "x.bmp", 50)
+    before, size = load(root), (root / "cat" / "x.bmp").stat().st_size
+    photo(root / "cat" / "x.bmp", 99)
+    os.utime(root / "cat" / "x.bmp", ns=(1, 1))
+    after = load(root)
+    assert (root / "cat" / "x.bmp").stat().st_size == size
+    assert 99 not in greys(before.train) + greys(before.valid)
+    assert 99 in greys(after.train) + greys(after.valid)
+
+
+def test_only_the_subset_is_decoded(tmp_path, monkeypatch):
+    """`limit` chooses by label before anything is decoded."""
+    root, opened, genuine = flat(tmp_path / "photos", count=50), [], decode.decode
+    monkeypatch.setattr(decode, "decode", lambda file, *rest: (opened.append(file), genuine(file, *rest))[1])
+    data = load(root, limit=6, limit_valid=4)
+    assert (len(data.train), len(data.valid)) == (6, 4)
+    assert len(opened) == 10
+    assert np.bincount(data.train.labels).tolist() == [3, 3]
+
+
+def test_chunks_are_joined_in_order(tmp_path, monkeypatch):
+    """However little memory a chunk may take, rows and labels stay together."""
+    monkeypatch.setattr(cache, "CHUNK_BYTES", 1)
+    root = flat(tmp_path / "photos", count=100)
+    (root / "dog" / "050b.png").write_bytes(b"")
+    data = load(root)
+    assert (len(data.train) + len(data.valid), len(data.skipped)) == (200, 1)
+    for split in data.splits.values():
+        assert [value >= 100 for value in greys(split)] == split.labels.astype(bool).tolist()
+
+
+def test_images_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
+    """Invariant: one thread and seven decode the same images into the same order, and leave the same ones out."""
+    root = flat(tmp_path / "photos", count=60)
+    (root / "cat" / "017.png").write_bytes(b"no image")
+    found = []
+    for threads in (1, 7):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=threads: range(n), raising=False)
+        data = load(root, cache_dir=tmp_path / f"{threads} threads")
+        found.append((greys(data.train), greys(data.valid), data.train.labels.tolist(), data.skipped))
+    assert found[0] == found[1]
+    assert len(found[0][-1]) == 1
+
+
+def test_bad_files_are_named_and_left_out(tmp_path):
+    """Each unreadable image gives one line with its path and reason; the others stay."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "empty.jpg").write_bytes(b"")
+    (root / "dog" / "text.jpg").write_text("I am text")
+    (root / "dog" / "link.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "dog" / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    good = (root / "dog" / "000.png").read_bytes()
+    (root / "dog" / "cut.png").write_bytes(good[:-30])
+    data = load(root)
+    assert len(data.train) + len(data.valid) == 20
+    lines = sorted(data.skipped)
+    names = ["cat/empty.jpg", "dog/cut.png", "dog/link.jpg", "dog/phone.HEIC", "dog/text.jpg"]
+    assert [line.split(":")[0] for line in lines] == names
+    assert all("\n" not in line and line.split(": ")[1] for line in lines)
+    assert "empty" in lines[0]
+
+
+def test_bad_file_is_an_error_on_request(tmp_path):
+    """`on_bad_image: error` names the file, also when the copy was made while skipping."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "empty.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cat/empty\.jpg.*the file is empty"):
+        load(root, on_bad_image="error")
+    assert list((tmp_path / "cache" / "images").iterdir()) == []
+    assert len(load(root).skipped) == 1
+    with pytest.raises(DataError, match=r"cat/empty\.jpg.*the file is empty"):
+        load(root, on_bad_image="error")
+
+
+def test_a_class_without_readable_images(tmp_path):
+    """A class that would silently vanish from training ends the run and names a file."""
+    root = flat(tmp_path / "photos", count=5)
+    for number in range(3):
+        (root / "emu" / f"{number}.png").parent.mkdir(exist_ok=True)
+        (root / "emu" / f"{number}.png").write_bytes(b"?")
+    with pytest.raises(DataError, match=r"'emu' has no readable image left in train \(emu/\d\.png: "):
+        load(root)
+
+
+def test_no_readable_image_at_all(tmp_path):
+    """Nothing readable is an error, and no copy is left behind."""
+    root = flat(tmp_path / "photos", count=5)
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"?")
+    with pytest.raises(DataError, match="none of 8 can be read"):
+        load(root)
+    assert list((tmp_path / "cache" / "images").iterdir()) == []
+
+
+def test_an_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+    """What appears in the cache is whole: after Ctrl-C there is nothing."""
+    root = flat(tmp_path / "photos")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(root)
+    assert list((tmp_path / "cache" / "images").iterdir()) == []
+
+
+def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch):
+    """Where another process finished the same copy meanwhile, its files stay and both runs are right."""
+    root, genuine, other, inodes = flat(tmp_path / "photos"), cache._make, [], []
+
+    def overtaken(*args):
+        if not other:
+            other.append(None)
+            other[0] = load(root)
+            inodes.extend(path.stat().st_ino for path in (tmp_path / "cache" / "images").glob("*/train.npy"))
+        genuine(*args)
+
+    monkeypatch.setattr(cache, "_make", overtaken)
+    mine = load(root)
+    (folder,) = (tmp_path / "cache" / "images").iterdir()
+    assert inodes == [(folder / "train.npy").stat().st_ino]
+    np.testing.assert_array_equal(mine.train.images, other[0].train.images)
+
+
+def test_many_at_once_all_end_right(tmp_path):
+    """Four threads that prepare the same folder at once get the same images, and one copy is left."""
+    root, results = flat(tmp_path / "photos"), []
+    threads = [threading.Thread(target=lambda: results.append(load(root))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert len({tuple(greys(data.train)) for data in results}) == 1
+    assert len(list((tmp_path / "cache" / "images").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["bad.json", "train.npy", "valid.npy"])
+def test_a_spoilt_copy_is_made_again(tmp_path, name):
+    """A cache file that was cut is no reason to fail or to train on half the images."""
+    root = flat(tmp_path / "photos")
+    before = greys(load(root).train)
+    (folder,) = (tmp_path / "cache" / "images").iterdir()
+    (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    assert greys(load(root).train) == before
+    assert list((tmp_path / "cache" / "images").iterdir()) == [folder]
+
+
+def test_a_copy_with_too_few_rows_is_made_again(tmp_path):
+    """Images and labels of different number would be paired wrongly; such a copy does not count."""
+    root = flat(tmp_path / "photos")
+    before = greys(load(root).train)
+    (folder,) = (tmp_path / "cache" / "images").iterdir()
+    np.save(folder / "train.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    assert greys(load(root).train) == before
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    """The cache folder and the key that moves it are named."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cache '.*file/images': cannot be written .*data\.cache_dir"):
+        load(flat(tmp_path / "photos"), cache_dir=tmp_path / "file")
+
+
+def test_progress_is_shown_only_after_a_while(tmp_path, monkeypatch):
+    """A bar with rate and time left appears when decoding takes long, and is gone afterwards."""
+    for patience, shown in ((1e9, False), (-1.0, True)):
+        monkeypatch.setattr(progress, "PATIENCE_SECONDS", patience)
+        console = Console(file=io.StringIO(), force_terminal=True, width=100)
+        load(flat(tmp_path / f"photos{shown}"), console)
+        assert ("Decoding" in console.file.getvalue()) == shown
+        assert ("100 %" in console.file.getvalue()) == shown
+
+
+def broken(kind, root):
+    """Makes a folder that breaks one rule."""
+    root.mkdir()
+    if kind == "no class folders":
+        photo(root / "a.png")
+    elif kind == "empty class":
+        flat(root)
+        (root / "emu").mkdir()
+    elif kind == "one class":
+        flat(root, classes=("cat",))
+    elif kind == "nested":
+        flat(root / "inner")
+    elif kind == "mismatch":
+        flat(root / "train", classes=("cat", "dog", "emu"))
+        flat(root / "valid", classes=("cat", "dog", "fox"))
+    elif kind == "no train":
+        flat(root / "test")
+    elif kind == "two valids":
+        for name in ("train", "val", "valid"):
+            flat(root / name)
+    elif kind == "flat test":
+        flat(root / "train")
+        photo(root / "test" / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("empty", "is empty; it must hold one folder of images for each class"),
+        ("no class folders", r"holds images but no class folders; put .*photos/cat"),
+        (
+            "empty class",
+            r"class folder '.*photos/emu': holds no images \(avif bmp gif jfif jpeg jpg png tif tiff webp\)",
+        ),
+        ("one class", "at least two class folders; got only 'cat'"),
+        ("nested", r"got only 'inner'\. Did you mean folder:.*photos/inner\?"),
+        ("mismatch", "train and valid must hold the same classes; valid lacks 'emu'; train lacks 'fox'"),
+        ("no train", "has 'test' but no 'train'"),
+        ("two valids", "'val' and 'valid' both mean valid"),
+        ("flat test", r"'.*photos/test': holds images but no class folders"),
+    ],
+)
+def test_folders_that_break_a_rule(tmp_path, kind, message):
+    """Each mistake is one line that names the folder, the rule and what to do."""
+    broken(kind, tmp_path / "photos")
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path / "photos")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_and_file(tmp_path):
+    """A path that is wrong gets the likely one; a file is no folder."""
+    flat(tmp_path / "photos")
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(DataError, match=r"no such folder; .*Did you mean 'photos'\?"):
+        load(tmp_path / "potos")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        load(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="names no folder"):
+        load_source(DataConfig(source="folder:"), 0)
+
+
+def test_data_loads_neither_keras_nor_jax(tmp_path):
+    """Reading a folder needs no network library: importing Keras would fix the backend."""
+    root = flat(tmp_path / "photos")
+    script = (
+        "import sys; from kbaseline.data.image_data import ImageData; "
+        f"ImageData.from_source('folder:{root}', size=8, cache_dir='{tmp_path / 'c'}'); "
+        "print([name for name in ('keras', 'jax', 'tensorflow', 'tensorflow_datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

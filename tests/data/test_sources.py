@@ -1,0 +1,70 @@
+"""A source string reaches its reader, or says what it should have been; the digits are the real ones."""
+
+import numpy as np
+import pytest
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.data.image_data import ImageData
+from kbaseline.data.sources.registry import load_source
+from kbaseline.errors import DataError
+
+
+def load(source, **options):
+    return load_source(DataConfig(source=source, **options), 42)
+
+
+def test_digits_are_scikit_learns():
+    """Golden values: 1,797 images of 8x8, a fifth held out, 0-16 scaled to 0-255 in all three channels."""
+    data = load("digits", size=32)
+    assert (len(data.train), len(data.valid), data.test) == (1438, 359, None)
+    assert data.train.images.shape[1:] == (8, 8, 3)
+    assert (data.size, data.class_names) == (32, tuple("0123456789"))
+    assert (data.train.images.min(), data.train.images.max()) == (0, 255)
+    assert (np.ptp(data.train.images, axis=-1) == 0).all()
+    assert set(np.unique(data.train.images)) <= {round(value * 255 / 16) for value in range(17)}
+    shares = np.bincount(data.valid.labels) / np.bincount(data.train.labels)
+    np.testing.assert_allclose(shares, 0.25, atol=0.01)
+
+
+def test_limit_and_valid_fraction_reach_the_digits():
+    """Subset and hold-out follow the configuration."""
+    data = load("digits", limit=50, limit_valid=20, valid_fraction=0.5)
+    assert (len(data.train), len(data.valid)) == (50, 20)
+    assert np.bincount(data.train.labels).tolist() == [5] * 10
+
+
+def test_from_source_takes_the_same_options():
+    """The API's one-liner gives what the configuration gives."""
+    data = ImageData.from_source("digits", size=16, limit=30)
+    assert (data.size, len(data.train), data.source) == (16, 30, "digits")
+
+
+@pytest.mark.parametrize(
+    ("source", "suggestion"),
+    [
+        ("digit", "Did you mean 'digits'?"),
+        ("tdfs:cifar10", "Did you mean 'tfds:cifar10'?"),
+        ("cvs:photos.csv", "Did you mean 'csv:photos.csv'?"),
+        ("foldr:photos", "Did you mean 'folder:photos'?"),
+        ("cifar10", "Did you mean 'tfds:cifar10'?"),
+        ("", "or digits."),
+        ("https://example.org/a.zip", "or digits."),
+    ],
+)
+def test_unknown_source(source, suggestion):
+    """The forms are listed and a likely one is suggested."""
+    with pytest.raises(DataError, match="must be tfds:NAME, folder:PATH, csv:PATH or digits") as caught:
+        load(source)
+    assert str(caught.value).endswith(suggestion)
+    assert repr(source) in str(caught.value)
+
+
+def test_a_bare_path_is_told_its_prefix(tmp_path):
+    """A folder or a table given without its prefix is recognised, and a table given as a folder."""
+    with pytest.raises(DataError, match=f"write folder:{tmp_path}$"):
+        load(str(tmp_path))
+    table = tmp_path / "a.csv"
+    table.write_text("path,label")
+    for source in (str(table), f"folder:{table}"):
+        with pytest.raises(DataError, match=f"write csv:{table}"):
+            load(source)

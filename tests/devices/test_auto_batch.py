@@ -1,0 +1,144 @@
+"""`data.batch_size: auto`: what is chosen, that it leaves no trace, and that it is kept."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+
+from kbaseline.baseline import find_learning_rate
+from kbaseline.config.load import load_config
+from kbaseline.config.schema import DataConfig
+from kbaseline.data import ImageData
+from kbaseline.devices import auto_batch as batch_size
+from kbaseline.devices.auto_batch import largest, power_of_two
+from kbaseline.errors import ConfigError, LRFinderError, RunError
+from kbaseline.learner import Learner
+
+
+@pytest.mark.parametrize(("room", "most", "chosen"), [(100, 1024, 64), (2000, 1024, 1024), (5, 1024, 4), (99, 8, 8)])
+def test_the_largest_that_fits(room: int, most: int, chosen: int) -> None:
+    """Golden: the largest power of two within the room and the bound; no size is tried twice."""
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= room
+
+    assert largest(fits, most) == chosen
+    assert len(set(tried)) == len(tried)
+    assert max(tried) <= most
+
+
+def test_powers_of_two() -> None:
+    """Golden: rounded down; 1 at least."""
+    assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 100, 1023, 1024)] == [1, 1, 2, 2, 64, 64, 512, 1024]
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    """300 training images, of which an eighth is 37."""
+    return ImageData.from_source("digits", size=16, limit=300, limit_valid=40)
+
+
+def config(backbone: str, size: Any) -> dict[str, Any]:
+    return {"model": {"backbone": backbone, "hidden": 8}, "data": {"batch_size": size}}
+
+
+def test_on_a_cpu(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: 64, or what the images allow, said in a line; nothing is tried, which a CPU would answer by swapping."""
+    said = io.StringIO()
+    monkeypatch.setattr(keras.Model, "fit", None)
+    auto = Learner(data, config=config(tiny_backbone, "auto"), console=Console(file=said))
+    assert auto.config.data.batch_size == auto.config.data.batch == 32
+    assert said.getvalue() == (
+        "data.batch_size auto: 32, the choice for a CPU, and all that 300 training images allow; learning rates stay "
+        "as they are set\n"
+    )
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, room: int, peak: float = 0.0, *, real: bool = False) -> list[int]:
+    """An accelerator on which batches above `room` do not fit; the sizes it was given. Are those that fit trained?"""
+    tried: list[int] = []
+    fit = keras.Model.fit
+    device = SimpleNamespace(
+        device_kind="Fake 1", memory_stats=lambda: {"peak_bytes_in_use": peak * max(tried), "bytes_limit": 64}
+    )
+    fake = SimpleNamespace(default_backend=lambda: "gpu", devices=lambda: [device], local_devices=lambda: [device])
+    monkeypatch.setattr(batch_size, "jax", fake)
+
+    def step(self: Any, batches: Any, **options: Any) -> Any:
+        tried.append(batches.batch_size)
+        if batches.batch_size > room:
+            # As a real one fails: the compiled step has taken the buffers.
+            for variable in self.variables:
+                variable.value.delete()
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+        return fit(self, batches, **options) if real else None
+
+    monkeypatch.setattr(keras.Model, "fit", step)
+    return tried
+
+
+def test_out_of_memory_halves_and_leaves_no_trace(
+    tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant: a batch that does not fit is not chosen, and the network is bitwise the one that nobody tried."""
+    untouched = Learner(data, config=config(tiny_backbone, 8), console=Console(quiet=True))
+    said = io.StringIO()
+    with monkeypatch.context() as patch:
+        assert with_memory(patch, room=8, real=True) == []
+        learner = Learner(data, config=config(tiny_backbone, "auto"), console=Console(file=said))
+    assert learner.config.data.batch_size == 8
+    assert "data.batch_size auto: 8, tried on Fake 1; learning rates stay as they are set\n" in said.getvalue()
+    assert not learner.model.compiled
+    for mine, theirs in zip(learner.model.variables, untouched.model.variables, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_tenth_of_the_memory_stays_free(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: a step that takes 32 of 64 bytes fits, one that takes 64 of them is not chosen though it ran."""
+    tried = with_memory(monkeypatch, room=99, peak=2.0)
+    chosen = Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
+    assert (chosen.config.data.batch_size, tried) == (16, [16, 32])
+
+
+def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: then it is one line, with what to change."""
+    tried = with_memory(monkeypatch, room=0)
+    monkeypatch.setattr("kbaseline.devices.xla.jax", batch_size.jax)
+    monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
+    monkeypatch.setattr("kbaseline.learner.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("kbaseline.learner.prefer_eigen_convolutions", lambda: None)
+    with pytest.raises(RunError, match=r"1 does not fit into the memory of Fake 1; set data\.size lower"):
+        Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
+    assert tried == [16, 8, 4, 2, 1]
+
+
+def test_the_number_is_kept(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: a run folder's configuration, from which it is resumed and repeated, holds the number and not `auto`."""
+
+    def sweep(_: Learner) -> None:
+        raise LRFinderError("enough seen")
+
+    monkeypatch.setattr(Learner, "lr_sweep", sweep)
+    changes = {"data.source": "digits", "data.size": 16, "data.limit": 200, "data.limit_valid": 40}
+    recipe = load_config(config(tiny_backbone, "auto"), changes)
+    with pytest.raises(LRFinderError):
+        find_learning_rate(recipe, out=tmp_path / "run", console=Console(quiet=True))
+    assert load_config(tmp_path / "run" / "config.yaml").data.batch_size == 16
+
+
+def test_auto_is_not_a_number_yet() -> None:
+    """Golden: who asks before it is settled is told so; what is neither a number nor `auto` is refused."""
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 'auto' is settled by a Learner"):
+        _ = DataConfig(batch_size="auto").batch
+    assert json.loads(load_config({"data": {"batch_size": "auto"}}).model_dump_json())["data"]["batch_size"] == "auto"
+    for wrong in (0, "all", 1.5):
+        with pytest.raises(ConfigError, match=r"data\.batch_size"):
+            load_config({"data": {"batch_size": wrong}})

@@ -1,0 +1,206 @@
+"""Eight devices, or several processes, train, sweep and predict as one device does, and end together."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import keras
+import numpy as np
+import pytest
+import small_run
+from launch import Launched
+
+from kbaseline.config.load import load_config
+from kbaseline.data.batches import ImageBatches
+from kbaseline.devices.parallel import data_parallel
+from kbaseline.errors import ConfigError, InputError
+
+TOLERANCE = 1e-5
+"""Largest difference of a loss, relative, and of a weight or probability; measured: up to 1e-6."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_backbone, tmp_path_factory) -> Path:
+    """The small run's recipe."""
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(load_config(small_run.recipe(tiny_backbone)).to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """The recipe's run folder from one device."""
+    folder = tmp_path_factory.mktemp("one")
+    launched = Launched(["fit", "--config", recipe, "--out", folder / "run"], folder / "logs")
+    assert launched.codes() == [0], launched.text()
+    return folder / "run"
+
+
+def assert_alike(folder: Path, whole: Path) -> None:
+    """The same run but for the order in which floats were added: curves, suggestions, predictions, weights, seeds."""
+    for figure, difference in small_run.differences(folder, whole).items():
+        # The finder ends at rates that blow differences up.
+        assert difference <= (10 * TOLERANCE if figure.startswith("lr_find") else TOLERANCE), figure
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices"), [(1, 8), (2, 2), pytest.param(4, 1, marks=pytest.mark.slow)], ids=str
+)
+def test_many_devices_train_as_one(recipe, whole, tmp_path, processes, devices):
+    """Eight devices of one process, two processes of two, four of one: the run of one device (reference).
+
+    Only the first process speaks, and no other writes a file anywhere.
+    """
+    launched = Launched(["fit", "--config", recipe, "--out", tmp_path / "run"], tmp_path / "logs", processes, devices)
+    assert launched.codes() == [0] * processes, launched.text()
+    among = f"of {processes} processes " if processes > 1 else ""
+    each = 32 // (processes * devices)
+    assert f"{processes * devices} devices {among}share every batch, {each} images each\n" in launched.text()
+    assert_alike(tmp_path / "run", whole)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert all(launched.text(number) == "" for number in range(1, processes))
+    assert all(not list(folder.iterdir()) for folder in launched.folders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_others_and_other_numbers_go_on(recipe, whole, tmp_path, victim):
+    """SIGKILL of one of two within an epoch: the other ends within a minute and says so in a line.
+
+    The run goes on with one process of eight devices, is cut by SIGTERM to one of four processes, which stops all
+    after one and the same step, and ends in one process alike to the run that nothing cut.
+    """
+    run = tmp_path / "run"
+    launched = Launched(["fit", "--config", recipe, "--out", run], tmp_path / "two", 2)
+    wait_for(run, launched, stage=0)
+    launched.processes[victim].kill()
+    began = time.monotonic()
+    codes = launched.codes()
+    assert time.monotonic() - began < 60
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] not in (0, -signal.SIGKILL)
+    said = [line for line in launched.text(1 - victim).splitlines() if line.startswith("Error: ")]
+    assert len(said) >= 1
+    assert "start all of them again, with --resume RUN" in said[-1]
+
+    launched = Launched(["fit", "--resume", run], tmp_path / "four", 4)
+    wait_for(run, launched, stage=1)
+    launched.processes[2].terminate()
+    assert launched.codes() == [128 + signal.SIGTERM] * 4, launched.text()
+    assert "stopped by SIGTERM; continue with: kbaseline fit --resume" in launched.text()
+
+    launched = Launched(["fit", "--resume", run], tmp_path / "eight", 1, 8)
+    assert launched.codes() == [0], launched.text()
+    assert "goes on at all, epoch" in launched.text()
+    assert_alike(run, whole)
+
+
+def wait_for(run: Path, launched: Launched, stage: int) -> None:
+    """Returns as soon as a checkpoint within an epoch of a stage is there."""
+    while all(process.poll() is None for process in launched.processes):
+        for path in run.glob("checkpoints/*.json"):
+            try:
+                place = json.loads(path.read_text())
+            except FileNotFoundError:
+                continue
+            if place["stage"] == stage and place["batch"] > 0:
+                return
+        time.sleep(0.01)
+    launched.codes()
+    pytest.fail(f"ended too early: {launched.text()}")
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_by_each_process_and_none_is_left_waiting(recipe, tmp_path):
+    """A batch that three processes cannot share: exit code 2 of each, one line, no folder."""
+    launched = Launched(["fit", "--config", recipe, "--out", tmp_path / "run"], tmp_path / "logs", 3)
+    assert launched.codes() == [2, 2, 2], launched.text()
+    assert launched.text(2) == (
+        "Error: data.batch_size 32: must be a multiple of the 3 devices that share a batch; the nearest is 33."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def fake_devices(monkeypatch, *processes: int) -> None:
+    """Gives JAX so many devices in each process."""
+    devices = [SimpleNamespace(process_index=index) for index, count in enumerate(processes) for _ in range(count)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: len(processes))
+
+
+def test_devices_and_batch_must_fit(monkeypatch):
+    """Golden: one device needs nothing; the nearest batch is named; more devices than there are is refused."""
+    assert data_parallel("all", 64) is None
+    fake_devices(monkeypatch, 8)
+    assert data_parallel(1, 64) is None
+    for batch, nearest in ((60, 64), (5, 8), (1, 8), (67, 64)):
+        with pytest.raises(InputError, match=rf"batch_size {batch}: .* multiple of the 8 devices .* is {nearest}\.$"):
+            data_parallel("all", batch)
+    with pytest.raises(InputError, match=r"runtime.devices 9: there are only 8; set it to 8 or less"):
+        data_parallel(9, 72)
+    with pytest.raises(InputError, match=r"batch_size 'auto': .* give a number for the 8 that share a batch"):
+        data_parallel("all", "auto")
+    fake_devices(monkeypatch, 4, 2)
+    with pytest.raises(InputError, match=r"there are only 2"):
+        data_parallel("all", 64)
+
+
+def test_the_keys_of_processes_come_together():
+    """Golden: a coordinator without numbers and a number outside the count are refused."""
+    for runtime, match in (
+        ({"coordinator": "host:1234"}, "coordinator needs num_processes and process_id"),
+        ({"coordinator": "host:1234", "num_processes": 2, "process_id": 2}, "process_id must be less than"),
+        ({"coordinator": "host"}, "runtime.coordinator: String should match pattern"),
+        ({"devices": 0}, "runtime.devices: Input should be greater than 0"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            load_config({"runtime": runtime})
+
+
+class Rows:
+    """Images that remember which of them were read."""
+
+    def __init__(self, number: int) -> None:
+        self.array = np.arange(number, dtype=np.uint8)[:, None, None, None]
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, chosen: np.ndarray) -> np.ndarray:
+        self.read += chosen.tolist()
+        return self.array[chosen]
+
+
+def parts(monkeypatch, devices: int, processes: int, **settings) -> list[ImageBatches]:
+    """The same split as each of several processes sees it."""
+    found = []
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: SimpleNamespace(num_model_replicas=devices))
+    for process in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        found.append(ImageBatches(Rows(23), np.arange(23, dtype=np.int32), **settings))
+    return found
+
+
+def test_each_process_reads_its_own_part_of_every_batch(monkeypatch):
+    """Invariant: the parts, one after the other, are the batch of one device; no image is read twice."""
+    whole = ImageBatches(Rows(23), np.arange(23), 8, shuffle=True, seed=5)
+    mine = parts(monkeypatch, 4, 2, batch_size=8, shuffle=True, seed=5)
+    for index in range(len(whole)):
+        images, labels = (np.concatenate(both) for both in zip(*(part[index] for part in mine), strict=True))
+        np.testing.assert_array_equal(images, whole[index][0])
+        np.testing.assert_array_equal(labels, whole[index][1])
+    assert len(mine[0].images.read) == len(mine[1].images.read) == 8
+    assert not set(mine[0].images.read) & set(mine[1].images.read)
+
+
+def test_padding_is_cut(monkeypatch):
+    """Invariant: every padded batch is a multiple of the devices, and `unpadded` gives each image its row."""
+    mine = parts(monkeypatch, 4, 2, batch_size=6, pad=True)
+    rows = [np.concatenate([part[index][0] for part in mine])[:, 0, 0] for index in range(len(mine[0]))]
+    assert [len(batch) for batch in rows] == [8, 8, 8, 8]
+    np.testing.assert_array_equal(mine[0].unpadded(np.concatenate(rows))[:, 0], np.arange(23))

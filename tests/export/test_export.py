@@ -1,0 +1,282 @@
+"""Exports: every format answers as the run does, one that does not is never seen, and the card tells the truth."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import kbaseline
+from kbaseline.cli import main
+from kbaseline.errors import InputError, RunError
+from kbaseline.export import export
+from kbaseline.export import formats as export_formats
+from kbaseline.export.card import render_card
+from kbaseline.export.export import export_run
+from kbaseline.export.formats import FORMATS
+from kbaseline.export.network import as_float32, stock_network
+from kbaseline.models import cpu as cpu_layers
+from kbaseline.models.backbones import ImageNetPreprocessing, leaves
+from kbaseline.models.classifier import build_classifier
+from kbaseline.runs.run import load
+from kbaseline.transforms import RandomTransforms
+
+NAMES = ["cat", "dog", "emu"]
+HAS_ONNX = all(importlib.util.find_spec(name) for name in FORMATS["onnx"].packages)
+KINDS = ["keras", pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="the onnx extra")), "stablehlo"]
+
+
+@pytest.fixture(scope="module")
+def network(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of three classes that sees 16 pixels, its weights drawn."""
+    path = tmp_path_factory.mktemp("network") / "model.keras"
+    build_classifier(3, 16, tiny_backbone, hidden=16, seed=5).save(path)
+    return path
+
+
+@pytest.fixture
+def run(finished_run: Callable[..., Path], network: Path) -> Path:
+    """A finished run of that classifier on digits, 8x8 pixels."""
+    folder = finished_run("run", **{"data.size": 16})
+    shutil.copy(network, folder)
+    return folder
+
+
+def exported(kind: str, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], list[str]]:
+    """An exported file as somebody without kbaseline reads it."""
+    if kind == "keras":
+        names = json.loads(zipfile.ZipFile(path).read("kbaseline.json"))["class_names"]
+        return keras.models.load_model(path).predict_on_batch, names
+    if kind == "onnx":
+        import onnx
+        import onnxruntime
+
+        assert [(used.domain, used.version) for used in onnx.load(path).opset_import] == [("", 18)]
+        session = onnxruntime.InferenceSession(path)
+        (taken,), (given,) = session.get_inputs(), session.get_outputs()
+        assert (taken.name, taken.type, taken.shape[1:]) == ("images", "tensor(uint8)", [8, 8, 3])
+        assert (given.name, given.type, given.shape[1:]) == ("probabilities", "tensor(float)", [3])
+        names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+        return lambda images: session.run(None, {"images": images})[0], names
+    import jax.export
+
+    with zipfile.ZipFile(path) as archive:
+        network = jax.export.deserialize(bytearray(archive.read("network.jax_export")))
+        names = json.loads(archive.read("kbaseline.json"))["class_names"]
+    assert str(network.in_avals) == "(ShapedArray(uint8[batch,8,8,3]),)"
+    return network.call, names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_answers_as_the_run(kind: str, run: Path, rng: np.random.Generator, tmp_path: Path) -> None:
+    """Reference: read without kbaseline, every format gives the run's probabilities for batches of 1 and 3, its class
+    names, and, by its card's own lines in a process that cannot import kbaseline, the run's answer to a photo."""
+    done = export_run(run, kind)
+    assert sorted(path.name for path in done.path.parent.iterdir()) == sorted([FORMATS[kind].file, "model_card.md"])
+    assert done.agreement.source == "validation images of digits"
+    assert (done.agreement.images, done.agreement.batches) == (100, (1, 25))
+    predict, names = exported(kind, done.path)
+    assert names == NAMES
+    images = rng.integers(0, 256, size=(3, 8, 8, 3), dtype=np.uint8)
+    expected = load(run).predict(images)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # they do depend on the image
+    for count in (1, 3):
+        found = np.asarray(predict(images[:count]))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+
+    Image.fromarray(images[0]).save(done.path.parent / "photo.jpg", format="PNG")  # whose pixels stay what they are
+    (lines,) = re.findall(r"```python\n(.*?)```", done.card.read_text(encoding="utf-8"), re.DOTALL)
+    name, probability = alone(lines, done.path.parent).split()
+    assert name == NAMES[expected[0].argmax()]
+    assert float(probability) == pytest.approx(expected[0].max(), abs=1e-5)
+
+
+def alone(code: str, folder: Path) -> str:
+    """What code prints in a process where kbaseline cannot be imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = f"import sys; sys.modules['kbaseline'] = None\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("mode", "size"), [("caffe", (5, 9)), ("tf", (40, 36)), ("torch", (16, 16))])
+def test_the_stock_network_is_the_classifier(mode: str, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """Invariant: for images smaller, more than twice as large and as large as the network's, nothing of kbaseline is
+    left in the graph and no probability changes."""
+    image = keras.Input((None, None, 3), dtype="uint8")
+    x = ImageNetPreprocessing(mode)(RandomTransforms(16)(image))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(x)
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    network = stock_network(model, *size)
+    assert "kbaseline" not in json.dumps(network.get_config())
+    assert network.input_shape == (None, *size, 3)
+    images = rng.integers(0, 256, size=(4, *size, 3), dtype=np.uint8)
+    expected = keras.ops.softmax(model.predict_on_batch(images))
+    np.testing.assert_allclose(network.predict_on_batch(images), expected, atol=1e-6)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="the onnx extra")
+def test_max_pooling_reaches_onnx_runtime(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Reference: a ResNet's pooling, padded or not, gives ONNX Runtime the numbers it gives Keras, before and after."""
+    image = x = keras.Input((17, 16, 3), dtype="uint8", name="images")
+    for padding in ("valid", "same"):
+        x = keras.layers.MaxPooling2D(3, 2, padding)(x)
+    x = keras.layers.Activation("softmax", name="probabilities")(
+        keras.layers.Flatten()(keras.ops.cast(x, "float32") / 64)
+    )
+    model = keras.Model(image, x)
+    images = rng.integers(0, 256, size=(2, 17, 16, 3), dtype=np.uint8)
+    expected = np.asarray(model(images))
+    FORMATS["onnx"].write(model, {"class_names": []}, tmp_path / "model.onnx")
+    predict, _ = FORMATS["onnx"].read(tmp_path / "model.onnx")
+    np.testing.assert_allclose(predict(images), expected, atol=1e-6)
+    np.testing.assert_array_equal(model(images), expected)
+
+
+def test_a_bfloat16_network_is_exported_in_float32(tiny_backbone: str, rng: np.random.Generator) -> None:
+    """Reference: its probabilities are those of the same weights in float32, which bfloat16's are not."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = build_classifier(3, 16, tiny_backbone, hidden=16)
+    keras.config.set_dtype_policy("float32")
+    same = build_classifier(3, 16, tiny_backbone, hidden=16)
+    same.set_weights(model.get_weights())
+    images = rng.integers(0, 256, size=(4, 8, 8, 3), dtype=np.uint8)
+    expected, coarse = (keras.ops.softmax(one.predict_on_batch(images)) for one in (same, model))
+    assert np.abs(coarse - expected).max() > 1e-4
+    assert as_float32(model)
+    assert not as_float32(model)
+    np.testing.assert_allclose(stock_network(model, 8, 8).predict_on_batch(images), expected, atol=1e-6)
+
+
+def damaged(damage: str) -> export_formats.Format:
+    """The Keras format, read with something wrong."""
+
+    def read(path: Path) -> tuple[Any, dict[str, Any]]:
+        predict, facts = FORMATS["keras"].read(path)
+        if damage == "names":
+            return predict, {**facts, "class_names": NAMES[::-1]}
+        if damage == "nan":
+            return lambda images: predict(images) * np.nan, facts
+        if damage == "batch":  # right for one image, wrong for more
+            return lambda images: predict(images) + 2e-4 * (len(images) > 1), facts
+        return lambda images: predict(images) + 2e-4 * (len(images) == 1), facts
+
+    return replace(FORMATS["keras"], read=read)
+
+
+@pytest.mark.parametrize("damage", ["names", "nan", "batch", "single"])
+def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: other names, NaN, or 2e-4 of a probability at one batch size end the export with exit code 1, one
+    line, and nothing in the run folder."""
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(export, "chosen_format", lambda name: damaged(damage))
+    done = CliRunner().invoke(main, ["export", str(run), "--format", "keras"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.search(r"model\.keras does not agree .* nothing was written\. Try another format\.\n$", done.stderr)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_converters_see_the_layers_of_keras(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant: none is a matrix product instead, as of a loaded run on a CPU; a file would spell it out."""
+    # The network of this run has no 1x1 convolutions.
+    monkeypatch.setattr(cpu_layers, "_is_pointwise", lambda layer: isinstance(layer, keras.layers.Conv2D))
+    assert any("convolution_op" in vars(layer) for layer in leaves(load(run).model))
+    seen: list[bool] = []
+
+    def stock(model: keras.Model, height: int, width: int) -> keras.Model:
+        seen.extend("convolution_op" in vars(layer) for layer in leaves(model))
+        return stock_network(model, height, width)
+
+    monkeypatch.setattr(export, "stock_network", stock)
+    export_run(run, "keras")
+    assert seen
+    assert not any(seen)
+
+
+def test_what_a_converter_does_not_know_is_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: a converter that fails ends the export with its reason, and nothing is left."""
+
+    def write(*_: object) -> None:
+        raise NotImplementedError("no plugin\nfor primitive 'fft'")
+
+    monkeypatch.setattr(export, "chosen_format", lambda name: replace(FORMATS["keras"], write=write))
+    with pytest.raises(RunError, match=r"cannot be made \(NotImplementedError: no plugin for primitive 'fft'\)"):
+        export_run(run, "keras")
+    assert not (run / "exports").exists()
+
+
+def test_what_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Golden: a missing package, another format, no run, a size out of range and a used folder are one line each."""
+
+    def refused(*arguments: object) -> str:
+        with pytest.raises(InputError) as caught:
+            export_run(*arguments)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "must be one of keras, onnx, stablehlo. Did you mean 'onnx'?" in refused(run, "onxx")
+    assert "no such folder" in refused(tmp_path / "gone", "keras")
+    assert "input size 8 0: height and width must be 8 to 4096" in refused(run, "keras", None, (8, 0))
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").touch()
+    assert "exists and is not empty" in refused(run, "keras", tmp_path / "used")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    assert refused(run, "onnx") == "format 'onnx': needs the package onnx; run `pip install 'kbaseline[onnx]'`."
+    done = CliRunner().invoke(main, ["export", str(run), "--format", "tflite"])
+    assert (done.exit_code, "Traceback" in done.output) == (2, False)
+
+
+def test_without_its_data_a_run_is_checked_on_photographs(run: Path, tmp_path: Path) -> None:
+    """Golden: where the data has gone the images are scikit-learn's photographs, and that is told; the size is the one
+    the run kept, or the one asked for."""
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace("source: digits", "source: 'folder:/gone'"), encoding="utf-8")
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    result["data"]["image_size"] = [12, 10]
+    (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    done = CliRunner().invoke(main, ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "kept")])
+    assert done.exit_code == 0, done.stderr
+    assert "pieces of scikit-learn's photographs (the run's data: no folder /gone)" in done.stdout
+    assert "uint8 (batch, 12, 10, 3) in" in done.stdout
+    asked = ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "asked"), "--input-size", "9", "20"]
+    assert "uint8 (batch, 9, 20, 3) in" in CliRunner().invoke(main, asked).stdout
+
+
+def test_the_card_holds_what_the_run_found(run: Path, tmp_path: Path) -> None:
+    """Golden: accuracies with intervals, plain and TTA, counts, recipe, versions; what a user named stays text."""
+    saved = load(run)
+    (tmp_path / "model.onnx").write_bytes(b"1234")
+    kept = export.read_run(run)
+    evil = ("a|b", "*c*\n# d", "<script>")
+    card = render_card(
+        replace(kept, class_names=evil), "onnx", tmp_path / "model.onnx", (8, 8), "checked", rounded=True
+    )
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (.+) \|$", card, re.MULTILINE))
+    assert rows["accuracy"] == "80.00 % | 81.00 %"
+    assert rows["95 % interval"] == "71.12 – 86.66 % | 72.22 – 87.49 %"
+    assert rows["file"] == "`model.onnx`, 4 bytes"
+    assert rows["0"].startswith(r"a\|b | ")
+    assert rows["1"].startswith(r"\*c\* \# d | ")
+    assert rows["2"].startswith(r"\<script\> | ")
+    assert rows["head"].startswith("frozen | 3 | ")
+    assert "digits: 100 valid images" in card
+    assert f"seed {saved.config.seed}" in card
+    assert f"kbaseline {kbaseline.__version__}" in card
+    assert f"Keras {keras.__version__}" in card
+    assert "in bfloat16; this file computes in float32" in card

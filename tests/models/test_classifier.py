@@ -1,0 +1,249 @@
+"""The classifier: its head, its counts, its first loss, what freezing means, and that it is whole in one file."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kbaseline.errors import ModelError
+from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.optimizer import LayerwiseAdamW
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture(scope="module")
+def small() -> keras.Model:
+    """A ResNet-20 classifier of five classes at 16 pixels; tests that train it judge only what moved meanwhile."""
+    return build_classifier(5, 16, "resnet20", "none", seed=1)
+
+
+@pytest.fixture(scope="module")
+def large() -> keras.Model:
+    """The article's model, with random weights; built once, since it takes seconds."""
+    return build_classifier(10, 128, "resnet50", "none")
+
+
+@pytest.fixture
+def photos(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), rng.integers(0, 5, 12)
+
+
+def size(variables: list[keras.Variable]) -> int:
+    return sum(math.prod(variable.shape) for variable in variables)
+
+
+# --- the article's model ----------------------------------------------------------------------------------------------
+
+
+def test_parameter_counts_golden(large: keras.Model) -> None:
+    """Golden: frozen with BatchNorm trained, ResNet50 with ten classes has fastai's 2,165,130 trainable parameters.
+
+    They are the same, since what Keras' layout adds to torchvision's, a bias to each of the 53 convolutions (26,560
+    numbers, without effect before BatchNorm), is frozen. Unfrozen they count: fastai's 25,620,042 and 26,560 more.
+    """
+    try:
+        freeze(large, train_bn=True)
+        assert size(large.trainable_variables) == 2_165_130
+        freeze(large, train_bn=False)
+        assert size(large.trainable_variables) == 2_165_130 - 2 * 26_560
+    finally:
+        unfreeze(large)
+    assert size(large.trainable_variables) == 25_620_042 + 26_560
+
+
+def test_layer_groups_golden(large: keras.Model) -> None:
+    """Golden: the groups are stem to layer2, layer3 and layer4, head, with torchvision's numbers and Keras' biases."""
+    early, late, head = (set(group) for group in classifier_groups(large))
+    counted = []
+    for group in (early, late, head):
+        owned = [v for v in large.trainable_variables if group & set(v.path.split("/"))]
+        biases = [v for v in owned if v.path.endswith("conv/bias")]
+        counted.append(size(owned) - size(biases))
+    assert counted == [9_536 + 215_808 + 1_219_584, 7_098_368 + 14_964_736, 2_112_010]
+    assert sum(counted) == 25_620_042
+
+
+def test_every_variable_has_one_group(large: keras.Model, small: keras.Model) -> None:
+    """Invariant: the groups cover every trainable variable once, frozen or not, or the optimizer would refuse."""
+    for model in (large, small):
+        for prepare in (unfreeze, freeze):
+            prepare(model)
+            LayerwiseAdamW(groups=classifier_groups(model)).build(model.trainable_variables)
+        unfreeze(model)
+
+
+def test_head_golden(large: keras.Model) -> None:
+    """Golden: max and average pooled, 4096 -> BN -> 0.25 -> 512 -> ReLU -> BN -> 0.5 -> 10, torch's BatchNorm."""
+    head = large.layers[[layer.name for layer in large.layers].index("head_pool") - 2 :]
+    assert {type(layer).__name__ for layer in head[:2]} == {"GlobalMaxPooling2D", "GlobalAveragePooling2D"}
+    kinds = ["Concatenate", "BatchNormalization", "Dropout", "Dense", "ReLU", "BatchNormalization", "Dropout", "Dense"]
+    assert [type(layer).__name__ for layer in head[2:]] == kinds
+    pool, norm, drop, hidden, _, norm2, drop2, logits = head[2:]
+    assert [tensor._keras_history.operation.name for tensor in pool.input] == ["head_max", "head_average"]
+    assert pool.output.shape == (None, 4096)
+    assert (drop.rate, drop2.rate) == (0.25, 0.5)
+    assert hidden.kernel.shape == (4096, 512)
+    assert logits.kernel.shape == (512, 10)
+    assert hidden.use_bias
+    assert logits.use_bias
+    for layer in (norm, norm2):
+        assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+
+
+def test_initialisation(large: keras.Model) -> None:
+    """Golden: both dense layers are He-normal, untruncated (std sqrt(2 / fan_in)), with biases 0."""
+    for name, fan_in, tolerance in (("head_hidden", 4096, 0.005), ("head_logits", 512, 0.03)):
+        kernel, bias = (np.array(v, np.float64) for v in large.get_layer(name).weights)
+        expected = math.sqrt(2 / fan_in)
+        assert kernel.std() == pytest.approx(expected, rel=tolerance)
+        assert abs(kernel.mean()) < 0.05 * expected
+        # Keras' usual he_normal stops at 2.27 standard deviations.
+        assert np.abs(kernel).max() > 3 * expected
+        assert not bias.any()
+
+
+def test_batchnorm_follows_the_article(large: keras.Model) -> None:
+    """Golden: every BatchNorm of the body has momentum 0.9, what PyTorch calls 0.1; Keras' own would be 0.99."""
+    norms = [la for la in large.get_layer("backbone").layers if isinstance(la, layers.BatchNormalization)]
+    assert len(norms) == 53
+    assert {layer.momentum for layer in norms} == {0.9}
+
+
+# --- the small model --------------------------------------------------------------------------------------------------
+
+
+def test_first_loss(small: keras.Model, rng: np.random.Generator) -> None:
+    """Reference: the untrained head knows nothing: its training loss is that of independent N(0, 4) logits.
+
+    Not ln(classes) itself: BatchNorm gives the last layer 512 inputs of variance 1, dropout doubles their mean square,
+    and kaiming_normal_ (variance 2 / 512) makes logits of variance 4. Their mean cross-entropy, by simulation in numpy,
+    lies between ln(classes) and ln(classes) + 2. fastai begins there too. With the last kernel at zero it is ln 5.
+    """
+    images, labels = rng.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8), rng.integers(0, 5, 64)
+    noise = rng.normal(0, 2, (200_000, 5))
+    expected = np.mean(np.log(np.exp(noise).sum(axis=1)) - noise[:, 0])
+    assert math.log(5) < expected < math.log(5) + 2
+    logits = small(images, training=True)
+    assert float(LOSS(labels, logits)) == pytest.approx(expected, rel=0.2)
+    assert np.array(logits).var() == pytest.approx(4, rel=0.25)
+    last = small.get_layer("head_logits").kernel
+    kept = np.array(last)
+    last.assign(kept * 0)
+    try:
+        assert float(LOSS(labels, small(images, training=True))) == pytest.approx(math.log(5), rel=1e-6)
+    finally:
+        last.assign(kept)
+
+
+def step(model: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> tuple[set[str], set[str]]:
+    """Two training steps; the paths of the variables that moved, and of those that did not."""
+    model.compile(keras.optimizers.Adam(1e-2), LOSS)
+    before = {v.path: np.array(v) for v in model.variables}
+    model.fit(*photos, batch_size=6, verbose=0)
+    moved = {v.path for v in model.variables if (np.array(v) != before[v.path]).any()}
+    return moved, set(before) - moved
+
+
+def body_paths(model: keras.Model) -> set[str]:
+    return {v.path for v in model.get_layer("backbone").variables}
+
+
+NORM_PARTS = {"gamma", "beta", "moving_mean", "moving_variance"}
+
+
+def last_part(path: str) -> str:
+    return path.split("/")[-1]
+
+
+def test_frozen_with_batchnorm_trained(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> None:
+    """Invariant: after real steps gamma, beta and running statistics of the body moved, and no bit of a kernel."""
+    freeze(small, train_bn=True)
+    moved, still = step(small, photos)
+    body = body_paths(small)
+    assert {last_part(path) for path in body & moved} == NORM_PARTS
+    assert {last_part(path) for path in body & still} == {"kernel"}
+    assert {path for path in moved if "head_" in path} >= {"head_hidden/kernel", "head_logits/kernel"}
+
+
+def test_frozen_without_batchnorm(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> None:
+    """Invariant: with `train_bn` false nothing of the body moves, running statistics included; the head does."""
+    freeze(small, train_bn=False)
+    moved, _ = step(small, photos)
+    assert body_paths(small) & moved == set()
+    assert {"head_hidden/kernel", "head_logits/bias", "head_bn1/gamma", "head_bn1/moving_mean"} <= moved
+
+
+def test_unfrozen(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> None:
+    """Invariant: unfrozen, every variable of the body moves."""
+    freeze(small, train_bn=False)
+    unfreeze(small)
+    moved, _ = step(small, photos)
+    assert body_paths(small) - moved == set()
+
+
+def test_it_takes_raw_pixels_of_any_size(small: keras.Model, rng: np.random.Generator) -> None:
+    """Invariant: uint8 images of any height and width give float32 logits; inference has no randomness."""
+    for shape in ((2, 16, 16, 3), (2, 9, 30, 3)):
+        images = rng.integers(0, 256, shape, dtype=np.uint8)
+        logits = small.predict(images, verbose=0)
+        assert logits.shape == (2, 5)
+        assert logits.dtype == np.float32
+        np.testing.assert_array_equal(logits, small.predict(images, verbose=0))
+
+
+def test_the_seed_fixes_the_weights(small: keras.Model) -> None:
+    """Determinism: the same seed builds the same weights, another seed others, whatever was drawn before."""
+    keras.utils.set_random_seed(99)
+    kernels = []
+    for seed in (3, 3, 4):
+        model = build_classifier(3, 16, "resnet20", "none", seed=seed, hidden=8)
+        body, head = model.get_layer("backbone"), model.get_layer("head_hidden")
+        kernels.append([np.array(body.layers[1].kernel), np.array(head.kernel)])
+    for first, second, other in zip(*kernels, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert (first != other).any()
+
+
+def test_a_saved_model_needs_no_more_than_the_import(
+    small: keras.Model, photos: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Invariant: another process that imports kbaseline and keras loads the file and predicts the same.
+
+    This is the test of the import hook in `kbaseline/__init__.py`, in both orders of import.
+    """
+    images = photos[0]
+    unfreeze(small)
+    small.compile(LayerwiseAdamW(groups=classifier_groups(small), multipliers=[0.01, 0.1, 1]), LOSS)
+    small.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    expected = small.predict(images, verbose=0)
+    predict = "np.save('out.npy', m.predict(np.load('images.npy'), verbose=0))"
+    for order, then in (("import kbaseline, keras", predict), ("import keras, kbaseline", "print(m.optimizer.groups)")):
+        code = f"{order}; import numpy as np; m = keras.models.load_model('model.keras'); {then}"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+
+def test_bfloat16_keeps_the_head_in_float32(photos: tuple[np.ndarray, np.ndarray]) -> None:
+    """Invariant: under mixed_bfloat16 the body computes in bfloat16, transforms, head and logits in float32."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = build_classifier(3, 16, "resnet20", "none", hidden=8)
+    assert model.get_layer("backbone").layers[1].compute_dtype == "bfloat16"
+    assert {layer.compute_dtype for layer in model.layers if layer.name.startswith("head_")} == {"float32"}
+    assert model.get_layer("transforms").compute_dtype == "float32"
+    logits = model.predict(photos[0], verbose=0)
+    assert logits.dtype == np.float32
+    assert (logits != logits.astype("bfloat16").astype("float32")).any()
+
+
+def test_fewer_than_two_classes() -> None:
+    """Golden: one class is nothing to tell apart."""
+    with pytest.raises(ModelError, match="num_classes must be at least 2; got 1"):
+        build_classifier(1, 16, "resnet20", "none")

@@ -1,0 +1,314 @@
+"""LayerwiseAdamW through `model.fit` against an AdamW written out in numpy, and its groups, saving and resuming."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kbaseline.errors import InputError
+from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
+from kbaseline.schedules import OneCycle
+
+STEPS = 10
+GROUPS = [["early"], ["norm"], ["head"]]
+FACTORS = [0.01, 0.1, 1.0]
+NAMES = ("early", "gamma", "beta", "head", "bias")
+GROUP_OF = {"early": 0, "gamma": 1, "beta": 1, "head": 2, "bias": 2}
+
+
+def network() -> keras.Model:
+    """Dense -> BatchNorm -> Dense; no bias before BatchNorm, whose gradient would be rounding noise."""
+    image = layers.Input((3,))
+    x = layers.Dense(4, use_bias=False, kernel_initializer=keras.initializers.RandomNormal(seed=1), name="early")(image)
+    x = layers.BatchNormalization(epsilon=1e-2, name="norm")(x)
+    x = layers.Dense(2, kernel_initializer=keras.initializers.RandomNormal(seed=2), name="head")(x)
+    return keras.Model(image, x, name="net")
+
+
+def forward_loss(p: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    """The same network's training loss, in float64 numpy."""
+    hidden = x @ p["early"]
+    hidden = (hidden - hidden.mean(axis=0)) / np.sqrt(hidden.var(axis=0) + 1e-2) * p["gamma"] + p["beta"]
+    return float(np.mean((hidden @ p["head"] + p["bias"] - y) ** 2))
+
+
+def gradients(p: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """Central differences in float64."""
+    found = {}
+    for name, values in p.items():
+        slope = np.zeros_like(values)
+        for index in np.ndindex(values.shape):
+            moved = {key: value.copy() for key, value in p.items()}
+            moved[name][index] += 1e-5
+            above = forward_loss(moved, x, y)
+            moved[name][index] -= 2e-5
+            slope[index] = (above - forward_loss(moved, x, y)) / 2e-5
+        found[name] = slope
+    return found
+
+
+def cosine(start: float, peak: float, end: float, step: int) -> float:
+    """fastai's cycle over STEPS steps, of which three rise."""
+    if step < 3:
+        return peak + (start - peak) / 2 * (1 + math.cos(math.pi * step / 3))
+    return end + (peak - end) / 2 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 3)))
+
+
+class NumpyAdamW:
+    """PyTorch's AdamW, with fastai's rate per group and momentum per step."""
+
+    def __init__(self, decay: float, beta_2: float, epsilon: float) -> None:
+        self.decay, self.beta_2, self.epsilon = decay, beta_2, epsilon
+        self.m: dict[str, np.ndarray] = {}
+        self.v: dict[str, np.ndarray] = {}
+        self.t = 0
+
+    def step(self, p: dict[str, np.ndarray], g: dict[str, np.ndarray], rates: dict[str, float], beta_1: float) -> None:
+        self.t += 1
+        for name in p:
+            p[name] = p[name] * (1 - rates[name] * self.decay)
+            self.m[name] = beta_1 * self.m.get(name, 0) + (1 - beta_1) * g[name]
+            self.v[name] = self.beta_2 * self.v.get(name, 0) + (1 - self.beta_2) * g[name] ** 2
+            m_hat = self.m[name] / (1 - beta_1**self.t)
+            v_hat = self.v[name] / (1 - self.beta_2**self.t)
+            p[name] = p[name] - rates[name] * m_hat / (np.sqrt(v_hat) + self.epsilon)
+
+
+def weights(model: keras.Model) -> dict[str, np.ndarray]:
+    values = [np.array(v, dtype=np.float64) for v in model.trainable_variables]
+    return dict(zip(NAMES, values, strict=True))
+
+
+class Record(keras.callbacks.Callback):
+    """The weights after every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[dict[str, np.ndarray]] = []
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        self.model.jax_state_sync()
+        self.steps.append(weights(self.model))
+
+
+def data(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.normal(size=(6 * STEPS, 3)).astype("float32"), rng.normal(size=(6 * STEPS, 2)).astype("float32")
+
+
+def train(optimizer: keras.optimizers.Optimizer, x: np.ndarray, y: np.ndarray) -> tuple[dict[str, np.ndarray], Record]:
+    model, record = network(), Record()
+    model.compile(optimizer, "mse")
+    before = weights(model)
+    model.fit(x, y, batch_size=6, shuffle=False, verbose=0, callbacks=[record])
+    return before, record
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 0.05])
+def test_every_variable_moves_as_numpy_says(rng: np.random.Generator, epsilon: float) -> None:
+    """Reference: at each of ten one-cycle steps each variable moves as AdamW in numpy says at its group's rate.
+
+    Decay first, on biases and BatchNorm too; epsilon outside the root and after correction; momentum of the cycle.
+    """
+    x, y = data(rng)
+    cycle = OneCycle(0.1, STEPS)
+    ours = LayerwiseAdamW(cycle, GROUPS, FACTORS, weight_decay=0.3, beta_1=cycle.momentum(), epsilon=epsilon)
+    p, record = train(ours, x, y)
+    reference = NumpyAdamW(0.3, 0.99, epsilon)
+    for step, after in enumerate(record.steps):
+        batch = slice(6 * step, 6 * step + 6)
+        lr, beta_1 = cosine(0.1 / 25, 0.1, 0.1 / 2.5e5, step), cosine(0.95, 0.85, 0.95, step)
+        before = {name: value.copy() for name, value in p.items()}
+        reference.step(p, gradients(p, x[batch], y[batch]), {n: lr * FACTORS[GROUP_OF[n]] for n in NAMES}, beta_1)
+        for name in NAMES:
+            np.testing.assert_allclose(
+                after[name] - before[name], p[name] - before[name], rtol=2e-3, atol=3e-7, err_msg=f"{name} at {step}"
+            )
+        p = after  # errors do not add up: each step is judged by itself
+    assert len(record.steps) == STEPS
+
+
+def test_the_first_step_golden(rng: np.random.Generator) -> None:
+    """Golden: the first step shrinks by rate * decay, then moves by the group's rate against the gradient's sign."""
+    x, y = data(rng)
+    before, record = train(LayerwiseAdamW(0.01, GROUPS, [1e-2, 1e-1, 1], weight_decay=0.5), x, y)
+    slopes = gradients(before, x[:6], y[:6])
+    for name, rate in {"early": 1e-4, "gamma": 1e-3, "beta": 1e-3, "head": 1e-2, "bias": 1e-2}.items():
+        expected = before[name] * (1 - rate * 0.5) - rate * np.sign(slopes[name])
+        np.testing.assert_allclose(record.steps[0][name], expected, atol=1e-4 * rate + 1.5e-7, err_msg=name)
+
+
+def test_vectors_may_be_spared_the_decay(rng: np.random.Generator) -> None:
+    """Invariant: with `decay_norm_and_bias` false only matrices shrink; a multiplier of 0 moves nothing at all."""
+    x, y = data(rng)
+    optimizer = LayerwiseAdamW(0.01, GROUPS, [0, 1, 1], weight_decay=0.5, decay_norm_and_bias=False)
+    before, record = train(optimizer, x, y)
+    slopes = gradients(before, x[:6], y[:6])
+    after = record.steps[0]
+    np.testing.assert_array_equal(record.steps[-1]["early"], before["early"])
+    np.testing.assert_allclose(after["gamma"], before["gamma"] - 0.01 * np.sign(slopes["gamma"]), atol=2e-6)
+    np.testing.assert_allclose(after["head"], before["head"] * 0.995 - 0.01 * np.sign(slopes["head"]), atol=2e-6)
+
+
+def test_without_groups_it_is_adamw(rng: np.random.Generator) -> None:
+    """Reference: one group at a constant rate is numpy's AdamW over ten steps."""
+    x, y = data(rng)
+    p, record = train(LayerwiseAdamW(0.003), x, y)
+    reference = NumpyAdamW(0.01, 0.99, 1e-8)
+    for step in range(STEPS):
+        batch = slice(6 * step, 6 * step + 6)
+        reference.step(p, gradients(p, x[batch], y[batch]), dict.fromkeys(NAMES, 0.003), 0.9)
+    for name in NAMES:
+        np.testing.assert_allclose(record.steps[-1][name], p[name], atol=1e-5, err_msg=name)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ([["early"], ["head"]], "no group names: .*norm/gamma, .*norm/beta"),
+        ([["early", "norm"], ["head", "norm"]], "in several groups: .*norm/gamma, .*norm/beta"),
+        ([["early", "norm", "head"], ["haed", "tail"]], "match no trainable variable: haed, tail"),
+        ([["early", "norm", "head"], []], r"match no trainable variable: \(empty\)"),
+        ([["early", "norm", "head"], ["early"]], "in several groups: .*early/kernel"),
+        ([["net"]], "no group names: .*early/kernel, .*head/bias"),
+    ],
+)
+def test_groups_that_do_not_partition_are_errors(groups: list[list[str]], said: str) -> None:
+    """Golden: an uncovered or doubly covered variable and a dead group are listed by name."""
+    with pytest.raises(InputError, match=said):
+        LayerwiseAdamW(groups=groups).build(network().trainable_variables)
+
+
+@pytest.mark.parametrize("multipliers", [[1.0], [1.0, -0.1], []])
+def test_bad_multipliers_are_errors(multipliers: list[float]) -> None:
+    """Golden: one multiplier a group, none negative."""
+    with pytest.raises(InputError, match="multipliers: give 2 numbers of at least 0"):
+        LayerwiseAdamW(groups=[["a"], ["b"]], multipliers=multipliers)
+
+
+@pytest.mark.parametrize(
+    ("max_lr", "groups", "rates"),
+    [
+        (slice(1e-6, 1e-4), 3, [1e-6, 1e-5, 1e-4]),
+        ((1e-6, 1e-4), 3, [1e-6, 1e-5, 1e-4]),
+        (slice(3e-3), 3, [3e-4, 3e-4, 3e-3]),
+        ((None, 3e-3), 3, [3e-4, 3e-4, 3e-3]),
+        (1e-3, 3, [1e-3, 1e-3, 1e-3]),
+        (slice(1, 8), 4, [1, 2, 4, 8]),
+        (slice(1e-6, 1e-4), 1, [1e-4]),
+        (slice(2e-3), 1, [2e-3]),
+    ],
+)
+def test_spread_rates_golden(max_lr: float | slice | tuple, groups: int, rates: list[float]) -> None:
+    """Golden: fastai's reading of a float, of slice(lo, hi) and of slice(hi)."""
+    assert layer_group_lrs(max_lr, groups) == pytest.approx(rates, rel=1e-12)
+
+
+@pytest.mark.parametrize("max_lr", [0.0, -1.0, slice(None), slice(0.0, 1.0), (1e-3,), (1e-5, 1e-4, 1e-3)])
+def test_rates_that_make_no_sense_are_errors(max_lr: float | slice | tuple) -> None:
+    """Golden: rates are positive, pairs are pairs."""
+    with pytest.raises(InputError, match="max_lr"):
+        layer_group_lrs(max_lr, 3)
+
+
+# --- saving, resuming, copying ----------------------------------------------------------------------------------------
+
+
+def sequential() -> keras.Model:
+    return keras.Sequential(
+        [layers.Input((3,)), layers.Dense(4, name="early"), layers.ReLU(), layers.Dense(2, name="head")]
+    )
+
+
+def nested() -> keras.Model:
+    inner = keras.Sequential([layers.Input((3,)), layers.Dense(4, name="early"), layers.ReLU()], name="body")
+    image = layers.Input((3,))
+    return keras.Model(image, layers.Dense(2, name="head")(inner(image)))
+
+
+@pytest.mark.parametrize("build", [sequential, nested])
+def test_saving_and_resuming_is_as_if_nothing_happened(
+    rng: np.random.Generator, tmp_path: Path, build: Callable[[], keras.Model]
+) -> None:
+    """Invariant: three steps, save, load, three more equal six in one go, to the last bit; variables' paths differ."""
+    x, y = rng.normal(size=(24, 3)), rng.normal(size=(24, 2))
+    straight = build()
+    resumed = build()
+    resumed.set_weights(straight.get_weights())
+    for model in (straight, resumed):
+        cycle = OneCycle(0.05, 6)
+        groups = [["early"], ["head"]]
+        model.compile(LayerwiseAdamW(cycle, groups, [0.1, 1], weight_decay=0.2, beta_1=cycle.momentum()), "mse")
+    straight.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    resumed.fit(x[:12], y[:12], batch_size=4, shuffle=False, verbose=0)
+    resumed.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    again = loaded.optimizer
+    assert isinstance(again, LayerwiseAdamW)
+    assert again.get_config() == resumed.optimizer.get_config()
+    assert int(again.iterations) == 3
+    loaded.fit(x[12:], y[12:], batch_size=4, shuffle=False, verbose=0)
+    for a, b in zip(loaded.variables + again.variables, straight.variables + straight.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.array(a), np.array(b))
+
+
+def state(optimizer: keras.optimizers.Optimizer) -> list[np.ndarray]:
+    return [np.array(variable) for variable in optimizer.variables]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LayerwiseAdamW(OneCycle(0.05, 9), [["early"], ["head"]], [0.1, 1], beta_1=OneCycle(1, 9).momentum()),
+        lambda: keras.optimizers.Adam(1e-2),
+        lambda: keras.optimizers.SGD(OneCycle(0.05, 9), momentum=0.9),
+    ],
+    ids=["layerwise", "adam", "sgd"],
+)
+def test_a_clone_goes_on_and_leaves_the_original_alone(
+    rng: np.random.Generator, make: Callable[[], keras.optimizers.Optimizer]
+) -> None:
+    """Invariant: a copy has the original's averages and step count and the new rate; training it moves only it."""
+    x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
+    model = sequential()
+    model.compile(make(), "mse")
+    model.fit(x, y, batch_size=4, verbose=0)
+    original = model.optimizer
+    before = state(original)
+    copy = clone_optimizer(original, model.trainable_variables, learning_rate=0.125)
+    assert type(copy) is type(original)
+    assert float(copy.learning_rate) == 0.125
+    assert int(copy.iterations) == 3
+    averages = [v for v in copy.variables if v.path.split("/")[-1] != "learning_rate"]
+    olds = [v for v in original.variables if v.path.split("/")[-1] != "learning_rate"]
+    assert len(averages) == len(olds) > 3
+    for new, old in zip(averages, olds, strict=True):
+        np.testing.assert_array_equal(np.array(new), np.array(old))
+    model.compile(copy, "mse")
+    model.fit(x, y, batch_size=4, verbose=0)
+    assert int(copy.iterations) == 6
+    for now, then in zip(state(original), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_clone_of_a_fresh_optimizer_is_fresh() -> None:
+    """Invariant: an optimizer that has not trained is copied without being built."""
+    model = sequential()
+    original = keras.optimizers.Adam(0.1)
+    copy = clone_optimizer(original, model.trainable_variables, learning_rate=0.2)
+    assert not original.built
+    assert int(copy.iterations) == 0
+    assert float(original.learning_rate) == pytest.approx(0.1)
+
+
+def test_a_wrapped_optimizer_is_refused() -> None:
+    """Golden: an optimizer whose rate belongs to another one inside it is named."""
+    wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1))
+    with pytest.raises(InputError, match="has no argument learning_rate; give a plain optimizer"):
+        clone_optimizer(wrapped, sequential().trainable_variables, learning_rate=0.2)
