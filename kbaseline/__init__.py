@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from kbaseline.baseline import run_baseline
+    from kbaseline.baseline import resume_run, run_baseline
     from kbaseline.data import ImageData
     from kbaseline.learner import Learner
     from kbaseline.lr_finder import LRFinder
     from kbaseline.optimizer import LayerwiseAdamW
-    from kbaseline.runs.results import BaselineResult
+    from kbaseline.runs.record import BaselineResult
     from kbaseline.runs.run import load
     from kbaseline.schedules import OneCycle
     from kbaseline.transforms import RandomTransforms
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "BaselineResult": "runs.results",
+    "BaselineResult": "runs.record",
     "ImageData": "data",
     "LRFinder": "lr_finder",
     "LayerwiseAdamW": "optimizer",
@@ -38,6 +38,7 @@ _HOME = {
     "OneCycle": "schedules",
     "RandomTransforms": "transforms",
     "load": "runs.run",
+    "resume_run": "baseline",
     "run_baseline": "baseline",
     "tta_predict": "tta",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "OneCycle",
     "RandomTransforms",
     "load",
+    "resume_run",
     "run_baseline",
     "tta_predict",
 ]

@@ -1,6 +1,7 @@
 """`run_baseline`: the recipe, a list of stages, from a configuration to a run folder."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,19 +22,10 @@ from kbaseline.devices.parallel import device_summary
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import evaluate_predictions
+from kbaseline.metrics import Evaluation, final
+from kbaseline.runs.record import RunResult, read_run, temperatures
 from kbaseline.runs.report import ReportData, write_report
-from kbaseline.runs.results import (
-    BaselineResult,
-    Outcome,
-    Sweep,
-    accuracy_by_step,
-    accuracy_table,
-    read_result,
-    summary,
-    write_results,
-    write_sweeps,
-)
+from kbaseline.runs.results import Sweep, accuracy_table, draw_up_result, write_results, write_sweeps
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import finished
 from kbaseline.training.session import PLACE, Session
@@ -43,7 +35,6 @@ ConfigLike = Config | Mapping[str, Any] | str | Path | None
 Found = TypeVar("Found")
 
 
-@fail_together()
 def run_baseline(
     config: ConfigLike = None,
     *,
@@ -51,7 +42,7 @@ def run_baseline(
     resume: str | Path | None = None,
     console: Console | None = None,
     **overrides: Any,
-) -> BaselineResult:
+) -> RunResult:
     """Runs the whole recipe: data, model, each stage with its learning-rate finder, test-time augmentation, run folder.
 
     >>> from rich.console import Console
@@ -63,37 +54,69 @@ def run_baseline(
     Args:
         config: a `Config`, a mapping, a YAML file, the name of a bundled one, or None for the article's recipe.
         out: the run folder; default `runs/<name>`, numbered if there is one already.
-        resume: the folder of a run to go on with, however it ended. It holds the configuration, so that nothing else
-            may be given but where it runs: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. The result
-            is that of a run never interrupted: on a CPU with the same versions and devices bit by bit, times apart.
+        resume: deprecated; call `resume_run(folder)`.
         console: where progress goes; default: standard output.
         **overrides: keys of the configuration: `data={"limit": 500}` or `**{"data.limit": 500}` changes that key alone.
 
     Raises:
         InputError: configuration, data or model break a rule, or another process is in the folder; nothing was written.
         RunError: a download, the training, or the finder behind a rate of `auto` failed.
-        KeyboardInterrupt: SIGINT or SIGTERM; the run can be resumed.
+        KeyboardInterrupt: SIGINT or SIGTERM; `resume_run` continues it.
     """
-    if resume is None:
-        settings = load_config(config, flattened(overrides, lists=False))
-        require_trackers(settings.runtime.log)
-        return _Run(settings, out, console).whole_recipe()
-    places = flattened(overrides, lists=False)
-    if config is not None or out is not None or not places.keys() <= {f"runtime.{name}" for name in PLACE}:
-        raise InputError(
-            "resume: the run folder holds the configuration; leave out config, out and every change but those of "
-            f"runtime.{', '.join(PLACE)}."
-        )
-    folder = RunFolder.reopen(Path(resume))
-    settings = load_config(folder.path / "config.yaml", places)
-    init_distributed(settings.runtime, console)
-    folder.written = is_first()
-    if finished(folder):
-        folder.tidy()
-        rank0_console(console).print(f"{folder.path}: this run is finished", markup=False, highlight=False)
-        return read_result(folder)
+    if resume is not None:
+        warnings.warn("run_baseline(resume=folder) is now resume_run(folder).", DeprecationWarning, stacklevel=2)
+        if config is not None or out is not None:
+            raise InputError("resume: the run folder holds the configuration; leave out config and out.")
+        return resume_run(resume, console=console, **overrides)
+    return _run_new(config, out, console, overrides)
+
+
+@fail_together()
+def _run_new(
+    config: ConfigLike, out: str | Path | None, console: Console | None, overrides: Mapping[str, Any]
+) -> RunResult:
+    settings = load_config(config, flattened(overrides, lists=False))
     require_trackers(settings.runtime.log)
-    return _Run(settings, None, console, folder).whole_recipe()
+    return _Run(settings, out, console).whole_recipe()
+
+
+@fail_together()
+def resume_run(folder: str | Path, *, console: Console | None = None, **overrides: Any) -> RunResult:
+    """Continues a run that was killed, stopped or cut short; of a finished one, reads the result.
+
+    The result is that of a run never interrupted: on a CPU with the same versions and devices bit by bit, times apart.
+
+    >>> from rich.console import Console
+    >>> from kbaseline import resume_run
+    >>> result = resume_run("runs/quickstart", console=Console(quiet=True))  # left by run_baseline("quickstart")
+    >>> print(*result.stages)
+    head finetune
+
+    Args:
+        folder: the run folder. It holds the configuration.
+        console: where progress goes; default: standard output.
+        **overrides: where the run goes on: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. No other
+            key may change.
+
+    Raises:
+        InputError: no run has begun there, another process is in the folder, or the configuration or data changed.
+        RunError, KeyboardInterrupt: as `run_baseline`.
+    """
+    places = flattened(overrides, lists=False)
+    if not places.keys() <= {f"runtime.{name}" for name in PLACE}:
+        raise InputError(
+            f"resume: the run folder holds the configuration; change nothing but runtime.{', '.join(PLACE)}."
+        )
+    there = RunFolder.reopen(Path(folder))
+    settings = load_config(there.path / "config.yaml", places)
+    init_distributed(settings.runtime, console)
+    there.written = is_first()
+    if finished(there):
+        there.tidy()
+        rank0_console(console).print(f"{there.path}: this run is finished", markup=False, highlight=False)
+        return read_run(there.path).result
+    require_trackers(settings.runtime.log)
+    return _Run(settings, None, console, there).whole_recipe()
 
 
 @fail_together()
@@ -175,47 +198,34 @@ class _Run:
                 self.session.finish()
         return self.sweeps[stage.name].curve
 
-    def whole_recipe(self) -> BaselineResult:
+    def whole_recipe(self) -> RunResult:
         """Trains every stage, predicts, writes, and tells the trackers."""
         with self.session, tracking(self.folder.path, self.config, self.console) as trackers:
             self.learner.callbacks += trackers
             for tracker in trackers:
                 tracker.epochs = len(self.session.start.record["history"]) if self.session.start else 0
-            outcomes, result = self._climb()
-            final = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
+            evaluations, result = self._train_and_score()
+            logged = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
             for tracker in trackers:
-                tracker.log({name: value for name, value in final.items() if value is not None})
-        self._say_ladder(outcomes, result)
+                tracker.log({name: value for name, value in logged.items() if value is not None})
+        self._say_accuracies(final(evaluations.get("test") or evaluations["valid"]), result)
         return result
 
-    def _climb(self) -> tuple[dict[str, Outcome], BaselineResult]:
+    def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
         for number, stage in enumerate(self.config.stages):
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
-        outcomes = {"valid": self._predict("valid", {})}
+        evaluations = {"valid": self._predict("valid", {})}
         if "test" in self.data.splits:
-            fitted = {kind: found.calibration.temperature for kind, found in outcomes["valid"].figures.items()}
-            outcomes["test"] = self._predict("test", fitted)
-        learner = self.learner
-        result = BaselineResult.of(
-            self.accuracy, outcomes, self.sweeps, learner.history, self.folder.path, self.seconds
+            evaluations["test"] = self._predict("test", temperatures(evaluations["valid"]))
+        learner, data, config = self.learner, self.data, self.config
+        result = draw_up_result(
+            self.accuracy, evaluations, self.sweeps, learner.history, self.seconds, data, config, self.folder.path
         )
-        described = summary(result, self.data, self.config)
-        write_results(self.folder, outcomes, learner.history, learner.applied, described)
-        rungs = accuracy_by_step(result.stages, outcomes, self.seconds)
-        contents = ReportData(
-            self.config,
-            self.data,
-            learner.model,
-            outcomes,
-            self.sweeps,
-            rungs,
-            learner.history,
-            learner.applied,
-            self.seconds,
-        )
-        write_report(self.folder, contents, self.console)
+        write_results(self.folder, result, evaluations, learner.applied)
+        report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied)
+        write_report(self.folder, report, self.console)
         self.session.finish()
-        return outcomes, result
+        return evaluations, result
 
     def _timed(self, name: str, work: Callable[[], Found]) -> Found:
         begin = time.perf_counter()
@@ -268,20 +278,12 @@ class _Run:
             with self.folder.atomic("model.keras") as path:
                 learner.save(path)
 
-    def _predict(self, split: str, temperatures: Mapping[str, float]) -> Outcome:
-        """Predictions of a split and their figures, calibrated by temperatures from elsewhere if there are any."""
-        labels, images = self.data.splits[split].labels, self.data.splits[split].images
+    def _predict(self, split: str, fitted: Mapping[str, float]) -> dict[str, Evaluation]:
+        """Predictions of a split, scored by kind; calibrated by temperatures `fitted` elsewhere if there are any."""
         if self.config.tta is None:
-            probabilities = {"plain": self.learner.predict(images)}
-        else:
-            found = self._timed(f"{split} tta", lambda: self.learner.tta(split))
-            probabilities = {"plain": found.plain_probabilities, "tta": found.probabilities}
-        names = self.data.class_names
-        figures = {
-            kind: evaluate_predictions(p, labels, names, temperature=temperatures.get(kind))
-            for kind, p in probabilities.items()
-        }
-        return Outcome(labels, probabilities, figures)
+            return {"plain": self.learner.evaluate(split, temperature=fitted.get("plain"))}
+        found = self._timed(f"{split} tta", lambda: self.learner.tta(split, temperatures=fitted))
+        return {"plain": found.plain, "tta": found.tta}
 
     def _say(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -294,9 +296,7 @@ class _Run:
         for line in filter(None, [*lines, leak_warning(self.data)]):
             self._say(line, "yellow")
 
-    def _say_ladder(self, outcomes: Mapping[str, Outcome], result: BaselineResult) -> None:
-        rungs = accuracy_by_step(result.stages, outcomes, self.seconds)
-        self.console.print(accuracy_table(rungs))
-        last = (outcomes.get("test") or outcomes["valid"]).last
-        self._say(f"{rungs[-1][0]}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
+    def _say_accuracies(self, last: Evaluation, result: RunResult) -> None:
+        self.console.print(accuracy_table(result.steps))
+        self._say(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
         self._say(f"model, figures and report.html: {self.folder.path}")

@@ -72,7 +72,6 @@ class Learner:
         config: everything else, as `load_config` takes it: a `Config`, a mapping, a YAML file. Its `data` section
             gives only the batch size and the class weights here.
         console: where progress goes; default: standard output. `Console(quiet=True)` keeps silent.
-        run: the folder of a finished run whose model to go on with; None builds a new one.
 
     Attributes:
         model: the Keras model, uint8 images in, float32 logits out.
@@ -98,10 +97,14 @@ class Learner:
         *,
         config: Config | Mapping[str, Any] | str | Path | None = None,
         console: Console | None = None,
-        run: str | Path | None = None,
     ) -> None:
         chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
-        self.config = load_config(config, {key: value for key, value in chosen.items() if value is not None})
+        settings = load_config(config, {key: value for key, value in chosen.items() if value is not None})
+        self._begin(data, settings, console, None)
+
+    def _begin(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
+        """Makes the learner ready: with a new model, or with that of a finished `run`."""
+        self.config = config
         if self.config.runtime.compilation_cache:
             enable_compilation_cache()
         prefer_eigen_convolutions()
@@ -144,12 +147,13 @@ class Learner:
             DownloadError, RunError: as `ImageData.from_source`.
         """
         read = read_run(Path(run))
-        learn = cls(read_data(read, console or Console()), config=read.config, console=console, run=run)
+        learn = cls.__new__(cls)
+        learn._begin(read_data(read, console or Console()), read.config, console, read.folder)
         (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
         return learn
 
     @on_all_devices
-    def _take(self, run: str | Path) -> keras.Model:
+    def _take(self, run: Path) -> keras.Model:
         return load(run).model
 
     @on_all_devices
@@ -364,18 +368,27 @@ class Learner:
         with self._stoppable() as stop:
             return predict_plain(self.model, images, self.config, self.console, batch_size, stop)
 
-    def evaluate(self, split: str = "valid") -> Evaluation:
-        """Figures of the plain predictions on a split, `"train"`, `"valid"` or `"test"`.
+    def evaluate(self, split: str = "valid", *, temperature: float | None = None) -> Evaluation:
+        """Scores the plain predictions on a split.
+
+        Args:
+            split: `"train"`, `"valid"` or `"test"`.
+            temperature: see `metrics.evaluate_predictions`.
 
         Raises:
             DataError: there is no such split.
         """
         held = self._split(split)
-        return evaluate_predictions(self.predict(held.images), held.labels, self.data.class_names)
+        found = self.predict(held.images)
+        return evaluate_predictions(found, held.labels, self.data.class_names, temperature=temperature)
 
     @on_all_devices
-    def tta(self, split: str = "valid") -> TTAResult:
-        """Predicts a split with test-time augmentation, as the configuration's `tta` section says.
+    def tta(self, split: str = "valid", *, temperatures: Mapping[str, float] | None = None) -> TTAResult:
+        """Predicts a split with test-time augmentation, as the configuration's `tta` section says, and scores it.
+
+        Args:
+            split: `"train"`, `"valid"` or `"test"`.
+            temperatures: of the kinds `plain` and `tta`, fitted on other predictions; None fits them on these.
 
         Raises:
             DataError: there is no such split.
@@ -387,12 +400,10 @@ class Learner:
         with self._stoppable() as stop:
             plain, mixed = predict_views(*given, callbacks=stop)
         seconds = time.perf_counter() - begin
-        names = self.data.class_names
+        fitted, names = temperatures or {}, self.data.class_names
         result = TTAResult(
-            plain=evaluate_predictions(plain, held.labels, names),
-            tta=evaluate_predictions(mixed, held.labels, names),
-            probabilities=mixed,
-            plain_probabilities=plain,
+            plain=evaluate_predictions(plain, held.labels, names, temperature=fitted.get("plain")),
+            tta=evaluate_predictions(mixed, held.labels, names, temperature=fitted.get("tta")),
             seconds=seconds,
         )
         text = f"tta on {split}: {result.tta.accuracy:.2%}, plain {result.plain.accuracy:.2%}"

@@ -3,7 +3,7 @@
 Knows neither the model nor Keras: it takes arrays.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -202,6 +202,11 @@ def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
         only_second=only_second,
         p_value=float(binomtest(only_first, differing).pvalue) if differing else 1.0,
     )
+
+
+def final(by_kind: Mapping[str, Evaluation]) -> Evaluation:
+    """Of the evaluations of one set of images by kind of prediction, the one with TTA, or else the plain one."""
+    return by_kind.get("tta") or by_kind["plain"]
 
 
 def _checked(

@@ -23,8 +23,10 @@ import pytest
 from small_run import save_tiny_backbone
 
 from kbaseline.config.load import load_config
-from kbaseline.metrics import evaluate_predictions
-from kbaseline.runs.results import Outcome, write_results
+from kbaseline.devices.xla import environment
+from kbaseline.metrics import Evaluation, evaluate_predictions, final
+from kbaseline.runs.record import DataSummary, RunResult
+from kbaseline.runs.results import write_results
 from kbaseline.storage.run_folder import RunFolder
 
 # `jax_numpy_rank_promotion="raise"` is left out: Keras' own Dense layer adds a bias (units,) to (batch, units).
@@ -74,38 +76,38 @@ def _finished_run(
     tree: dict[str, Any] = {"name": "digits", "data": {"source": "digits"}}
     config = load_config(tree if tta else {**tree, "tta": None}, changes)
     kinds = ("plain", "tta") if tta else ("plain",)
-    outcomes = {
-        split: _outcome(number, count, right if split == "valid" else count, kinds)
+    kept = {
+        split: _evaluations(number, count, right if split == "valid" else count, kinds)
         for number, (split, count) in enumerate((("valid", images), ("test", test)))
         if count
     }
-    accuracy = {split: {k: f.accuracy for k, f in o.figures.items()} for split, o in outcomes.items()}
+    valid, scored = kept["valid"], kept.get("test")
+    stages = {"head": 0.5, "finetune": valid["plain"].accuracy}
     history = [
         {"stage": stage, "epoch": 1, "accuracy": value, "images_per_s": speed, "seconds": 2.5, "valid_loss": 1.0}
-        for stage, value, speed in (("head", 0.5, 100.0), ("finetune", accuracy["valid"]["plain"], 300.0))
+        for (stage, value), speed in zip(stages.items(), (100.0, 300.0), strict=True)
     ]
     folder = RunFolder.create(parent / name, name)
     folder.write_text("config.yaml", config.to_yaml())
-    summary = {
-        "accuracy": accuracy.get("test", accuracy["valid"])[kinds[-1]],
-        "stages": {row["stage"]: row["accuracy"] for row in history},
-        "tta_accuracy": accuracy["valid"].get("tta"),
-        "test_accuracy": accuracy.get("test"),
-        "suggested_lrs": {},
-        "seconds": {"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
-        "seed": config.seed,
-        "data": {
-            "source": "digits",
-            "images": {split: len(o.labels) for split, o in outcomes.items()},
-            "flip_safe": True,
-            "skipped": [],
-        },
-    }
-    write_results(folder, outcomes, history, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}], summary)
+    counts = {split: len(found["plain"].labels) for split, found in kept.items()}
+    result = RunResult(
+        accuracy=final(scored or valid).accuracy,
+        stages=stages,
+        tta_accuracy=valid["tta"].accuracy if tta else None,
+        test_accuracy={kind: found.accuracy for kind, found in scored.items()} if scored else None,
+        suggested_lrs={},
+        seconds={"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
+        seed=config.seed,
+        data=DataSummary(source="digits", images=counts, flip_safe=True, skipped=[]),
+        history=history,
+        environment=environment(),
+        folder=folder.path,
+    )
+    write_results(folder, result, kept, [{"stage": "head", "step": 0, "lr": 1e-3, "momentum": 0.9}])
     return folder.path
 
 
-def _outcome(seed: int, images: int, right: int, kinds: tuple[str, ...]) -> Outcome:
+def _evaluations(seed: int, images: int, right: int, kinds: tuple[str, ...]) -> dict[str, Evaluation]:
     """Predictions of three classes, the first `right` of them right; TTA puts one more right if there is one."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, size=images)
@@ -115,5 +117,4 @@ def _outcome(seed: int, images: int, right: int, kinds: tuple[str, ...]) -> Outc
         said[min(right + position, images) :] += 1
         sure = rng.uniform(0.5, 1.0, size=(images, 1))
         probabilities[kind] = np.where(np.eye(3)[said % 3] > 0, sure, (1 - sure) / 2).astype(np.float32)
-    figures = {kind: evaluate_predictions(p, labels, ("cat", "dog", "emu")) for kind, p in probabilities.items()}
-    return Outcome(labels, probabilities, figures)
+    return {kind: evaluate_predictions(p, labels, ("cat", "dog", "emu")) for kind, p in probabilities.items()}

@@ -503,7 +503,6 @@ def _run_folder(folder: Path) -> Load:
     from kbaseline.commands.evaluate import evaluate_kept
     from kbaseline.commands.evaluate_view import print_evaluation
     from kbaseline.runs.record import read_run
-    from kbaseline.runs.results import read_result
 
     whole = {path.name: path.read_bytes() for path in finished_folder(folder).iterdir()}
     with zipfile.ZipFile(folder / "predictions.npz") as archive:
@@ -532,7 +531,6 @@ def _run_folder(folder: Path) -> Load:
         found = comparison([run, run])
         print_comparison(found, silent)
         json.dumps(found, allow_nan=False)
-        read_result(RunFolder(folder))
 
     return load
 

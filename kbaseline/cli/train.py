@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kbaseline.cli.options import out, require_jax, resolve, settings
+from kbaseline.errors import InputError
 
 
 @click.command()
@@ -34,14 +35,17 @@ def fit(
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    own = resume is None or config or source or log
-    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if own else None
+    if resume is not None and (config or source or log or out):
+        raise InputError("--resume: the run folder holds the configuration; leave out --config, --data, --log, --out.")
+    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if not resume else None
     require_jax()
-    from kbaseline.baseline import run_baseline
+    from kbaseline.baseline import resume_run, run_baseline
     from kbaseline.config.load import parse_assignments
 
-    changes = parse_assignments(assignments) if resume else {}
-    run_baseline(chosen, out=out, resume=resume, **changes)
+    if resume is None:
+        run_baseline(chosen, out=out)
+    else:
+        resume_run(resume, **parse_assignments(assignments))
 
 
 @click.command("find-lr")

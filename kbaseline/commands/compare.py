@@ -1,6 +1,7 @@
-"""Several finished runs side by side: their ladders, what differs between their configurations, one plot."""
+"""Several finished runs side by side: accuracy by step, what differs between their configurations, one plot."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median
@@ -16,39 +17,38 @@ from rich.text import Text
 from kbaseline.config.keys import flattened
 from kbaseline.console.format import clock, interval, percent, plain_table, rate, shortened
 from kbaseline.errors import InputError
-from kbaseline.metrics import accuracy_interval
 from kbaseline.render.plots import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
-from kbaseline.runs.record import FinishedRun
+from kbaseline.runs.record import RunRecord
 from kbaseline.storage.run_folder import RunFolder
 
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, GREY)
 
 
-def comparison(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Figures of runs in plain Python, for JSON.
 
     Returns:
         `runs`: for each its `run` (name), `folder`, `backbone`, `size`, `seed`, `seconds` (of all its parts),
-            `images_per_s` (median of its epochs) and `rungs`: accuracy of each stage, of test-time augmentation and
-            of the test split with its 95 % `interval`, `images` scored, `seconds` and `images_per_s`, None where
-            there is no figure.
+            `images_per_s` (median of its epochs) and `steps`: `name` and `accuracy` of each stage, of test-time
+            augmentation and of the test split, with the 95 % `interval`, `images` scored, `seconds` and
+            `images_per_s`, None where there is none.
         `differences`: dotted key of the configuration -> its value in each run, for the keys that differ.
         `same_images`: whether all were scored on images with the same labels in the same order.
     """
     settings = [flattened(run.config.model_dump(mode="json", exclude={"name"})) for run in runs]
     keys = dict.fromkeys(key for values in settings for key in values)
     columns = {key: [values.get(key) for values in settings] for key in keys}
-    first = runs[0].predictions["valid"].labels
+    first = runs[0].arrays["valid_labels"]
     return {
         "runs": [_summary(run, name) for run, name in zip(runs, _names(runs), strict=True)],
         "differences": {key: values for key, values in columns.items() if any(v != values[0] for v in values)},
-        "same_images": all(np.array_equal(first, run.predictions["valid"].labels) for run in runs),
+        "same_images": all(np.array_equal(first, run.arrays["valid_labels"]) for run in runs),
     }
 
 
 def print_comparison(found: dict[str, Any], console: Console) -> None:
     """Prints what `comparison` found as tables that fit 80 columns."""
-    console.print(_ladders(found["runs"]))
+    console.print(_accuracies(found["runs"]))
     if found["differences"]:
         console.print()
         console.print(_differences(found))
@@ -56,8 +56,8 @@ def print_comparison(found: dict[str, Any], console: Console) -> None:
         console.print("Not all were scored on the same images: part of every difference is chance; see the intervals.")
 
 
-def plot_comparison(found: dict[str, Any], runs: Sequence[FinishedRun]) -> Figure:
-    """The last rung of every run with its interval, and the way there: accuracy against seconds of training.
+def plot_comparison(found: dict[str, Any], runs: Sequence[RunRecord]) -> Figure:
+    """The last step of every run with its interval, and the way there: accuracy against seconds of training.
 
     Args:
         found: what `comparison` found.
@@ -67,27 +67,27 @@ def plot_comparison(found: dict[str, Any], runs: Sequence[FinishedRun]) -> Figur
     left, right = figure.subplots(1, 2)
     for number, (summary, run) in enumerate(zip(found["runs"], runs, strict=True)):
         colour, marker = _COLOURS[number % len(_COLOURS)], "osD^v"[number % 5]
-        rung = summary["rungs"][-1]
-        low, high = rung["interval"]
+        last = summary["steps"][-1]
+        low, high = last["interval"]
         left.plot([low, high], [number] * 2, color=colour, linewidth=2)
-        left.plot([rung["accuracy"]], [number], marker, color=colour)
+        left.plot([last["accuracy"]], [number], marker, color=colour)
         left.annotate(
-            f"{rung['rung']}  {percent(rung['accuracy'])}",
-            (rung["accuracy"], number),
+            f"{last['name']}  {percent(last['accuracy'])}",
+            (last["accuracy"], number),
             xytext=(0, 6),
             textcoords="offset points",
             ha="center",
             color=INK,
             fontsize=8,
         )
-        seconds = np.cumsum([row["seconds"] for row in run.result["history"]])
-        accuracy = [row["accuracy"] for row in run.result["history"]]
+        seconds = np.cumsum([row["seconds"] for row in run.result.history])
+        accuracy = [row["accuracy"] for row in run.result.history]
         right.plot(seconds, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.8)
     names = [shortened(summary["run"], 18) for summary in found["runs"]]
     left.set_yticks(range(len(runs)), names, parse_math=False)
     left.set_ylim(len(runs) - 0.5, -0.7)
     left.margins(x=0.25)
-    left.set_xlabel("last rung, 95 % interval")
+    left.set_xlabel("last step, 95 % interval")
     right.set_xlabel("seconds of training")
     right.set_ylabel("validation accuracy")
     right.set_xlim(left=0)
@@ -111,54 +111,28 @@ def write_plot(path: Path, figure: Figure) -> None:
     RunFolder(path.expanduser().parent).write_figure(path.name, figure)
 
 
-def _names(runs: Sequence[FinishedRun]) -> list[str]:
+def _names(runs: Sequence[RunRecord]) -> list[str]:
     """Folder names where they tell the runs apart, else whole paths."""
     short = [run.folder.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
 
-def _summary(run: FinishedRun, name: str) -> dict[str, Any]:
-    speeds = [row["images_per_s"] for row in run.result["history"]]
+def _summary(run: RunRecord, name: str) -> dict[str, Any]:
+    speeds = [row["images_per_s"] for row in run.result.history]
     return {
         "run": name,
         "folder": str(run.folder),
         "backbone": run.config.model.backbone,
         "size": run.config.data.size,
         "seed": run.config.seed,
-        "seconds": sum(run.result["seconds"].values()),
+        "seconds": sum(run.result.seconds.values()),
         "images_per_s": median(speeds),
-        "rungs": _rungs(run),
+        "steps": [{**asdict(step), "interval": list(step.interval)} for step in run.result.steps],
     }
 
 
-def _rungs(run: FinishedRun) -> list[dict[str, Any]]:
-    result, images = run.result, run.result["data"]["images"]
-    found = []
-
-    def add(rung: str, accuracy: float, split: str, seconds: float | None, speed: float | None = None) -> None:
-        found.append(
-            {
-                "rung": rung,
-                "accuracy": accuracy,
-                "interval": list(accuracy_interval(round(accuracy * images[split]), images[split])),
-                "images": images[split],
-                "seconds": seconds,
-                "images_per_s": speed,
-            }
-        )
-
-    for stage, accuracy in result["stages"].items():
-        speeds = [row["images_per_s"] for row in result["history"] if row["stage"] == stage]
-        add(stage, accuracy, "valid", result["seconds"].get(stage), median(speeds))
-    if result["tta_accuracy"] is not None:
-        add("tta", result["tta_accuracy"], "valid", result["seconds"].get("valid tta"))
-    for kind, accuracy in (result["test_accuracy"] or {}).items():
-        add(f"test {kind}", accuracy, "test", result["seconds"].get("test tta") if kind == "tta" else None)
-    return found
-
-
-def _ladders(runs: Sequence[dict[str, Any]]) -> Table:
-    table = plain_table("run", "rung", figures=("accuracy", "95 % interval", "time", "images/s"))
+def _accuracies(runs: Sequence[dict[str, Any]]) -> Table:
+    table = plain_table("run", "step", figures=("accuracy", "95 % interval", "time", "images/s"))
     for number, run in enumerate(runs):
         if number:
             table.add_row()
@@ -167,19 +141,19 @@ def _ladders(runs: Sequence[dict[str, Any]]) -> Table:
             Text(f"{Path(run['backbone']).name}, {run['size']} px", style="dim"),
             Text(f"seed {run['seed']}, {clock(run['seconds'])} in all", style="dim"),
         )
-        for line, rung in zip_longest(about, run["rungs"]):
-            cells = _cells(rung) if rung else ("",) * 5
+        for line, step in zip_longest(about, run["steps"]):
+            cells = _cells(step) if step else ("",) * 5
             table.add_row(line or "", *cells)
     return table
 
 
-def _cells(rung: dict[str, Any]) -> tuple[Text | str, ...]:
-    speed = rung["images_per_s"]
+def _cells(step: dict[str, Any]) -> tuple[Text | str, ...]:
+    speed = step["images_per_s"]
     return (
-        Text(rung["rung"]),
-        percent(rung["accuracy"]),
-        interval(rung["interval"]),
-        clock(rung["seconds"]),
+        Text(step["name"]),
+        percent(step["accuracy"]),
+        interval(step["interval"]),
+        clock(step["seconds"]),
         "" if speed is None else rate(speed),
     )
 

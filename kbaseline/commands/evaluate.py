@@ -13,9 +13,9 @@ from kbaseline.data.labelled import ALL
 from kbaseline.data.sources.registry import load_labelled
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
-from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions
+from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final
 from kbaseline.render.plots import plot_confusion
-from kbaseline.runs.record import FinishedRun, read_run
+from kbaseline.runs.record import RunRecord, read_run, temperatures
 from kbaseline.storage.run_folder import RunFolder
 
 
@@ -44,7 +44,7 @@ class EvaluationReport:
     @property
     def last(self) -> Evaluation:
         """The figures with test-time augmentation, or the plain ones if there are no others."""
-        return self.figures.get("tta") or self.figures["plain"]
+        return final(self.figures)
 
     @property
     def paired(self) -> PairedComparison | None:
@@ -96,7 +96,7 @@ def evaluate_run(
     return found, write_evaluation(found, out) if source or out else None
 
 
-def evaluate_kept(run: FinishedRun, split: str | None = None, tta: bool | None = None) -> EvaluationReport:
+def evaluate_kept(run: RunRecord, split: str | None = None, tta: bool | None = None) -> EvaluationReport:
     """Scores the predictions a run kept; needs no model.
 
     Args:
@@ -107,27 +107,22 @@ def evaluate_kept(run: FinishedRun, split: str | None = None, tta: bool | None =
     Raises:
         InputError: the run did not keep these predictions.
     """
-    chosen = split or ("test" if "test" in run.predictions else "valid")
-    if chosen not in run.predictions:
+    chosen = split or run.splits[-1]
+    if chosen not in run.splits:
         raise InputError(
-            f"run {str(run.folder)!r}: kept its predictions of {' and '.join(run.predictions)}, not of {chosen}; to "
+            f"run {str(run.folder)!r}: kept its predictions of {' and '.join(run.splits)}, not of {chosen}; to "
             f"predict others name their source: kbaseline evaluate {run.folder} {run.config.data.source} "
             f"--split {chosen}."
         )
-    kept = run.predictions[chosen]
-    if tta and "tta" not in kept.probabilities:
+    kept = run.evaluations[chosen]
+    if tta and "tta" not in kept:
         raise InputError(f"run {str(run.folder)!r}: kept no predictions with test-time augmentation; leave --tta out.")
-    temperatures = {} if chosen == "valid" else temperatures_of(run)
-    figures = {
-        kind: evaluate_predictions(p, kept.labels, run.class_names, temperature=temperatures.get(kind))
-        for kind, p in kept.probabilities.items()
-        if kind == "plain" or tta is not False
-    }
-    return EvaluationReport(run.folder, run.config.data.source, chosen, figures)
+    wanted = {kind: found for kind, found in kept.items() if kind == "plain" or tta is not False}
+    return EvaluationReport(run.folder, run.config.data.source, chosen, wanted)
 
 
 def evaluate_source(
-    run: FinishedRun, source: str, split: str | None = None, tta: bool | None = None, console: Console | None = None
+    run: RunRecord, source: str, split: str | None = None, tta: bool | None = None, console: Console | None = None
 ) -> EvaluationReport:
     """Has a run's network predict the images of a source, and scores that.
 
@@ -150,25 +145,16 @@ def evaluate_source(
     from kbaseline.runs.run import load
 
     saved = load(run.folder)
-    temperatures, seconds, figures = temperatures_of(run), {}, {}
+    fitted, seconds, figures = temperatures(run.evaluations["valid"]), {}, {}
     for kind in ("plain", "tta") if tta is not False and run.config.tta else ("plain",):
         begin = time.perf_counter()
         probabilities = saved.predict(images.images, tta=kind == "tta")
         seconds[kind] = time.perf_counter() - begin
         figures[kind] = evaluate_predictions(
-            probabilities, images.labels, run.class_names, temperature=temperatures.get(kind)
+            probabilities, images.labels, run.class_names, temperature=fitted.get(kind)
         )
     seen = images.split in (ALL, "train") and _same_source(source, run.config.data.source)
     return EvaluationReport(run.folder, source, images.split, figures, seconds, images.skipped, seen)
-
-
-def temperatures_of(run: FinishedRun) -> dict[str, float]:
-    """The temperature of each kind of prediction, fitted on the run's validation images."""
-    valid = run.predictions["valid"]
-    return {
-        kind: evaluate_predictions(p, valid.labels, run.class_names).calibration.temperature
-        for kind, p in valid.probabilities.items()
-    }
 
 
 def write_evaluation(found: EvaluationReport, out: Path | None) -> Path:

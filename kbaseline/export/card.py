@@ -8,11 +8,11 @@ from rich.filesize import decimal
 from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.devices.xla import environment
 from kbaseline.render.templates import markdown_template
-from kbaseline.runs.record import FinishedRun
+from kbaseline.runs.record import RunRecord
 
 
 def render_card(
-    run: FinishedRun, kind: str, file: Path, size: tuple[int, int], agreement: str, rounded: bool = False
+    run: RunRecord, kind: str, file: Path, size: tuple[int, int], agreement: str, rounded: bool = False
 ) -> str:
     """The card as Markdown.
 
@@ -29,8 +29,8 @@ def render_card(
         run=run,
         config=run.config,
         backbone=Path(run.config.model.backbone).name,  # of a file of the user's, not where it lies
-        data=run.result["data"],
-        environment=run.result["environment"],
+        data=run.result.data,
+        environment=run.result.environment,
         kind=kind,
         file=file.name,
         bytes=decimal(file.stat().st_size),

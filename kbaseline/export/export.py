@@ -111,7 +111,7 @@ def export_run(
     saved = replace(load(run), console=console)
     restore(saved.model)
     images, source = _real_images(saved)
-    height, width = input_size or saved.result["data"].get("image_size") or images.shape[1:3]
+    height, width = input_size or saved.result.data.image_size or images.shape[1:3]
     images = _fitted(images, height, width)
     facts = {
         "class_names": list(saved.class_names),

@@ -21,21 +21,27 @@ from kbaseline.tta import tta_predict
 
 @dataclass(frozen=True, eq=False)
 class TTAResult:
-    """Plain and test-time-augmented predictions, side by side.
+    """Plain and test-time-augmented predictions of the same images, each scored.
 
     Attributes:
-        plain: figures of the plain predictions.
-        tta: figures of the augmented ones.
-        probabilities: float32 `(number, classes)`, augmented.
-        plain_probabilities: float32 `(number, classes)`.
+        plain: the evaluation of the plain predictions.
+        tta: that of the augmented ones.
         seconds: what the augmented prediction took.
     """
 
     plain: Evaluation
     tta: Evaluation
-    probabilities: np.ndarray
-    plain_probabilities: np.ndarray
     seconds: float
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Float32 `(number, classes)`, augmented."""
+        return self.tta.probabilities.astype(np.float32)
+
+    @property
+    def plain_probabilities(self) -> np.ndarray:
+        """Float32 `(number, classes)`."""
+        return self.plain.probabilities.astype(np.float32)
 
     @property
     def helped(self) -> bool:

@@ -1,103 +1,234 @@
-"""A finished run, read back from its folder: configuration, figures and predictions, but not the model.
+"""The record of a finished run: `result.json` and the predictions, written and read by one class each.
 
 Loads neither Keras nor JAX.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from statistics import median
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic refuses those of typing before Python 3.12
+    Self,
+)
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
 from kbaseline.errors import InputError, one_line
+from kbaseline.metrics import Evaluation, accuracy_interval, evaluate_predictions
 from kbaseline.storage.npz import read_arrays
+from kbaseline.storage.run_folder import RunFolder
 
 SPLITS = ("valid", "test")
 """The splits whose predictions a run keeps, if it has them."""
 
+KINDS = ("plain", "tta")
+"""The kinds of prediction: of the image as it is, and with test-time augmentation."""
+
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Amount = Annotated[float, Field(ge=0, le=1e12)]
+_Kind = Annotated[str, Field(pattern="^(plain|tta)$")]
+_Loss = Annotated[float, Field(allow_inf_nan=True)] | None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+class Epoch(TypedDict):
+    """One epoch; `epoch` counts from 1, losses are mean cross-entropies in nats, accuracy is that on validation."""
 
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
-class _Epoch(_Part):
     stage: str
+    epoch: NotRequired[int]
+    train_loss: NotRequired[_Loss]
+    valid_loss: NotRequired[_Loss]
     accuracy: _Share
     images_per_s: _Amount
     seconds: _Amount
 
 
-class _Data(_Part):
+class DataSummary(BaseModel):
+    """The data of a run: its `source`, `class_names`, `images` by split, sizes, and one line for each image skipped."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
     source: str
+    class_names: list[str] = []
     images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
+    size: int | None = None
     image_size: Annotated[list[Annotated[int, Field(ge=1, le=10**5)]], Field(min_length=2, max_length=2)] | None = None
     flip_safe: bool
     skipped: list[str]
 
 
-class _Result(_Part):
-    """What is read of `result.json`; it may hold more."""
+@dataclass(frozen=True)
+class Step:
+    """One line of a run's accuracy by step: a stage, test-time augmentation, or a score on the test split.
+
+    Attributes:
+        name: of the stage, or `tta`, `test plain`, `test tta`.
+        accuracy: 0 to 1.
+        images: how many were scored.
+        seconds: what the step took, or None where it came with another.
+        images_per_s: median over the stage's epochs, in training; None for a prediction.
+    """
+
+    name: str
+    accuracy: float
+    images: int
+    seconds: float | None = None
+    images_per_s: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy; see `metrics.accuracy_interval`."""
+        return accuracy_interval(round(self.accuracy * self.images), self.images)
+
+
+class RunResult(BaseModel):
+    """What a run found; `run_baseline` returns it, and `resume_run` reads it again from the folder of a finished run.
+
+    >>> from rich.console import Console
+    >>> from kbaseline import resume_run
+    >>> result = resume_run("runs/quickstart", console=Console(quiet=True))
+    >>> result.accuracy == result.tta_accuracy
+    True
+    >>> [row["stage"] for row in result.history]
+    ['head', 'head', 'head', 'finetune', 'finetune', 'finetune']
+
+    Attributes:
+        accuracy: 0 to 1, as every accuracy here, of the last step: with test-time augmentation where the recipe has
+            it, else of the last stage. On the test split if the data has one besides validation, else on validation.
+        stages: validation accuracy after each stage, by name, in the order they were trained.
+        tta_accuracy: validation accuracy with test-time augmentation, or None.
+        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
+        suggested_lrs: the finder's suggestions, stage -> rule -> rate; no rules where the curve suggests nothing.
+        seconds: wall-clock seconds of each part: data, model, every sweep, stage and augmented prediction.
+        seed: of every random draw.
+        batch_size: images a step, over all devices.
+        data: the source, its classes, and the images of each split.
+        figures: split -> kind of prediction -> `Evaluation.to_dict()`.
+        history: one row an epoch: stage, epoch (from 1), train_loss and valid_loss (mean cross-entropy in nats),
+            accuracy (on validation), images_per_s (in training), seconds (the epoch's, validation included).
+        environment: versions, device and processor count.
+        folder: the run folder.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
     accuracy: _Share
     stages: dict[str, _Share]
     tta_accuracy: _Share | None
-    test_accuracy: dict[Literal["plain", "tta"], _Share] | None
+    test_accuracy: dict[_Kind, _Share] | None
     suggested_lrs: dict[str, dict[str, _Amount]]
     seconds: dict[str, _Amount]
-    history: Annotated[list[_Epoch], Field(min_length=1)]
     seed: int
-    data: _Data
+    batch_size: int | None = None
+    data: DataSummary
+    figures: dict[str, dict[str, Any]] = {}
+    history: Annotated[list[Epoch], Field(min_length=1)]
     environment: dict[str, str | int | None]
+    folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if not set(self.stages) <= {row.stage for row in self.history}:
+        if not set(self.stages) <= {row["stage"] for row in self.history}:
             raise ValueError("a stage has no epoch in its history")
         if not {"valid", *(["test"] if self.test_accuracy else [])} <= set(self.data.images):
             raise ValueError("a split that was scored has no images")
         return self
 
+    @property
+    def steps(self) -> list[Step]:
+        """Accuracy by step: every stage and test-time augmentation on validation, then the test split."""
+        images, seconds = self.data.images, self.seconds
+        steps = []
+        for stage, accuracy in self.stages.items():
+            speed = median(row["images_per_s"] for row in self.history if row["stage"] == stage)
+            steps.append(Step(stage, accuracy, images["valid"], seconds.get(stage), speed))
+        if self.tta_accuracy is not None:
+            steps.append(Step("tta", self.tta_accuracy, images["valid"], seconds.get("valid tta")))
+        for kind, accuracy in (self.test_accuracy or {}).items():
+            spent = seconds.get("test tta") if kind == "tta" else None
+            steps.append(Step(f"test {kind}", accuracy, images["test"], spent))
+        return steps
+
+    def write(self, folder: RunFolder) -> None:
+        """Writes `result.json`. Raises `RunError` as `RunFolder.atomic` does."""
+        folder.write_json("result.json", self.model_dump())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads `result.json`.
+
+        Raises:
+            InputError: another version wrote it, or it is damaged.
+            OSError, ValueError, RecursionError: it cannot be read at all.
+        """
+        stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        try:
+            return cls.model_validate({**stored, "folder": folder} if isinstance(stored, dict) else stored)
+        except ValidationError as error:
+            raise InputError(_damage(folder, error)) from None
+
+
+BaselineResult = RunResult
+"""Its public name."""
+
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a run predicted on one of its splits.
-
-    Attributes:
-        labels: int `(number,)`.
-        probabilities: float32 `(number, classes)` by kind: `plain` and, if the run had it, `tta`.
-    """
-
-    labels: np.ndarray
-    probabilities: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class FinishedRun:
+class RunRecord:
     """A run folder whose run has come to its end.
 
     Attributes:
         folder: where it is.
         config: what it ran with.
-        result: what `result.json` holds.
+        result: what it found.
         class_names: the name of each label.
-        predictions: by split.
+        arrays: what `predictions.npz` holds.
     """
 
     folder: Path
     config: Config
-    result: dict[str, Any]
+    result: RunResult
     class_names: tuple[str, ...]
-    predictions: dict[str, Predictions]
+    arrays: Mapping[str, np.ndarray]
+
+    @cached_property
+    def evaluations(self) -> dict[str, dict[str, Evaluation]]:
+        """The predictions the run kept, scored: split -> kind -> `Evaluation`.
+
+        Those of the test split are calibrated by the temperatures fitted on validation.
+        """
+        scored: dict[str, dict[str, Evaluation]] = {}
+        for split in self.splits:
+            fitted = temperatures(scored["valid"]) if scored else {}
+            labels = self.arrays[f"{split}_labels"]
+            scored[split] = {
+                kind: evaluate_predictions(self.arrays[name], labels, self.class_names, temperature=fitted.get(kind))
+                for kind in KINDS
+                if (name := f"{split}_{kind}_probabilities") in self.arrays
+            }
+        return scored
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits whose predictions it kept: `valid` and perhaps `test`."""
+        return tuple(split for split in SPLITS if f"{split}_labels" in self.arrays)
 
 
-def read_run(folder: Path) -> FinishedRun:
+def temperatures(by_kind: Mapping[str, Evaluation]) -> dict[str, float]:
+    """The temperature fitted on each kind of prediction."""
+    return {kind: found.calibration.temperature for kind, found in by_kind.items()}
+
+
+def read_run(folder: Path) -> RunRecord:
     """Reads a run folder.
 
     Raises:
@@ -106,48 +237,37 @@ def read_run(folder: Path) -> FinishedRun:
     display_name = f"run {str(folder)!r}"
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise InputError(
-            f"{display_name}: no such folder; give the folder of a finished run, for instance runs/baseline."
-        )
+        raise InputError(f"{display_name}: no such folder; give that of a finished run, for instance runs/baseline.")
     for name in ("config.yaml", "result.json", "predictions.npz"):
         if not (folder / name).is_file():
             raise InputError(f"{display_name}: holds no {name}, so it is no run folder, or its run has not finished.")
     config = load_config(folder / "config.yaml")
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        _Result.model_validate(result)
-        names, predictions = _read_predictions(folder / "predictions.npz")
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        missing = sorted({".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"})
-        if missing:
-            raise InputError(
-                f"{display_name}: result.json lacks {', '.join(missing)}; another version wrote it. Run again."
-            ) from None
-        where = ".".join(map(str, found[0]["loc"])) or "it"
-        raise InputError(
-            f"{display_name}: result.json is damaged ({where}: {found[0]['msg'].removeprefix('Value error, ')}). Run "
-            "it again."
-        ) from None
+        result = RunResult.read(folder)
+        arrays = _read_predictions(folder / "predictions.npz")
+        names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        reason = one_line(error)
         raise InputError(
-            f"{display_name}: its files cannot be read ({reason}); they are damaged. Run it again."
+            f"{display_name}: its files cannot be read ({one_line(error)}); they are damaged. Run it again."
         ) from None
-    return FinishedRun(folder, config, result, names, predictions)
+    return RunRecord(folder, config, result, names, arrays)
 
 
-def _read_predictions(path: Path) -> tuple[tuple[str, ...], dict[str, Predictions]]:
+def _read_predictions(path: Path) -> dict[str, np.ndarray]:
     arrays = read_arrays(path)
-    names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
-    predictions = {
-        split: Predictions(
-            arrays[f"{split}_labels"],
-            {kind: arrays[key] for kind in ("plain", "tta") if (key := f"{split}_{kind}_probabilities") in arrays},
-        )
-        for split in SPLITS
-        if f"{split}_labels" in arrays
-    }
-    if "valid" not in predictions or any("plain" not in found.probabilities for found in predictions.values()):
+    kept = [split for split in SPLITS if f"{split}_labels" in arrays]
+    if "valid" not in kept or any(f"{split}_plain_probabilities" not in arrays for split in kept):
         raise ValueError("predictions.npz lacks the plain predictions of a split")
-    return names, predictions
+    return arrays
+
+
+def _damage(folder: Path, error: ValidationError) -> str:
+    """What is wrong with a `result.json`, in one line."""
+    display_name = f"run {str(folder)!r}"
+    found = error.errors(include_url=False, include_input=False)
+    missing = sorted({".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"})
+    if missing:
+        return f"{display_name}: result.json lacks {', '.join(missing)}; another version wrote it. Run again."
+    where = ".".join(map(str, found[0]["loc"])) or "it"
+    reason = found[0]["msg"].removeprefix("Value error, ")
+    return f"{display_name}: result.json is damaged ({where}: {reason}). Run it again."

@@ -5,8 +5,7 @@ the rest. Class names, paths and configuration are text, whatever they hold.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
@@ -17,14 +16,14 @@ from rich.console import Console
 from kbaseline.config.schema import Config
 from kbaseline.console.format import interval, percent
 from kbaseline.data import ImageData, Split
-from kbaseline.devices.xla import environment
 from kbaseline.errors import with_kind
 from kbaseline.gradcam import grad_cam
-from kbaseline.metrics import Evaluation, compare_paired
+from kbaseline.metrics import Evaluation, compare_paired, final
 from kbaseline.render.images import SMALL, chart, heat_picture, picture
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.render.templates import html_template
-from kbaseline.runs.results import Outcome, Sweep
+from kbaseline.runs.record import RunResult
+from kbaseline.runs.results import Sweep
 from kbaseline.storage.run_folder import RunFolder
 
 _MISTAKES, _UNCERTAIN, _PAIRS, _CLASSES, _SKIPPED = 12, 12, 10, 50, 100
@@ -42,83 +41,69 @@ class ReportData:
     """What the page is made of.
 
     Attributes:
-        config: of the run.
+        result: what the run found.
+        config: what it ran with.
         data: whose validation or test images are shown.
         model: uint8 images in, logits out, as trained.
-        outcomes: by split, `valid` and perhaps `test`, which then is the one shown.
+        evaluations: split -> kind of prediction -> its evaluation; `valid` and perhaps `test`, which then is the one
+            shown.
         sweeps: by stage.
-        rungs: (name, accuracy 0 to 1, seconds or None), in the order they were accuracy_by_step.
-        history: one row an epoch.
-        applied: one row a step.
-        seconds: wall-clock seconds of each part.
+        applied: one row a step: its learning rate and momentum.
     """
 
+    result: RunResult
     config: Config
     data: ImageData
     model: keras.Model
-    outcomes: Mapping[str, Outcome]
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
     sweeps: Mapping[str, Sweep]
-    rungs: Sequence[tuple[str, float, float | None]]
-    history: Sequence[Mapping[str, Any]]
     applied: Sequence[Mapping[str, Any]]
-    seconds: Mapping[str, float]
 
 
-def write_report(folder: RunFolder, contents: ReportData, console: Console) -> None:
+def write_report(folder: RunFolder, report: ReportData, console: Console) -> None:
     """Writes `report.html`, or says in a line why not: it comes last, and a run that cannot be drawn is not lost."""
     try:
         with console.status("report.html"):
-            folder.write_text("report.html", render_report(contents))
+            folder.write_text("report.html", render_report(report))
     except Exception as error:
         line = f"report.html: not written ({with_kind(error)}); result.json holds every figure"
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def render_report(contents: ReportData) -> str:
+def render_report(report: ReportData) -> str:
     """The page as HTML."""
-    data, split = contents.data, "test" if "test" in contents.outcomes else "valid"
-    outcome = contents.outcomes[split]
-    last = outcome.last
+    data, split = report.data, "test" if "test" in report.evaluations else "valid"
+    by_kind = report.evaluations[split]
+    last = final(by_kind)
     return html_template("report").render(
-        config=contents.config,
+        config=report.config,
         data=data,
         split={"valid": "validation", "test": "test"}[split],
         last=last,
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
-        with_tta="tta" in outcome.figures,
-        ladder=_ladder(contents),
-        figures=_figures(outcome.figures),
-        paired=compare_paired(outcome.figures["plain"], last) if "tta" in outcome.figures else None,
-        charts=_charts(contents),
+        with_tta="tta" in by_kind,
+        steps=_steps(report.result),
+        figures=_figures(by_kind),
+        paired=compare_paired(by_kind["plain"], last) if "tta" in by_kind else None,
+        charts=_charts(report),
         confusion=_confusion(last),
         roomy=len(last.class_names) > _ROOMY,
         confused=last.most_confused()[:_PAIRS],
-        mistakes=_mistakes(contents.model, data.splits[split], last),
+        mistakes=_mistakes(report.model, data.splits[split], last),
         uncertain=_uncertain(data.splits[split], last),
         classes=sorted(last.per_class, key=lambda row: (not row["support"], row["f1"]))[:_CLASSES],
         skipped=data.skipped[:_SKIPPED],
-        history=contents.history,
-        seconds=contents.seconds,
-        environment=environment(),
+        history=report.result.history,
+        seconds=report.result.seconds,
+        environment=report.result.environment,
     )
 
 
-def _ladder(contents: ReportData) -> list[dict[str, Any]]:
-    """The rungs, with the share of wrong images and the speed of training in each."""
-    speeds: dict[str, list[float]] = {}
-    for row in contents.history:
-        speeds.setdefault(row["stage"], []).append(row["images_per_s"])
-    worst = max([1 - accuracy for _, accuracy, _ in contents.rungs] + [1e-9])
+def _steps(result: RunResult) -> list[dict[str, Any]]:
+    """Accuracy by step, with the share of wrong images and the length of its bar in percent."""
+    worst = max(*(1 - step.accuracy for step in result.steps), 1e-9)
     return [
-        {
-            "name": name,
-            "accuracy": accuracy,
-            "wrong": 1 - accuracy,
-            "bar": 100 * (1 - accuracy) / worst,
-            "seconds": seconds,
-            "speed": median(speeds[name]) if name in speeds else None,
-        }
-        for name, accuracy, seconds in contents.rungs
+        {**asdict(step), "wrong": 1 - step.accuracy, "bar": 100 * (1 - step.accuracy) / worst} for step in result.steps
     ]
 
 
@@ -147,18 +132,17 @@ def _chart(title: str, figure: Figure, alt: str) -> dict[str, str]:
     return {"title": title, "alt": f"{title}: {alt}.", "light": light, "dark": dark}
 
 
-def _charts(contents: ReportData) -> list[dict[str, str]]:
+def _charts(report: ReportData) -> list[dict[str, str]]:
     """Loss and accuracy, rates and momentum, and every stage's sweep."""
-    tta = contents.outcomes["valid"].figures.get("tta")
-    history = plot_history(contents.history, tta.accuracy if tta else None, _WIDTH)
-    schedule = plot_schedule(contents.applied, _WIDTH)
+    history = plot_history(report.result.history, report.result.tta_accuracy, _WIDTH)
+    schedule = plot_schedule(report.applied, _WIDTH)
     charts = [
         _chart(
             "Loss and accuracy", history, "of training and validation after each epoch; the table holds the numbers"
         ),
         _chart("Schedule", schedule, "learning rate and momentum at every step"),
     ]
-    for name, sweep in contents.sweeps.items():
+    for name, sweep in report.sweeps.items():
         chosen = "no rate was chosen" if sweep.chosen is None else f"the rate chosen is {sweep.chosen:.1e}"
         figure = plot_lr_find([sweep.panel("")], _WIDTH)
         charts.append(_chart(f"Learning-rate finder, {name}", figure, f"loss against learning rate; {chosen}"))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.runs.inference import predict_plain, predict_views
-from kbaseline.runs.record import FinishedRun, read_run
+from kbaseline.runs.record import RunRecord, RunResult, read_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,7 @@ class SavedRun:
         config: what it ran with.
         model: from uint8 images of any size to float32 logits.
         class_names: the name of each label.
-        result: what `result.json` holds.
+        result: what the run found.
         console: where progress goes.
     """
 
@@ -36,7 +35,7 @@ class SavedRun:
     config: Config
     model: keras.Model
     class_names: tuple[str, ...]
-    result: dict[str, Any]
+    result: RunResult
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def predict(self, images: np.ndarray, *, tta: bool = False, batch_size: int | None = None) -> np.ndarray:
@@ -56,7 +55,7 @@ class SavedRun:
         """
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
-        flip_safe = self.result["data"]["flip_safe"]
+        flip_safe = self.result.data.flip_safe
         return predict_views(self.model, images, self.config, flip_safe, self.console, batch_size)[1]
 
     def forget(self) -> None:
@@ -81,7 +80,7 @@ def load(run: str | Path) -> SavedRun:
         run: the run's folder.
 
     Returns:
-        The run: `model`, `class_names`, `config`, what `result.json` holds, and `predict(images, tta=False)`, from
+        The run: `model`, `class_names`, `config`, its `result`, and `predict(images, tta=False)`, from
         uint8 or float images `(number, height, width, 3)`, 0-255, all of one size but of any, to float32 probabilities
         `(number, classes)`.
 
@@ -101,7 +100,7 @@ def load(run: str | Path) -> SavedRun:
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
 
 
-def read_data(run: FinishedRun, console: Console | None = None) -> ImageData:
+def read_data(run: RunRecord, console: Console | None = None) -> ImageData:
     """The data of a finished run, read again from its source and split as it was.
 
     Args:

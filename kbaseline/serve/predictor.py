@@ -50,11 +50,11 @@ class Predictor:
     def about(self) -> dict[str, Any]:
         """The run in plain Python: its name, classes, accuracies (0 to 1) by split, TTA, and the network's input."""
         config, result = self._run.config, self._run.result
-        valid = {"plain": list(result["stages"].values())[-1], "tta": result["tta_accuracy"]}
+        valid = {"plain": list(result.stages.values())[-1], "tta": result.tta_accuracy}
         return {
             "run": self._run.folder.resolve().name,
             "classes": list(self._run.class_names),
-            "accuracy": {"valid": valid, "test": result["test_accuracy"]},
+            "accuracy": {"valid": valid, "test": result.test_accuracy},
             "tta": config.tta.model_dump(mode="json") if config.tta else None,
             "input": {"size": config.data.size, "resize": config.data.resize},
         }

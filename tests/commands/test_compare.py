@@ -24,14 +24,14 @@ def test_flattened_reaches_into_lists():
 
 
 def test_figures_are_the_runs(finished_run):
-    """Golden: a rung for each stage, TTA and the test split, each with the interval of its own images."""
+    """Golden: a step for each stage, TTA and the test split, each with the interval of its own images."""
     run = read_run(finished_run("one", images=100, right=80, test=40, **SMALL))
     (summary,) = comparison([run])["runs"]
-    assert [rung["rung"] for rung in summary["rungs"]] == ["head", "finetune", "tta", "test plain", "test tta"]
-    assert [rung["accuracy"] for rung in summary["rungs"]] == [0.5, 0.8, 0.81, 1.0, 1.0]
-    assert summary["rungs"][2]["interval"] == list(accuracy_interval(81, 100))
-    assert summary["rungs"][4]["interval"] == list(accuracy_interval(40, 40))
-    assert [rung["seconds"] for rung in summary["rungs"]] == [3.0, 4.0, 2.0, None, 2.0]
+    assert [step["name"] for step in summary["steps"]] == ["head", "finetune", "tta", "test plain", "test tta"]
+    assert [step["accuracy"] for step in summary["steps"]] == [0.5, 0.8, 0.81, 1.0, 1.0]
+    assert summary["steps"][2]["interval"] == list(accuracy_interval(81, 100))
+    assert summary["steps"][4]["interval"] == list(accuracy_interval(40, 40))
+    assert [step["seconds"] for step in summary["steps"]] == [3.0, 4.0, 2.0, None, 2.0]
     assert (summary["seconds"], summary["images_per_s"]) == (12.0, 200.0)
     assert (summary["backbone"], summary["size"], summary["seed"]) == ("resnet20", 32, 42)
 

@@ -76,11 +76,10 @@ def test_a_test_split_goes_first_at_validations_temperature(finished_run):
     """Invariant: no temperature is fitted on the images it is judged on, if the run kept others."""
     run = read_run(finished_run("run", images=60, right=45, test=40))
     found = evaluate_kept(run)
-    valid = run.predictions["valid"]
     assert (found.split, len(found.last.labels)) == ("test", 40)
     for kind, figures in found.figures.items():
         assert not figures.calibration.cross_fitted
-        fitted = fit_temperature(valid.probabilities[kind].astype(float), valid.labels)
+        fitted = fit_temperature(run.arrays[f"valid_{kind}_probabilities"].astype(float), run.arrays["valid_labels"])
         assert figures.calibration.temperature == pytest.approx(fitted)
     assert evaluate_kept(run, "valid").split == "valid"
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from kbaseline.console import training as progress
 from kbaseline.console.format import rate
 from kbaseline.console.training import PredictBar, StageTable, SweepBar
+from kbaseline.runs.record import Step
 from kbaseline.runs.results import accuracy_table
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -279,11 +280,11 @@ def test_bars_leave_a_log_alone(log, model, samples):
     assert seen(log) == ""
 
 
-def test_ladder_table(log):
-    """Golden: one rung a line, a dash where there is no time."""
-    log.print(accuracy_table([("head", 0.9412, 83.0), ("[tta]", 0.9612, None)]))
+def test_accuracy_table(log):
+    """Golden: one step a line, a dash where there is no time."""
+    log.print(accuracy_table([Step("head", 0.9412, 100, 83.0), Step("[tta]", 0.9612, 100)]))
     lines = [line.split() for line in seen(log).splitlines()]
-    assert lines == [["stage", "accuracy", "time"], ["head", "94.12", "%", "01:23"], ["[tta]", "96.12", "%", "-"]]
+    assert lines == [["step", "accuracy", "time"], ["head", "94.12", "%", "01:23"], ["[tta]", "96.12", "%", "-"]]
 
 
 @pytest.mark.parametrize(("value", "text"), [(12345.6, "12,346"), (99.96, "100"), (56.74, "56.7"), (0.12345, "0.123")])

@@ -85,7 +85,7 @@ def test_the_numbers_agree_with_each_other(run):
     assert set(stored["seconds"]) >= {"data", "model", "head lr_find", "head", "finetune", "valid tta"}
 
 
-def test_the_page_shows_the_last_rung(run):
+def test_the_page_shows_the_last_step(run):
     """report.html leads with the accuracy of the result, and has a heat map beside each of the worst mistakes."""
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert f"<title>digits: {100 * run.tta_accuracy:.2f} %</title>" in page

@@ -24,7 +24,7 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.runs import report
 from kbaseline.runs.report import ReportData, render_report, write_report
-from kbaseline.runs.results import Outcome, Sweep, accuracy_by_step
+from kbaseline.runs.results import Sweep, draw_up_result
 from kbaseline.storage.run_folder import RunFolder
 
 EVIL = "<script>document.title='pwned'</script>"
@@ -43,30 +43,27 @@ def contents(names=NAMES, number=60, size=12, wrong=20, tta=True, split="valid",
     logits[np.arange(number), (labels + (np.arange(number) < wrong)) % classes] += 9
     plain = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     kinds = {"plain": plain} | ({"tta": 0.9 * plain + 0.1 / classes} if tta else {})
-    outcome = Outcome(labels, kinds, {kind: evaluate_predictions(p, labels, names) for kind, p in kinds.items()})
-    outcomes = {"valid": outcome} | ({split: outcome} if split != "valid" else {})
+    found = {kind: evaluate_predictions(p, labels, names) for kind, p in kinds.items()}
+    evaluations = {"valid": found} | ({split: found} if split != "valid" else {})
     image = keras.Input((None, None, 3), dtype="uint8")
     x = layers.Conv2D(4, 3, 2, activation="relu")(layers.Rescaling(1 / 255)(image))
     model = keras.Model(image, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
     seconds = {"data": 1.0, "head": 61.0, "finetune": 30.0, "valid tta": 2.0, "test tta": 3.0}
     curve = LRCurve(np.geomspace(1e-7, 1, 30), np.linspace(3, 1, 30), np.linspace(3, 1, 30))
-    return ReportData(
-        config=load_config({"name": "trial", "data": {"size": size}, "model": {"backbone": f"{EVIL}.keras"}}),
-        data=replace(data, skipped=tuple(skipped), test=data.valid if split == "test" else None),
-        model=model,
-        outcomes=outcomes,
-        sweeps={"head": Sweep(curve, {"valley": 1e-3}, 2e-3), "finetune": Sweep(curve, {})},
-        rungs=accuracy_by_step({"head": 0.5, "finetune": 0.625}, outcomes, seconds),
-        history=[
-            {
-                **{"stage": stage, "epoch": 1, "train_loss": 2.5, "valid_loss": 1.25, "accuracy": accuracy},
-                **{"images_per_s": 1234.4, "seconds": 9.0},
-            }
-            for stage, accuracy in (("head", 0.5), ("finetune", 0.625))
-        ],
-        applied=[{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)],
-        seconds=seconds,
-    )
+    data = replace(data, skipped=tuple(skipped), test=data.valid if split == "test" else None)
+    config = load_config({"name": "trial", "data": {"size": size}, "model": {"backbone": f"{EVIL}.keras"}})
+    sweeps = {"head": Sweep(curve, {"valley": 1e-3}, 2e-3), "finetune": Sweep(curve, {})}
+    stages = {"head": 0.5, "finetune": 0.625}
+    history = [
+        {
+            **{"stage": stage, "epoch": 1, "train_loss": 2.5, "valid_loss": 1.25, "accuracy": accuracy},
+            **{"images_per_s": 1234.4, "seconds": 9.0},
+        }
+        for stage, accuracy in stages.items()
+    ]
+    result = draw_up_result(stages, evaluations, sweeps, history, seconds, data, config, Path("runs/trial"))
+    applied = [{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)]
+    return ReportData(result, config, data, model, evaluations, sweeps, applied)
 
 
 class Page(HTMLParser):
@@ -146,12 +143,12 @@ def test_everyone_can_read_it(page):
     assert {link["href"][1:] for link in page.all("a")} <= set(names)
 
 
-def test_figures_are_those_of_the_last_rung(run, page):
+def test_figures_are_those_of_the_last_step(run, page):
     """Reference: accuracy and wrong images counted here, from the augmented probabilities."""
-    probabilities, labels = run.outcomes["valid"].probabilities["tta"], run.outcomes["valid"].labels
+    probabilities, labels = run.evaluations["valid"]["tta"].probabilities, run.evaluations["valid"]["tta"].labels
     right = int((probabilities.argmax(axis=1) == labels).sum())
     assert right == 40
-    low, high = run.outcomes["valid"].last.interval
+    low, high = run.evaluations["valid"]["tta"].interval
     assert (
         f"{100 * right / 60:.2f} % of 60 validation images are right with test-time augmentation, 20 wrong" in page.text
     )
@@ -175,7 +172,7 @@ def cards(html, section):
 
 def test_worst_mistakes_come_first_with_their_own_pixels(run, html):
     """Reference: the wrong images by the probability of their class, each with its pixels and two heat maps."""
-    p, labels = run.outcomes["valid"].probabilities["tta"], run.outcomes["valid"].labels
+    p, labels = run.evaluations["valid"]["tta"].probabilities, run.evaluations["valid"]["tta"].labels
     own = p[np.arange(60), labels]
     expected = sorted(np.flatnonzero(p.argmax(axis=1) != labels), key=lambda i: own[i])[:12]
     found = list(cards(html, "mistakes"))
@@ -201,12 +198,12 @@ def test_images_from_files_are_called_by_them(run):
 
 def test_least_certain_come_first(run, html):
     """Reference: images by their highest probability, the lowest first; right ones say so."""
-    top = run.outcomes["valid"].probabilities["tta"].max(axis=1)
+    top = run.evaluations["valid"]["tta"].probabilities.max(axis=1)
     assert [index for index, *_ in cards(html, "uncertain")] == np.argsort(top, kind="stable")[:12].tolist()
 
 
 def test_heat_maps_are_of_the_named_and_the_true_class(run, monkeypatch):
-    """Invariant: Grad-CAM is asked about the prediction of the last rung, then about the truth, of the worst images."""
+    """Invariant: Grad-CAM is asked about the prediction of the last step, then about the truth, of the worst images."""
     asked = []
 
     def fake(model, images, classes):
@@ -215,7 +212,7 @@ def test_heat_maps_are_of_the_named_and_the_true_class(run, monkeypatch):
 
     monkeypatch.setattr(report, "grad_cam", fake)
     page = render_report(run)
-    p, labels = run.outcomes["valid"].probabilities["tta"], run.outcomes["valid"].labels
+    p, labels = run.evaluations["valid"]["tta"].probabilities, run.evaluations["valid"]["tta"].labels
     worst = [index for index, *_ in cards(page, "mistakes")]
     assert [label for _, label in asked] == [*p[worst].argmax(axis=1), *labels[worst]]
     np.testing.assert_array_equal([image for image, _ in asked], run.data.valid.images[[*worst, *worst]])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kbaseline import learner, run_baseline
+from kbaseline import learner, resume_run, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.errors import InputError, RunError
 from kbaseline.learner import Learner
@@ -117,21 +117,21 @@ def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_p
     for path in run.glob("checkpoints/*.npz"):
         damage(path)
     with cut_at(0, 0, 3):
-        run_baseline(resume=run, console=console)
+        resume_run(run, console=console)
     assert screen.getvalue().count("npz': damaged (its SHA-256 is not the one beside it)") == 2
     assert "starts anew" in screen.getvalue()
     with cut_at(0, 2, 0):
-        run_baseline(resume=run, console=QUIET)
+        resume_run(run, console=QUIET)
     damage(sorted(run.glob("checkpoints/*.npz"))[-1])
     with cut_at(1, 0, 1):
-        run_baseline(resume=run, console=console)
+        resume_run(run, console=console)
     assert "goes on at head, epoch 2, batch 5" in screen.getvalue()
     with cut_at(2, 0, 0):
-        run_baseline(resume=run, console=QUIET)
+        resume_run(run, console=QUIET)
     monkeypatch.setattr(Learner, "lr_sweep", lambda self: pytest.fail("swept again"))
     with cut_at(2, 1, 3):
-        run_baseline(resume=run, console=QUIET)
-    run_baseline(resume=run, console=console)
+        resume_run(run, console=QUIET)
+    resume_run(run, console=console)
     assert screen.getvalue().count("starts anew") == 1
     assert_same(run, whole)
 
@@ -139,7 +139,7 @@ def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_p
 def test_a_finished_run_says_so(recipe, whole):
     """Resuming one does nothing and gives its result."""
     before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
-    result = run_baseline(resume=whole, console=QUIET)
+    result = resume_run(whole, console=QUIET)
     assert result.accuracy == facts(whole)["accuracy"]
     assert [row["stage"] for row in result.history] == ["head", "head", "again", "all", "all"]
     assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
@@ -148,15 +148,20 @@ def test_a_finished_run_says_so(recipe, whole):
 def test_what_resume_refuses(recipe, tmp_path):
     """A folder without a run, changes beside it, another configuration than the checkpoint's, other data."""
     with pytest.raises(InputError, match=r"holds no config.yaml"):
-        run_baseline(resume=tmp_path)
-    with pytest.raises(InputError, match=r"leave out config, out and every change"):
-        run_baseline(resume=tmp_path, seed=4)
+        resume_run(tmp_path)
+    with pytest.raises(InputError, match=r"change nothing but runtime\.devices"):
+        resume_run(tmp_path, seed=4)
+    with (
+        pytest.raises(InputError, match=r"leave out config and out"),
+        pytest.warns(DeprecationWarning, match="resume_run"),
+    ):
+        run_baseline(recipe, resume=tmp_path)
     with cut_at(0, 0, 1):
         run_baseline(recipe, out=tmp_path / "run", console=QUIET)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("max_lr: 0.01", "max_lr: 0.02"))
     with pytest.raises(InputError, match=r"the config changed since its checkpoint; start a new run"):
-        run_baseline(resume=tmp_path / "run", console=QUIET)
+        resume_run(tmp_path / "run", console=QUIET)
     assert (tmp_path / "run" / "checkpoints" / "000002.npz").exists()
 
 
@@ -168,7 +173,7 @@ def test_a_folder_has_one_run(recipe, tmp_path):
     with pytest.raises(InputError, match=r"another process is running in it.*--out"):
         Checkpoints(run, print)
     with pytest.raises(InputError, match=r"another process is running in it"):
-        run_baseline(resume=run.path, console=QUIET)
+        resume_run(run.path, console=QUIET)
     held.close()
     assert (run.path / "checkpoints" / "lock").exists()
     Checkpoints(run, print).close()
@@ -282,7 +287,7 @@ def test_a_signal_in_test_time_augmentation_ends_it_and_the_run_can_go_on(recipe
         patch.setattr(learner, "predict_views", views)
         with pytest.raises(Stopped, match="--resume"):
             run_baseline(short, out=tmp_path / "run", console=QUIET)
-    assert run_baseline(resume=tmp_path / "run", console=QUIET).tta_accuracy is not None
+    assert resume_run(tmp_path / "run", console=QUIET).tta_accuracy is not None
 
 
 def test_sigterm_saves_says_how_to_go_on_and_ends_with_143(recipe, tmp_path):
