@@ -98,8 +98,9 @@ class Learner:
         config: Config | Mapping[str, Any] | str | Path | None = None,
         console: Console | None = None,
     ) -> None:
-        chosen = {"model.backbone": backbone, "model.weights": weights, "data.size": data.size}
-        settings = load_config(config, {key: value for key, value in chosen.items() if value is not None})
+        given = {"model.backbone": backbone, "model.weights": weights}
+        own = {"data.source": data.source, "data.size": data.size}
+        settings = load_config(config, {**{key: value for key, value in given.items() if value is not None}, **own})
         self._begin(data, settings, console, None)
 
     def _begin(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:

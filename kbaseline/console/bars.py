@@ -1,4 +1,4 @@
-"""Shows how far a long piece of work has come, once it has lasted two seconds."""
+"""The progress bar of every long piece of work: a rate, the time left, and nothing left behind when it ends."""
 
 import threading
 import time
@@ -7,46 +7,72 @@ from typing import Self
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
+from kbaseline.console.format import rate
+
 PATIENCE_SECONDS = 2.0
+"""Work done within this time shows no bar."""
 
 
 class _Rate(ProgressColumn):
-    """`1,234 images/s`, or `12.3 MB/s` for bytes."""
+    """`1,234 images/s`, or `12.3 MB/s` for bytes; nothing where it is not known."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, per_step: float) -> None:
         super().__init__()
-        self._unit = unit
+        self._unit, self._per_step = unit, per_step
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if speed is None:
+        speed = (task.finished_speed or task.speed or 0.0) * self._per_step
+        if not speed:
             return Text("")
-        amount = decimal(int(speed)) if self._unit == "bytes" else f"{speed:,.0f} {self._unit}"
+        amount = decimal(int(speed)) if self._unit == "bytes" else f"{rate(speed)} {self._unit}"
         return Text(f"{amount}/s", style="progress.data.speed")
 
 
 class Bar:
-    """A progress bar with rate and time left that stays away from work done within two seconds.
+    """A progress bar with rate and time left, in a terminal; a log file gets nothing.
 
-    It leaves nothing behind when it ends. Any thread may call `advance`.
+    It leaves nothing behind when it ends. Any thread may move it.
 
     Args:
         console: where to draw; None draws nothing.
         label: what is being done.
-        total: how much there is to do, in `unit`; it may `grow`.
-        unit: what is counted.
+        total: how much there is to do, in steps; it may `grow`. None where nobody knows.
+        unit: what the rate counts.
+        per_step: how much of the unit a step is; given, the bar counts its steps, otherwise it shows percent.
+        patience: seconds before the bar appears; None for `PATIENCE_SECONDS`.
     """
 
-    def __init__(self, console: Console | None, label: str, total: int = 0, unit: str = "images") -> None:
-        self._console, self._label, self._total, self._unit = console, label, total, unit
-        self._done = 0
+    def __init__(
+        self,
+        console: Console | None,
+        label: str,
+        total: int | None = 0,
+        unit: str = "images",
+        *,
+        per_step: float | None = None,
+        patience: float | None = None,
+    ) -> None:
+        self._console = console if console is not None and console.is_interactive else None
+        self._label, self._total, self._unit, self._per_step = label, total, unit, per_step
+        self._patience = PATIENCE_SECONDS if patience is None else patience
+        self._done, self._note = 0, ""
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._progress: Progress | None = None
-        self._task = TaskID(0)
+        if self._patience <= 0:
+            self.move_to(0)
 
     def __enter__(self) -> Self:
         return self
@@ -54,6 +80,10 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Erases the bar for good and gives the terminal its cursor back."""
         with self._lock:
             self._console = None
             self._hide()
@@ -61,37 +91,55 @@ class Bar:
     def grow(self, amount: int) -> None:
         """Adds `amount` to what there is to do."""
         with self._lock:
-            self._total += amount
+            self._total = (self._total or 0) + amount
 
     def advance(self, amount: int = 1) -> None:
         """Counts `amount` as done."""
         with self._lock:
-            self._done += amount
-            if self._console is None:
-                return
-            if self._progress is None:
-                if time.monotonic() - self._began < PATIENCE_SECONDS:
-                    return
-                self._progress = self._shown(self._console)
-            self._progress.update(self._task, completed=self._done, total=self._total or None)
-            if self._done >= self._total > 0:
+            self._show(self._done + amount)
+            if self._total and self._done >= self._total:
                 # Gone at once: another bar may follow before this block ends.
                 self._hide()
+
+    def move_to(self, done: int, note: str = "") -> None:
+        """Moves the bar to `done` steps, never back, and shows `note` beside it until the next one."""
+        with self._lock:
+            self._note = note or self._note
+            self._show(done)
+
+    def _show(self, done: int) -> None:
+        self._done = max(self._done, done)
+        if self._console is None:
+            return
+        if self._progress is None:
+            if time.monotonic() - self._began < self._patience:
+                return
+            self._progress = self._drawn(self._console)
+        self._progress.update(
+            self._progress.tasks[0].id, completed=self._done, total=self._total or None, note=self._note
+        )
 
     def _hide(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress, self._began = None, time.monotonic()
 
-    def _shown(self, console: Console) -> Progress:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            _Rate(self._unit),
-            TimeRemainingColumn(),
+    def _drawn(self, console: Console) -> Progress:
+        percent = TextColumn("{task.percentage:>3.0f} %", "progress.percentage")
+        count: ProgressColumn = percent if self._per_step is None else MofNCompleteColumn()
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TextColumn("{task.percentage:>3.0f} %", "progress.percentage")
+            if self._per_step is None
+            else MofNCompleteColumn(),
+            _Rate(self._unit, 1.0 if self._per_step is None else self._per_step),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=console,
+            transient=True,
+            expand=True,
         )
-        progress = Progress(*columns, console=console, transient=True)
-        self._task = progress.add_task(self._label, total=self._total or None)
+        progress.add_task(self._label, total=self._total or None, note="")
         progress.start()
         return progress

@@ -1,4 +1,4 @@
-"""What a person watches while Keras works: a line per epoch, a bar while it runs, and the ladder at the end.
+"""Console output during training: progress bars and the epoch table.
 
 Only a terminal gets bars; a log file gets the same lines without them and without control characters. Keras may call
 the batch methods from other threads, so that reading a loss does not hold up the next step on the accelerator.
@@ -12,10 +12,9 @@ from typing import Any, Self
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Column
 from rich.text import Text
 
+from kbaseline.console.bars import Bar
 from kbaseline.console.format import clock, percent, rate
 
 _LOSS_EVERY = 0.5
@@ -23,14 +22,6 @@ _LOSS_EVERY = 0.5
 
 _WIDTHS = {"epoch": 5, "train_loss": 10, "valid_loss": 10, "accuracy": 9, "images/s": 9, "time": 8}
 """Columns of the epoch table, and their widths in characters."""
-
-
-class _RateColumn(ProgressColumn):
-    """`1,234 images/s`, or nothing where a batch's images are not known."""
-
-    def render(self, task: Task) -> Text:
-        images, speed = task.fields["images_per_batch"], task.speed
-        return Text(f"{rate(images * speed)} images/s" if images and speed else "", style="progress.data.speed")
 
 
 class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
@@ -49,7 +40,7 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self.console = console
         self._lock = threading.Lock()
-        self._progress: Progress | None = None
+        self._bar: Bar | None = None
         self._next_loss = 0.0
 
     def __enter__(self) -> Self:
@@ -62,45 +53,28 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
 
     def close(self) -> None:
         """Erases the bar and gives the terminal its cursor back; does nothing where there is no bar."""
-        with self._lock:
-            progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.stop()
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.close()
 
     def _open(self, label: str, total: int | None, images_per_batch: float = 0.0) -> None:
         """Draws a bar of `total` batches, None where nobody knows how many there will be."""
         self.close()
-        if not self.console.is_interactive:
-            return
-        progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[loss]}"),
-            console=self.console,
-            transient=True,
-            expand=True,
-        )
-        progress.add_task(label, total=total, loss="", images_per_batch=images_per_batch)
-        progress.start()
-        self._next_loss = time.monotonic() + _LOSS_EVERY
-        with self._lock:
-            self._progress = progress
+        if self.console.is_interactive:
+            self._next_loss = time.monotonic() + _LOSS_EVERY
+            self._bar = Bar(self.console, label, total, per_step=images_per_batch, patience=0)
 
     def _show(self, completed: int, logs: dict[str, Any] | None = None) -> None:
-        """Moves the bar to `completed` batches, never back, and now and then shows the loss in `logs`."""
-        with self._lock:
-            progress = self._progress
-            # Threads may come out of order, and after the bar has gone.
-            if progress is None or completed < progress.tasks[0].completed:
-                return
-            fields: dict[str, Any] = {}
-            if logs and "loss" in logs and time.monotonic() >= self._next_loss:
-                fields["loss"] = f"loss {float(logs['loss']):.4f}"
-                self._next_loss = time.monotonic() + _LOSS_EVERY
-            progress.update(progress.tasks[0].id, completed=completed, **fields)
+        """Moves the bar to `completed` batches, and now and then shows the loss in `logs`."""
+        bar = self._bar
+        # Threads may come after the bar has gone.
+        if bar is None:
+            return
+        note = ""
+        if logs and "loss" in logs and time.monotonic() >= self._next_loss:
+            self._next_loss = time.monotonic() + _LOSS_EVERY
+            note = f"loss {float(logs['loss']):.4f}"
+        bar.move_to(completed, note)
 
 
 class StageTable(BatchBar):
@@ -270,7 +244,7 @@ class PredictBar(BatchBar):
 
     def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Draws the bar, or goes on with the one that is there."""
-        if self._progress is None:
+        if self._bar is None:
             self._seen = 0
             self._open(self.label, self.batches)
         self._earlier = self._seen

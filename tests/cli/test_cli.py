@@ -72,7 +72,8 @@ def test_config_prints_what_it_reads_back():
         (["fit", "--data", "digits", "--set", "model.weights=lost.h5"], r"weights 'lost.h5': no such file"),
         (["find-lr", "--data", "digits", "--stage", "hed"], r"stage 'hed'.*'head'"),
         (["fit", "--resume", "nowhere"], r"run folder 'nowhere': holds no config.yaml.*start one"),
-        (["fit", "--resume", "nowhere", "--set", "seed=1"], r"resume: .* leave out config, out and every change"),
+        (["fit", "--resume", "nowhere", "--log", "wandb"], r"--resume: .* leave out --config, --data, --log, --out"),
+        (["fit", "--resume", "nowhere", "--set", "seed=1"], r"resume: .* change nothing but runtime.devices"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(arguments, message, tmp_path, monkeypatch):

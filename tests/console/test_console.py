@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kbaseline.console import training as progress
+from kbaseline.console import bars
 from kbaseline.console.format import rate
 from kbaseline.console.training import PredictBar, StageTable, SweepBar
 from kbaseline.runs.record import Step
@@ -73,8 +73,8 @@ def time_of(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: Clock.now)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr(bars.time, "perf_counter", lambda: Clock.now)
+    monkeypatch.setattr(bars.time, "monotonic", lambda: Clock.now)
     return Clock
 
 
@@ -178,7 +178,7 @@ def test_terminal_gets_a_bar_and_then_the_row(terminal, model, samples):
     assert bars_opened(terminal) == 4
     assert "head 2/2" in seen(terminal)
     assert "head: validation" in seen(terminal)
-    assert table._progress is None
+    assert table._bar is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -203,10 +203,10 @@ def test_bars_never_go_back(terminal):
     table = begin(StageTable("head", 1, 100, terminal))
     for batch in (0, 4, 2):
         table.on_train_batch_end(batch)
-    assert table._progress.tasks[0].completed == 5
+    assert table._bar._progress.tasks[0].completed == 5
     table.on_test_begin()
     table.on_train_batch_end(9)
-    assert table._progress.tasks[0].completed == 0
+    assert table._bar._progress.tasks[0].completed == 0
     table.close()
 
 
@@ -214,8 +214,8 @@ def test_bar_shows_images_per_second(terminal, time_of):
     """The bar's rate is in images: 50 of them a batch, four batches a second."""
     terminal.get_time = lambda: time_of.now
     table = begin(StageTable("head", 1, 500, terminal))
-    task = table._progress.tasks[0]
-    (column,) = [c for c in table._progress.columns if isinstance(c, progress._RateColumn)]
+    task = table._bar._progress.tasks[0]
+    (column,) = [c for c in table._bar._progress.columns if isinstance(c, bars._Rate)]
     assert column.render(task).plain == ""
     for batch in range(4):
         time_of.now += 0.25
@@ -251,7 +251,7 @@ def test_sweep_bar_counts_over_epochs(terminal, model, samples):
 
     class Watched(SweepBar):
         def on_epoch_end(self, epoch, logs=None):
-            ends.append(self._progress.tasks[0].completed)
+            ends.append(self._bar._progress.tasks[0].completed)
 
     with Watched(8, terminal) as bar:
         model.fit(*samples, batch_size=8, epochs=2, verbose=0, callbacks=[bar])
@@ -263,12 +263,12 @@ def test_predict_bar_goes_over_several_calls(terminal, model, samples):
     """The calls of one long prediction share a bar; a further one begins another."""
     with PredictBar("tta", 8, terminal) as bar:
         model.predict(samples[0], batch_size=8, verbose=0, callbacks=[bar])
-        assert bar._progress.tasks[0].completed == 4
+        assert bar._bar._progress.tasks[0].completed == 4
         model.predict(samples[0], batch_size=8, verbose=0, callbacks=[bar])
-        assert bar._progress is None
+        assert bar._bar is None
         assert bars_opened(terminal) == 1
         model.predict(samples[0], batch_size=8, verbose=0, callbacks=[bar])
-        assert bar._progress.tasks[0].completed == 4
+        assert bar._bar._progress.tasks[0].completed == 4
     assert bars_opened(terminal) == 2
 
 
