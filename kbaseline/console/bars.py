@@ -130,9 +130,7 @@ class Bar:
         progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            TextColumn("{task.percentage:>3.0f} %", "progress.percentage")
-            if self._per_step is None
-            else MofNCompleteColumn(),
+            count,
             _Rate(self._unit, 1.0 if self._per_step is None else self._per_step),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
