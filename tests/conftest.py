@@ -97,7 +97,6 @@ def _finished_run(
         "data": {
             "source": "digits",
             "images": {split: len(o.labels) for split, o in outcomes.items()},
-            "flip_safe": True,
             "skipped": [],
         },
     }

@@ -182,7 +182,7 @@ def _make(
     pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target, folder: Path, console: Console | None
 ) -> None:
     total = sum(map(len, chosen.values()))
-    pool = ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8))
+    pool = ThreadPoolExecutor(_threads())
     try:
         with decode.quiet(), Bar(console, "Decoding", total) as bar:
             height, width = _common_size(pictures, np.concatenate(list(chosen.values())), target, pool)
@@ -193,6 +193,11 @@ def _make(
     finally:
         pool.shutdown(cancel_futures=True)
     (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+
+
+def _threads() -> int:
+    """One for each core this process may use."""
+    return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
 
 
 def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: ThreadPoolExecutor) -> tuple[int, int]:
@@ -259,7 +264,7 @@ def _write(job: _Job, folder: Path, name: str, pool: ThreadPoolExecutor, bar: Ba
         for start in range(0, len(job.indices), chunk):
             waiting = job.indices[start : start + chunk].tolist()
             # Handing a thread one tiny image at a time would cost more than decoding it.
-            few = max(1, min(32, len(waiting) // (4 * pool._max_workers)))
+            few = max(1, min(32, len(waiting) // (4 * _threads())))
             groups = pool.map(job.rows, [waiting[at : at + few] for at in range(0, len(waiting), few)])
             position = start
             for rows in groups:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kbaseline.data.image_data import ImageData, Split
+from kbaseline.data.image_data import ImageData
 from kbaseline.data.pictures import pixel_digest
+from kbaseline.data.prepare import Split
 
 EARLIER = {"valid": "train", "test": "train or valid"}
 """Split -> where its images must not stand too, for a message."""
@@ -80,6 +81,6 @@ def leak_warning(data: ImageData) -> str:
 
 
 def _digests(split: Split) -> np.ndarray:
-    if split.origin is not None:
-        return split.origin.digests
+    if split.provenance is not None:
+        return split.provenance.digests
     return np.array([pixel_digest(image.tobytes()) for image in split.images], np.uint64)

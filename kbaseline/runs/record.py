@@ -13,11 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
+from kbaseline.config.splits import SPLITS
 from kbaseline.errors import InputError, one_line
 from kbaseline.storage.npz import read_arrays
-
-SPLITS = ("valid", "test")
-"""The splits whose predictions a run keeps, if it has them."""
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Amount = Annotated[float, Field(ge=0, le=1e12)]
@@ -38,7 +36,6 @@ class _Data(_Part):
     source: str
     images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
     image_size: Annotated[list[Annotated[int, Field(ge=1, le=10**5)]], Field(min_length=2, max_length=2)] | None = None
-    flip_safe: bool
     skipped: list[str]
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from kbaseline.config.schema import Config
+from kbaseline.config.splits import DISPLAY_NAMES
 from kbaseline.console.format import interval, percent
 from kbaseline.data import ImageData, Split
 from kbaseline.devices.xla import environment
@@ -82,7 +83,7 @@ def render_report(contents: ReportData) -> str:
     return html_template("report").render(
         config=contents.config,
         data=data,
-        split={"valid": "validation", "test": "test"}[split],
+        split=DISPLAY_NAMES[split],
         last=last,
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
         with_tta="tta" in outcome.figures,

@@ -184,7 +184,6 @@ def summary(result: BaselineResult, data: ImageData, config: Config) -> dict[str
             "images": {name: len(split) for name, split in data.splits.items()},
             "size": data.size,
             "image_size": list(data.valid.images.shape[1:3]),
-            "flip_safe": data.flip_safe,
             "skipped": list(data.skipped),
         },
     }

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.image_data import ImageData
-from kbaseline.data.sources.registry import load_source
+from kbaseline.data.image_data import ImageData, load_source
 from kbaseline.errors import DataError
 
 

@@ -20,7 +20,8 @@ from tensorflow_datasets.image_classification import cifar as upstream
 from kbaseline.config.schema import DataConfig
 from kbaseline.console import bars as progress
 from kbaseline.data import decode
-from kbaseline.data.sources.registry import load_labelled, load_source
+from kbaseline.data.image_data import load_source
+from kbaseline.data.prepare import load_labelled
 from kbaseline.data.sources.tfds import downloads as network
 from kbaseline.data.sources.tfds.cifar import cifar_builder
 from kbaseline.data.sources.tfds.records import TFRecords

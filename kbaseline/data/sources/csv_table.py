@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.splits import SPLIT_NAMES
+from kbaseline.config.splits import ALIASES
 from kbaseline.errors import DataError, did_you_mean, listed, one_line
 
 TABLES = (".csv", ".tsv")
@@ -141,7 +141,7 @@ def _plain(header: str) -> str:
 def _check_splits(display_name: str, header: Sequence[str], at: int, lines: Iterable[Sequence[str]]) -> None:
     """Refuses a column that holds something else, such as the numbers of folds, before all its rows are left out."""
     said = {cells[at] for cells in lines if len(cells) > at} - {""}
-    if said and not any(value.lower() in SPLIT_NAMES for value in said):
+    if said and not any(value.lower() in ALIASES for value in said):
         raise DataError(
             f"{display_name}: column {header[at]!r} must hold train, valid and test; it has {listed(sorted(said))}; "
             f"correct it, or set data.split_column to another column or to {NO_COLUMN}."
@@ -161,7 +161,7 @@ def _row(line: int, cells: list[str], width: int, columns: Mapping[str, int]) ->
     split = None
     if "split" in columns:
         said = cells[columns["split"]]
-        split = SPLIT_NAMES.get(said.lower())
+        split = ALIASES.get(said.lower())
         if split is None:
             return f"split {said[:40]!r} must be train, valid or test" if said else "has no split"
     # The same letters may be composed in two ways; they are one class.
