@@ -1,4 +1,4 @@
-"""`ImageData`: the one form in which every source hands its images to training."""
+"""`ImageData`: images, labels and class names, split and ready to train on, from any source or from arrays."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ class ImageData:
     ImageData('arrays': train 80, valid 20; 2 classes; 32x32 shown at 32)
 
     Attributes:
-        train: what is learnt from: `images`, uint8 `(number, height, width, 3)` 0-255, and `labels`, int32 `(number,)`.
-        valid: what every epoch is scored on; the same.
-        test: what is scored once, at the end; None where the source's test split serves as `valid`.
+        train: training images: `images`, uint8 `(number, height, width, 3)` 0-255, and `labels`, int32 `(number,)`.
+        valid: the same for validation, after every epoch.
+        test: the same for the test at the end; None where the source's test split serves as `valid`.
         class_names: the name of each label, from label 0.
         size: side of the square the network will see, in pixels. `images` keep the source's own
             pixels where they can, so that resize and augmentation make one resample in the model.

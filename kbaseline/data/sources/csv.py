@@ -1,4 +1,4 @@
-"""The source `csv:PATH`: a table that names an image, its label and perhaps its split in every row."""
+"""The source `csv:PATH`: a table with an image, its label and perhaps its split in every row."""
 
 import os
 import re

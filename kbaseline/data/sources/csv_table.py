@@ -1,4 +1,4 @@
-"""Reads a CSV file of images: which of its columns hold path, label and split, and what stands in every row."""
+"""Reads a CSV file of images: finds the columns of path, label and split, and their values in every row."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ HEADERS = {
     "label": ("label", "class", "target", "labels", "class_name", "classname", "category", "y"),
     "split": ("split", "fold", "subset", "set", "partition"),
 }
-"""Role of a column -> the names by which it is known, in lower case, with `_` for blanks and hyphens."""
+"""What a column holds -> its usual names, in lower case, with `_` for blanks and hyphens."""
 
 NO_COLUMN = "none"
 """The `data.split_column` that ignores a column of splits."""
@@ -50,7 +50,7 @@ class Table:
 
 
 def read_table(file: Path, display_name: str, config: DataConfig) -> Table:
-    """Reads a CSV file; whether its images exist is not asked.
+    """Reads a CSV file; does not check whether its images exist.
 
     Fields are separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte-order mark; the
     first line names the columns.
@@ -139,7 +139,7 @@ def _plain(header: str) -> str:
 
 
 def _check_splits(display_name: str, header: Sequence[str], at: int, lines: Iterable[Sequence[str]]) -> None:
-    """Refuses a column that holds something else, such as the numbers of folds, before all its rows are left out."""
+    """Raises a `DataError` if a column holds no split at all, for instance numbers of folds."""
     said = {cells[at] for cells in lines if len(cells) > at} - {""}
     if said and not any(value.lower() in ALIASES for value in said):
         raise DataError(

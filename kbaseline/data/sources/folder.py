@@ -1,4 +1,4 @@
-"""The source `folder:PATH`: photos in class folders, with or without `train/`, `valid/` and `test/` above them."""
+"""The source `folder:PATH`: photos in one folder for each class, perhaps below `train/`, `valid/` and `test/`."""
 
 import os
 import stat

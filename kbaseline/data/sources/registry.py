@@ -62,8 +62,7 @@ def _unknown(source: str) -> str:
     if rest.startswith("//"):  # A web address.
         guess = ""
     elif colon:  # Only the prefix is corrected.
-        prefixes = [prefix for prefix in SOURCES if prefix.endswith(":")]
-        guess = did_you_mean(kind + colon, prefixes).replace(":'", f":{repr(rest)[1:-1]}'")
+        guess = did_you_mean(kind + colon, SOURCES).replace(":'", f":{repr(rest)[1:-1]}'")
     else:
         guess = did_you_mean(source, (*_WELL_KNOWN, *(source.form for source in SOURCES.values())))
     return f"data.source {source!r}: must be {_FORMS}.{guess}"

@@ -1,4 +1,4 @@
-"""Keeps TFDS's downloads from hanging, shows how far they are and leaves nothing of failed ones."""
+"""Downloads of TFDS with timeouts and a progress bar; nothing is left of one that fails."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ RETRIES = 2
 
 
 class Downloads:
-    """What happened to the downloads made under `guarded_downloads`.
+    """The downloads made under `guarded_downloads`.
 
     Attributes:
         failure: URL and reason of the first that failed, or None.
@@ -90,7 +90,7 @@ def guarded_downloads(console: Console | None) -> Iterator[Downloads]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, without the addresses of Python objects that requests puts before it."""
+    """The innermost reason, without the Python objects that requests puts before it."""
     inner = error.args[0] if error.args else error
     text = " ".join(str(getattr(inner, "reason", inner)).split())
     return re.sub(r"^<?\w+(\.\w+)*(\([^()]*\)| object at \w+)>?: ", "", text) or type(error).__name__
