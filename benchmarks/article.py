@@ -24,7 +24,7 @@ from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.config.load import load_config, parse_assignments
 from kbaseline.console.format import interval, percent
 from kbaseline.data import Split
-from kbaseline.data.sources.registry import load_source
+from kbaseline.data.image_data import load_source
 from kbaseline.metrics import accuracy_interval
 from kbaseline.render.plots import BLUE, INK, style_axes
 from kbaseline.runs.record import read_run

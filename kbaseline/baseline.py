@@ -16,7 +16,7 @@ from kbaseline.config.schema import Config, StageConfig
 from kbaseline.console.format import interval
 from kbaseline.data import ImageData
 from kbaseline.data.duplicates import leak_warning
-from kbaseline.data.sources.registry import load_source
+from kbaseline.data.image_data import load_source
 from kbaseline.devices.multihost import barrier, fail_together, init_distributed, is_first, rank0_console, rank0_first
 from kbaseline.devices.parallel import device_summary
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean

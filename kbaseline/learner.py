@@ -396,7 +396,7 @@ class Learner:
             InputError: the configuration leaves test-time augmentation out.
         """
         held = self._split(split)
-        given = (self.model, held.images, self.config, self.data.flip_safe, self.console)
+        given = (self.model, held.images, self.config, self.data.source, self.console)
         begin = time.perf_counter()
         with self._stoppable() as stop:
             plain, mixed = predict_views(*given, callbacks=stop)

@@ -98,7 +98,7 @@ def _finished_run(
         suggested_lrs={},
         seconds={"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
         seed=config.seed,
-        data=DataSummary(source="digits", images=counts, flip_safe=True, skipped=[]),
+        data=DataSummary(source="digits", images=counts, skipped=[]),
         history=history,
         environment=environment(),
         folder=folder.path,

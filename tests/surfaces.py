@@ -30,7 +30,7 @@ from rich.console import Console
 from kbaseline.config.load import bundled_configs, load_config, parse_assignments
 from kbaseline.config.schema import Config, DataConfig
 from kbaseline.data.decode import BadImageError, decode, probe, quiet
-from kbaseline.data.sources.csv import list_csv
+from kbaseline.data.sources.csv import open_csv
 from kbaseline.errors import DownloadError, InputError, KBaselineError
 from kbaseline.storage.run_folder import RunFolder
 
@@ -281,7 +281,7 @@ def _outside(source: str, folder: Path) -> bool:
 
 
 def _source(folder: Path) -> Load:
-    from kbaseline.data.sources.registry import load_source
+    from kbaseline.data.image_data import load_source
     from kbaseline.data.sources.tfds import tfds
 
     _photos(folder)
@@ -347,8 +347,8 @@ def _table(folder: Path) -> Load:
         path = folder / "any.csv"
         path.write_bytes(content)
         names = dict(zip(("image_column", "label_column", "split_column"), columns, strict=True))
-        listing = list_csv(str(path), DataConfig(**names, on_bad_image=strictness))
-        assert sum(map(len, listing.labels.values())) == len(listing.pictures.files) > 0
+        with open_csv(str(path), DataConfig(**names, on_bad_image=strictness)) as listing:
+            assert sum(map(len, listing.labels.values())) == len(listing.pictures.files) > 0
 
     return load
 
@@ -454,7 +454,7 @@ def finished_folder(path: Path) -> Path:
         "suggested_lrs": {"head": {"valley": 1e-3}},
         "seconds": {"head": 2.5, "valid tta": 1.0, "test tta": 1.0},
         "seed": 42,
-        "data": {"source": "digits", "images": {"train": 8, "valid": 4, "test": 4}, "flip_safe": True, "skipped": []},
+        "data": {"source": "digits", "images": {"train": 8, "valid": 4, "test": 4}, "skipped": []},
         "history": [epoch],
         "environment": {"kbaseline": "1.0"},
     }
@@ -686,7 +686,7 @@ SURFACES = (
             ("result.json", {"stages": {"other": 0.5}}),
             ("result.json", {"seconds": {"head": 10**400}}),
             ("result.json", {"history": [{"epoch": 1}]}),
-            ("result.json", {"data": {"source": "digits", "images": {"valid": 4}, "flip_safe": True, "skipped": []}}),
+            ("result.json", {"data": {"source": "digits", "images": {"valid": 4}, "skipped": []}}),
             ("member", ("valid_labels", [("repeat", 790, 179, b""), ("flip", 779, 59, b"")])),
             ("member", ("valid_labels", [("repeat", 67, 58, b""), ("flip", 6373, 3, b"")])),
             ("member", ("class_names", [("number", 133, 13, b"")])),

@@ -91,7 +91,7 @@ def measure(folder: str) -> dict[str, float]:
     from kbaseline.config.schema import DataConfig
     from kbaseline.data.batches import ImageBatches
     from kbaseline.data.image_data import ImageData
-    from kbaseline.data.sources.folder import list_folder
+    from kbaseline.data.sources.folder import open_folder
 
     before = _peak()
     times = [time.perf_counter()]
@@ -100,7 +100,8 @@ def measure(folder: str) -> dict[str, float]:
         times.append(time.perf_counter())
         return times[-1] - times[-2]
 
-    list_folder(folder)
+    with open_folder(folder, DataConfig()):
+        pass
     listing = clock()
     ImageData.from_source(f"folder:{folder}", size=WIDTH)
     decoding = clock() - listing

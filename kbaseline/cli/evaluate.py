@@ -6,14 +6,13 @@ from pathlib import Path
 import click
 
 from kbaseline.cli.options import as_json, require_jax
+from kbaseline.config.splits import ALL, SPLITS
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("source", required=False)
-@click.option(
-    "--split", type=click.Choice(["train", "valid", "test", "all"]), help="Default: test, else valid, else all."
-)
+@click.option("--split", type=click.Choice([*SPLITS, ALL]), help="Default: test, else valid, else all.")
 @click.option("--tta/--no-tta", default=None, help="Beside plain predictions those with TTA. Default: as the run did.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for evaluation.json and confusion.png."

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from kbaseline.config.splits import ALL
 from kbaseline.console.format import file_name
-from kbaseline.data.labelled import ALL
-from kbaseline.data.sources.registry import load_labelled
+from kbaseline.data.prepare import load_labelled
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final

@@ -7,11 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kbaseline.commands.evaluate import EvaluationReport
+from kbaseline.config.splits import ALL, DISPLAY_NAMES
 from kbaseline.console.format import interval, percent, plain_table
-from kbaseline.data.labelled import ALL
 from kbaseline.metrics import Evaluation
-
-_SPLIT_NAMES = {"train": "train split", "valid": "validation split", "test": "test split", ALL: "all of it"}
 
 _MOST_ROWS = 30
 """Classes that are all shown; of more than these only the worst are."""
@@ -24,7 +22,8 @@ def print_evaluation(found: EvaluationReport, console: Console) -> None:
     """Prints what was found."""
     kind = " with TTA" if "tta" in found.figures else ""
     images = "1 image" if len(found.last.labels) == 1 else f"{len(found.last.labels):,} images"
-    title = f"{found.run} on {found.source}, {_SPLIT_NAMES[found.split]}: {images}"
+    part = "all of it" if found.split == ALL else f"{DISPLAY_NAMES[found.split]} split"
+    title = f"{found.run} on {found.source}, {part}: {images}"
     console.print(Text(title, style="bold"), soft_wrap=True)
     for line in found.skipped[:5]:
         console.print(Text(f"skipped: {line}", style="yellow"), soft_wrap=True)

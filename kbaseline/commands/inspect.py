@@ -18,8 +18,8 @@ from kbaseline.console.format import file_name
 from kbaseline.data import ImageData
 from kbaseline.data.decode import BadImageError, Header, probe, quiet
 from kbaseline.data.duplicates import EARLIER, Duplicates, Place, find_duplicates
+from kbaseline.data.image_data import load_source
 from kbaseline.data.pictures import FilePictures
-from kbaseline.data.sources.registry import load_source
 from kbaseline.storage.run_folder import RunFolder
 
 IMBALANCE = 3.0
@@ -129,7 +129,7 @@ class Inspection:
     def name(self, place: Place) -> str:
         """What to call an image: its file, or its number in its split."""
         split = self.data.splits[place.split]
-        return split.name(place.row) if split.origin else f"{place.split} {split.name(place.row)}"
+        return split.name(place.row) if split.provenance else f"{place.split} {split.name(place.row)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain Python, for `data.json`."""
@@ -189,8 +189,8 @@ def write_inspection(found: Inspection, out: Path | None) -> Path:
 
 def _headers(data: ImageData, console: Console | None) -> dict[str, Header]:
     """The headers of all image files that were decoded, by name."""
-    origins = [split.origin for split in data.splits.values() if split.origin is not None]
-    files = [(o.pictures, n) for o in origins if isinstance(o.pictures, FilePictures) for n in o.numbers.tolist()]
+    known = [split.provenance for split in data.splits.values() if split.provenance is not None]
+    files = [(p.pictures, n) for p in known if isinstance(p.pictures, FilePictures) for n in p.numbers.tolist()]
     found: dict[str, Header] = {}
     with quiet(), Bar(console, "Reading headers", len(files)) as bar, ThreadPoolExecutor(8) as pool:
         headers = pool.map(lambda place: _header(place[0].open(place[1])), files)

@@ -208,8 +208,12 @@ class TTAConfig(Section):
     scale: float = Field(1.35, ge=1, le=10)
     """Magnification of a corner view."""
     flip: bool | Literal["auto"] = "auto"
-    """Mirror every second four views, as the original always does. `auto`: unless the source is known
-    to be spoilt by it, as `digits` is; set it to false for text and the like."""
+    """Mirror every second four views, as the original always does. `auto`: unless the source is
+    `digits`, where a mirrored image shows another thing; set it to false for text and the like."""
+
+    def mirrors(self, source: str) -> bool:
+        """What `flip` comes to for images of a source."""
+        return source != "digits" if self.flip == "auto" else self.flip
 
 
 class RuntimeConfig(Section):

@@ -1,4 +1,4 @@
-"""Decodes a list of images once, into memory-mapped files that later runs open at once."""
+"""Decodes images once, into memory-mapped files that later runs only open."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Target:
     Attributes:
         size: side of the square the network sees, in pixels.
         resize: how an image that is not square becomes square.
-        strict: an image that cannot be read ends the preparation.
+        strict: an image that cannot be read is an error.
     """
 
     size: int
@@ -64,12 +64,12 @@ def decoded(
 ) -> dict[str, Decoded]:
     """Opens the decoded copy of the chosen images, making it first where there is none.
 
-    The copy is a folder that appears whole, by rename; of two processes that make the same one, the
-    first to finish wins and both end with its content.
+    The copy is a folder that appears complete, by rename. Where two processes make the same copy, the first to finish
+    wins and both use its content.
 
-    Images of one common height and width, neither above twice `size`, keep their own pixels (only the
-    centre square of them for `crop`), so that resize and augmentation can make one resample in the
-    model. All others are resized to `(size, size)`.
+    If all images have the same height and width, neither above twice `size`, they keep their own pixels (`crop` keeps
+    only the centre square), so that the model does resize and augmentation in one resample. Otherwise all are resized
+    to `(size, size)`.
 
     Args:
         pictures: all images of the source.
@@ -125,7 +125,7 @@ def _key(pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target) -
 
 
 def _open(folder: Path, chosen: Mapping[str, np.ndarray]) -> dict[str, Decoded] | None:
-    """The finished copy, or None where there is none or somebody spoilt it."""
+    """The finished copy, or None where there is none or it is damaged."""
     found = {}
     try:
         bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
@@ -142,9 +142,9 @@ def _open(folder: Path, chosen: Mapping[str, np.ndarray]) -> dict[str, Decoded] 
 
 @contextmanager
 def _whole_folder(folder: Path, finished: Callable[[], bool]) -> Iterator[Path]:
-    """Gives a folder of a unique temporary name that takes its final name only if all goes well.
+    """Gives a folder with a unique temporary name, and renames it to `folder` if the block succeeds.
 
-    `finished` tells whether what already bears the final name is good; then it stays.
+    A folder that has the final name already stays if `finished` says that it is good.
     """
     unfinished = None
     try:
@@ -182,7 +182,7 @@ def _make(
     pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target, folder: Path, console: Console | None
 ) -> None:
     total = sum(map(len, chosen.values()))
-    pool = ThreadPoolExecutor(min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8))
+    pool = ThreadPoolExecutor(_threads())
     try:
         with decode.quiet(), Bar(console, "Decoding", total) as bar:
             height, width = _common_size(pictures, np.concatenate(list(chosen.values())), target, pool)
@@ -193,6 +193,11 @@ def _make(
     finally:
         pool.shutdown(cancel_futures=True)
     (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+
+
+def _threads() -> int:
+    """One for each core this process may use."""
+    return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 8)
 
 
 def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: ThreadPoolExecutor) -> tuple[int, int]:
@@ -259,7 +264,7 @@ def _write(job: _Job, folder: Path, name: str, pool: ThreadPoolExecutor, bar: Ba
         for start in range(0, len(job.indices), chunk):
             waiting = job.indices[start : start + chunk].tolist()
             # Handing a thread one tiny image at a time would cost more than decoding it.
-            few = max(1, min(32, len(waiting) // (4 * pool._max_workers)))
+            few = max(1, min(32, len(waiting) // (4 * _threads())))
             groups = pool.map(job.rows, [waiting[at : at + few] for at in range(0, len(waiting), few)])
             position = start
             for rows in groups:
@@ -283,7 +288,7 @@ def _write(job: _Job, folder: Path, name: str, pool: ThreadPoolExecutor, bar: Ba
 def _append(
     job: _Job, file: BinaryIO, start: int, rows: list[_Row | str], digests: list[int], bad: dict[int, str]
 ) -> None:
-    """Writes the rows that are images and notes down the others, which stand from `start` on."""
+    """Writes the rows that are images and records the others in `bad`; the first row has the position `start`."""
     for position, row in enumerate(rows, start):
         if not isinstance(row, str):
             file.write(row[0])
@@ -295,6 +300,6 @@ def _append(
 
 
 def _write_header(file: Any, shape: Sequence[int]) -> None:
-    """A .npy header; numpy pads it so that another number of rows takes the same room."""
+    """Writes a .npy header; numpy pads it, so that a header with another number of rows has the same length."""
     layout = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(file, layout)

@@ -1,14 +1,15 @@
-"""Images that are the same pixel by pixel, and those of them that make a score better than it is."""
+"""Finds images that are equal pixel by pixel, and those among them that leak from one split into another."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from kbaseline.data.image_data import ImageData, Split
+from kbaseline.data.image_data import ImageData
 from kbaseline.data.pictures import pixel_digest
+from kbaseline.data.prepare import Split
 
 EARLIER = {"valid": "train", "test": "train or valid"}
-"""Split -> where its images must not stand too, for a message."""
+"""Split -> the splits that must not hold its images too, for a message."""
 
 
 @dataclass(frozen=True)
@@ -22,31 +23,30 @@ class Place:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that no network can tell apart: the same pixels, at the size they were decoded to.
+    """Groups of images with the same pixels at the size they were decoded to, which no network can tell apart.
 
     Attributes:
-        groups: the images of each kind of pixels that stands more than once, those of train first, then valid, test.
+        groups: two or more images each, those of train first, then valid, then test.
     """
 
     groups: tuple[tuple[Place, ...], ...]
 
     @property
     def leaks(self) -> dict[str, int]:
-        """Split -> how many of its images also stand in a split before it: in train, or for test in valid."""
+        """Split -> how many of its images are also in an earlier split: in train, or for test in train or valid."""
         splits = [place.split for group in self.groups for place in group if place.split != group[0].split]
         return {split: splits.count(split) for split in ("valid", "test") if split in splits}
 
     @property
     def contradictions(self) -> tuple[tuple[Place, ...], ...]:
-        """The groups whose images stand under several labels."""
+        """The groups whose images have different labels."""
         return tuple(group for group in self.groups if len({place.label for place in group}) > 1)
 
 
 def find_duplicates(data: ImageData) -> Duplicates:
     """Compares all images of all splits.
 
-    Photos bring the digests along that were made as they were decoded, so that 200,000 take a tenth of a second;
-    arrays are read once.
+    Photos have digests from decoding, so 200,000 take a tenth of a second; arrays are read once.
     """
     names, splits = list(data.splits), list(data.splits.values())
     digests = np.concatenate([_digests(split) for split in splits])
@@ -66,7 +66,7 @@ def find_duplicates(data: ImageData) -> Duplicates:
 
 
 def leak_warning(data: ImageData) -> str:
-    """One line on images that stand in two splits; an empty text where there are none."""
+    """One line on images that are in two splits; an empty string where there are none."""
     counts = [
         f"{count:,} of {len(data.splits[split]):,} {split} images are in {EARLIER[split]} too"
         for split, count in find_duplicates(data).leaks.items()
@@ -80,6 +80,6 @@ def leak_warning(data: ImageData) -> str:
 
 
 def _digests(split: Split) -> np.ndarray:
-    if split.origin is not None:
-        return split.origin.digests
+    if split.provenance is not None:
+        return split.provenance.digests
     return np.array([pixel_digest(image.tobytes()) for image in split.images], np.uint64)

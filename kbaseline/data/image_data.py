@@ -1,44 +1,19 @@
-"""`ImageData`: the one form in which every source hands its images to training."""
+"""`ImageData`: images, labels and class names, split and ready to train on, from any source or from arrays."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from rich.console import Console
 
-from kbaseline.data.pictures import Provenance
-from kbaseline.data.splits import stratified_sample, stratified_split
+from kbaseline.config.load import load_config
+from kbaseline.config.schema import DataConfig
+from kbaseline.data.prepare import Split, prepare
+from kbaseline.data.sources.registry import open_source
+from kbaseline.data.splits import choose
 from kbaseline.errors import DataError
-
-DEFAULT_VALID_FRACTION = 0.2
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and their labels.
-
-    Attributes:
-        images: uint8 0-255, `(number, height, width, 3)`; an array in memory or a memory map.
-        labels: int32 `(number,)`, an index into the class names.
-        origin: what the images were decoded from; None for arrays.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    origin: Provenance | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, row: int) -> str:
-        """What to call an image: where it came from, or its number."""
-        return f"image {row}" if self.origin is None else self.origin.name(row)
-
-    def take(self, indices: np.ndarray) -> "Split":
-        """The images at `indices`, in that order."""
-        origin = None if self.origin is None else self.origin.take(indices)
-        return Split(self.images[indices], self.labels[indices], origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +29,14 @@ class ImageData:
     ImageData('arrays': train 80, valid 20; 2 classes; 32x32 shown at 32)
 
     Attributes:
-        train: what is learnt from: `images`, uint8 `(number, height, width, 3)` 0-255, and `labels`, int32 `(number,)`.
-        valid: what every epoch is scored on; the same.
-        test: what is scored once, at the end; None where the source's test split serves as `valid`.
+        train: training images: `images`, uint8 `(number, height, width, 3)` 0-255, and `labels`, int32 `(number,)`.
+        valid: the same for validation, after every epoch.
+        test: the same for the test at the end; None where the source's test split serves as `valid`.
         class_names: the name of each label, from label 0.
         size: side of the square the network will see, in pixels. `images` keep the source's own
             pixels where they can, so that resize and augmentation make one resample in the model.
         source: where the images came from.
-        skipped: one line for each image that was left out, for it is unreadable or its row is.
-        flip_safe: whether a mirrored image still shows its class, as far as the source knows.
+        skipped: one line for each image or row that was left out because it cannot be read.
 
     Raises:
         DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself checks nothing.
@@ -75,7 +49,6 @@ class ImageData:
     test: Split | None = None
     source: str = "arrays"
     skipped: tuple[str, ...] = field(default=())
-    flip_safe: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -111,9 +84,6 @@ class ImageData:
             DataError: an unknown source, or images and labels that break a rule.
             DownloadError: the images are not here and could not be fetched.
         """
-        from kbaseline.config.load import load_config
-        from kbaseline.data.sources.registry import load_source
-
         config = load_config({"seed": seed, "data": {"source": source, "size": size, **options}})
         data = load_source(config.data, config.seed)
         return cls(**{name: getattr(data, name) for name in cls.__dataclass_fields__})
@@ -153,40 +123,17 @@ class ImageData:
         highest = max(int(split.labels.max()) for split in splits.values())
         names = tuple(str(name) for name in class_names or range(highest + 1))
         _check_classes(names, highest, splits["train"].labels)
-        data = cls(
-            train=splits["train"],
-            valid=splits.get("valid", splits["train"]),
-            test=splits.get("test"),
+        labels = {name: split.labels for name, split in splits.items()}
+        chosen = choose(labels, seed, valid_fraction=valid_fraction)
+        taken = {name: _taken(source, name, splits, numbers) for name, numbers in chosen.items()}
+        return cls(
+            train=taken["train"],
+            valid=taken["valid"],
+            test=taken.get("test"),
             class_names=names,
             size=size or min(splits["train"].images.shape[1:3]),
             source=source,
         )
-        return data.with_validation(valid_fraction, seed, has_valid=valid is not None)
-
-    def with_validation(self, valid_fraction: float | None, seed: int, *, has_valid: bool) -> Self:
-        """Settles which images validate.
-
-        A source's own validation split is kept; without one, `test` serves as validation (as in the
-        article); without either, or when `valid_fraction` asks for it, a stratified part of train is held out.
-        """
-        if has_valid and valid_fraction is None:
-            return self
-        if self.test is not None and valid_fraction is None:
-            return replace(self, valid=self.test, test=None)
-        fraction = valid_fraction or DEFAULT_VALID_FRACTION
-        kept, held = stratified_split(self.train.labels, fraction, seed)
-        test = self.valid if has_valid and self.test is None else self.test
-        return replace(self, train=self.train.take(kept), valid=self.train.take(held), test=test)
-
-    def limited(self, limit: int | None, limit_valid: int | None, seed: int) -> Self:
-        """A stratified subset: at most `limit` training images, `limit_valid` (default `limit`) of the others."""
-        sizes = {"train": limit, "valid": limit_valid or limit, "test": limit_valid or limit}
-        smaller: dict[str, Any] = {
-            name: split.take(stratified_sample(split.labels, size, seed))
-            for name, split in self.splits.items()
-            if (size := sizes[name]) is not None and size < len(split)
-        }
-        return replace(self, **smaller)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
@@ -194,6 +141,35 @@ class ImageData:
         return (
             f"ImageData({self.source!r}: {counts}; {self.num_classes} classes; {width}x{height} shown at {self.size})"
         )
+
+
+def load_source(config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
+    """Loads the images a configuration asks for: its source, validation split, subset and size.
+
+    Args:
+        config: the `data` section.
+        seed: fixes random splits and subsets.
+        console: where work of more than two seconds shows its progress; None shows nothing.
+
+    Returns:
+        Images uint8 0-255, `(number, height, width, 3)`, in memory or memory-mapped; see `cache.decoded` for the size.
+
+    Raises:
+        DataError: an unknown source, or data that break a rule.
+        DownloadError: the images are not here and could not be fetched.
+        RunError: a folder cannot be written, or TFDS fails.
+    """
+    with open_source(config, console) as listing:
+        splits, skipped = prepare(listing, config, seed, console)
+    return ImageData(
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits.get("test"),
+        class_names=listing.class_names,
+        size=config.size,
+        source=config.source,
+        skipped=skipped,
+    )
 
 
 def checked_images(name: str, images: Any) -> np.ndarray:
@@ -226,6 +202,18 @@ def _checked(name: str, images: Any, labels: Any) -> Split:
     if labels.min() < 0:
         raise DataError(f"{name} labels: must count from 0; got {labels.min()}.")
     return Split(images, labels.astype(np.int32))
+
+
+def _taken(source: str, name: str, splits: Mapping[str, Split], numbers: np.ndarray) -> Split:
+    """The images that `choose` chose of one of the splits; all of them are taken as they are, without a copy."""
+    if not len(numbers):
+        raise DataError(f"source {source!r}: {name} is empty; give each class two images or more.")
+    rows = numbers
+    for split in splits.values():
+        if rows[0] < len(split):
+            break
+        rows = rows - len(split)
+    return split if len(rows) == len(split) else split.take(rows)
 
 
 def _as_uint8(name: str, images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Encoded images before they are decoded, files on disk among them, and the link from decoded rows back to them."""
+"""Encoded images, for instance files on disk, and the link from decoded rows back to them."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Provenance:
-    """What the rows of a split were decoded from.
+    """The encoded images that the rows of a split were decoded from.
 
     Attributes:
         pictures: all encoded images of the source.
@@ -94,6 +94,6 @@ class FilePictures:
 
 
 def shown(path: str) -> str:
-    """A path for a message of one line: bytes that are no UTF-8 and unprintable characters become the sign for them."""
+    """A path for a message of one line, with U+FFFD for bytes that are not UTF-8 and for unprintable characters."""
     text = os.fsencode(path).decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

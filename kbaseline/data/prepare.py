@@ -1,108 +1,187 @@
-"""Settles which images of a source a run needs, then has only those decoded."""
+"""Images of a source, chosen by their labels alone and only then decoded: to train on, or to score a network on."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.cache import Decoded, Target, decoded
-from kbaseline.data.image_data import ImageData, Split
-from kbaseline.data.pictures import Pictures, Provenance
-from kbaseline.errors import DataError
+from kbaseline.config.splits import ALL
+from kbaseline.data.cache import Target, decoded
+from kbaseline.data.pictures import Provenance
+from kbaseline.data.sources.listing import Listing
+from kbaseline.data.sources.registry import open_source
+from kbaseline.data.splits import choose, number_images
+from kbaseline.errors import DataError, listed
 
 
-@dataclass(frozen=True)
-class Listing:
-    """A source before anything is decoded.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels.
 
     Attributes:
-        pictures: all its images, numbered through the splits in the order of `labels`.
-        labels: `train` and perhaps `valid` and `test` -> int `(number,)`, a class for every image.
-        class_names: the name of each label.
-        display_name: what the source is called in messages, for instance `folder 'photos'`.
-        skipped: one line for each image that was left out already.
+        images: uint8 0-255, `(number, height, width, 3)`; an array in memory or a memory map.
+        labels: int32 `(number,)`, an index into the class names.
+        provenance: what the images were decoded from; None for arrays.
     """
 
-    pictures: Pictures
-    labels: Mapping[str, np.ndarray]
-    class_names: tuple[str, ...]
-    display_name: str
+    images: np.ndarray
+    labels: np.ndarray
+    provenance: Provenance | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, row: int) -> str:
+        """What to call an image: where it came from, or its number."""
+        return f"image {row}" if self.provenance is None else self.provenance.name(row)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The images at `indices`, in that order."""
+        provenance = None if self.provenance is None else self.provenance.take(indices)
+        return Split(self.images[indices], self.labels[indices], provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images to score a network on.
+
+    Attributes:
+        images: uint8 0-255, `(number, height, width, 3)`.
+        labels: int32 `(number,)`, an index into the network's class names.
+        split: the split they are, `train`, `valid`, `test` or `all`.
+        skipped: one line for each image or row that was left out because it cannot be read.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    split: str
     skipped: tuple[str, ...] = ()
 
 
-def choose(data: ImageData, config: DataConfig, seed: int, *, has_valid: bool) -> ImageData:
-    """Holds validation images out of train where they are wanted, then takes the subsets of `limit`.
+def prepare(
+    listing: Listing, config: DataConfig, seed: int, console: Console | None
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Chooses the images to train, validate and test on, decodes them and leaves out what cannot be read.
+
+    Args:
+        listing: the source.
+        config: the `data` section.
+        seed: fixes the hold-out and the subsets.
+        console: where to show progress; None shows nothing.
+
+    Returns:
+        `train`, `valid` and perhaps `test` -> images and labels; one line for each image that was left out.
 
     Raises:
-        DataError: fewer than two classes are left to train on.
-    """
-    chosen = data.with_validation(config.valid_fraction, seed, has_valid=has_valid)
-    chosen = chosen.limited(config.limit, config.limit_valid, seed)
-    present = np.unique(chosen.train.labels)
-    if len(present) < 2:
-        names = ", ".join(repr(data.class_names[label]) for label in present)
-        raise DataError(f"source {config.source!r}: training needs at least two classes; got {names or 'none'}.")
-    for name, split in chosen.splits.items():
-        if not len(split):
-            raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
-    return chosen
-
-
-def prepare(listing: Listing, config: DataConfig, seed: int, console: Console | None) -> ImageData:
-    """Chooses images by their labels alone, decodes the chosen ones and leaves out what cannot be read.
-
-    Raises:
-        DataError: fewer than two classes; an image that cannot be read, if `config.on_bad_image` says so;
-            a class of which no image can be read.
+        DataError: fewer than two classes, or an empty split; an image that cannot be read, if `config.on_bad_image`
+            says so; a class of which no image can be read.
         RunError: the cache folder cannot be written.
     """
-    chosen = choose(_numbered(listing, config), config, seed, has_valid="valid" in listing.labels)
+    if listing.untrainable:
+        raise DataError(listing.untrainable)
+    chosen = choose(
+        listing.labels,
+        seed,
+        valid_fraction=config.valid_fraction,
+        limit=config.limit,
+        limit_valid=config.limit_valid,
+    )
+    labels = {name: _labels(listing)[numbers] for name, numbers in chosen.items()}
+    present = np.unique(labels["train"])
+    if len(present) < 2:
+        names = ", ".join(repr(listing.class_names[label]) for label in present)
+        raise DataError(f"source {config.source!r}: training needs at least two classes; got {names or 'none'}.")
+    for name, numbers in chosen.items():
+        if not len(numbers):
+            raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
+    splits, bad = _decode(listing, chosen, config, console)
+    for name, split in splits.items():
+        # In a small subset a class may lack readable images by chance; elsewhere that is the source's fault.
+        whole = name == "train" or (config.limit is None and config.limit_valid is None)
+        for label in np.setdiff1d(labels[name], split.labels) if whole else ():
+            line = next(line for position, line in bad[name].items() if labels[name][position] == label)
+            raise DataError(
+                f"{listing.display_name}: class {listing.class_names[label]!r} has no readable image left in {name} "
+                f"({line}); repair or replace them."
+            )
+    return splits, listing.skipped + tuple(line for lines in bad.values() for line in lines.values())
+
+
+def load_labelled(
+    config: DataConfig, class_names: Sequence[str], split: str | None = None, console: Console | None = None
+) -> Labelled:
+    """Loads images to score a trained network on: nothing is held out and nothing left out, whatever `config` says.
+
+    Args:
+        config: its `source`, and how photos are read: `size`, `resize`, `on_bad_image`, `data_dir`, `cache_dir`.
+        class_names: the network's classes; the source's are matched to them by name, in any order. The source may lack
+            some of them.
+        split: `train`, `valid`, `test` or `all`; None for test, else valid, else all: a plain folder of class folders
+            is one set.
+        console: where work of more than two seconds shows its progress; None shows nothing.
+
+    Raises:
+        DataError: an unknown source or split, data that break a rule, a class that is not the network's, or no image
+            that can be read.
+        DownloadError: the images are not here and could not be fetched.
+        RunError: a folder cannot be written, or TFDS fails.
+    """
+    with open_source(config, console) as listing:
+        chosen = _chosen_split(listing, split)
+        own = number_images(listing.labels)
+        numbers = np.concatenate(list(own.values())) if chosen == ALL else own[chosen]
+        labels = _places(listing, numbers, class_names)
+        splits, bad = _decode(listing, {chosen: numbers}, config, console)
+        skipped = listing.skipped + tuple(bad[chosen].values())
+    return Labelled(splits[chosen].images, labels[splits[chosen].labels], chosen, skipped)
+
+
+def _labels(listing: Listing) -> np.ndarray:
+    """The label of every image of a source, int32 `(number,)`."""
+    return np.concatenate(list(listing.labels.values())).astype(np.int32)
+
+
+def _decode(
+    listing: Listing, chosen: Mapping[str, np.ndarray], config: DataConfig, console: Console | None
+) -> tuple[dict[str, Split], dict[str, dict[int, str]]]:
+    """The chosen images by split; by split, the position in `chosen` of each that cannot be read -> one line on it."""
+    pictures, labels = listing.pictures, _labels(listing)
+    if isinstance(pictures, np.ndarray):
+        found = {name: Split(pictures[numbers], labels[numbers]) for name, numbers in chosen.items()}
+        return found, {name: {} for name in chosen}
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
-    indices = {name: split.images for name, split in chosen.splits.items()}
-    done = decoded(listing.pictures, indices, target, config.cache_folder, console)
-    splits: dict[str, Split] = {}
-    skipped = list(listing.skipped)
-    for name, split in chosen.splits.items():
-        splits[name] = _without_bad(listing, name, split, done[name], whole=_is_whole(config, name))
-        skipped += [
-            f"{listing.pictures.name(int(split.images[position]))}: {reason}"
-            for position, reason in done[name].bad.items()
-        ]
-    return replace(
-        chosen, train=splits["train"], valid=splits["valid"], test=splits.get("test"), skipped=tuple(skipped)
-    )
+    splits, bad = {}, {}
+    for name, done in decoded(pictures, chosen, target, config.cache_folder, console).items():
+        numbers = chosen[name]
+        bad[name] = {at: f"{pictures.name(int(numbers[at]))}: {reason}" for at, reason in done.bad.items()}
+        kept = np.delete(numbers, list(done.bad))
+        splits[name] = Split(done.images, labels[kept], Provenance(pictures, kept, done.digests))
+    return splits, bad
 
 
-def _numbered(listing: Listing, config: DataConfig) -> ImageData:
-    """`ImageData` whose images are still numbers: splits and subsets of these cost no decoding and no memory."""
-    splits, start = {}, 0
-    for name, labels in listing.labels.items():
-        numbers = np.arange(start, start + len(labels))
-        splits[name] = Split(numbers, np.asarray(labels, dtype=np.int32))
-        start += len(labels)
-    return ImageData(
-        train=splits["train"],
-        valid=splits.get("valid", splits["train"]),
-        test=splits.get("test"),
-        class_names=listing.class_names,
-        size=config.size,
-        source=config.source,
-    )
+def _chosen_split(listing: Listing, split: str | None) -> str:
+    """The split to score: the one asked for, else test, else valid, else all."""
+    labels = listing.labels
+    if split is None:
+        return next((name for name in ("test", "valid") if name in labels), ALL)
+    if split != ALL and split not in labels:
+        raise DataError(f"{listing.display_name}: has no split {split!r}; give one of {', '.join(labels)} or {ALL}.")
+    return split
 
 
-def _is_whole(config: DataConfig, name: str) -> bool:
-    """Whether a class without readable images is the source's fault, not that of a small subset."""
-    return name == "train" or (config.limit is None and config.limit_valid is None)
+def _places(listing: Listing, numbers: np.ndarray, known: Sequence[str]) -> np.ndarray:
+    """The source's label -> the label of the same name among `known`, int32 `(classes,)`; -1 where it has no image.
 
-
-def _without_bad(listing: Listing, name: str, split: Split, done: Decoded, *, whole: bool) -> Split:
-    kept, numbers = (np.delete(values, list(done.bad)) for values in (split.labels, split.images))
-    for label in np.setdiff1d(split.labels, kept) if whole else ():
-        position = next(position for position in done.bad if split.labels[position] == label)
+    Raises:
+        DataError: the class of an image is not among the known.
+    """
+    places = {name: place for place, name in enumerate(known)}
+    present = [listing.class_names[label] for label in np.unique(_labels(listing)[numbers])]
+    if strange := [name for name in present if name not in places]:
         raise DataError(
-            f"{listing.display_name}: class {listing.class_names[label]!r} has no readable image left in {name} "
-            f"({listing.pictures.name(int(split.images[position]))}: {done.bad[position]}); repair or replace them."
+            f"{listing.display_name}: classes must be among the run's; it has {listed(strange, 20)}, and the run knows "
+            f"{listed(known, 20)}. Rename or remove them."
         )
-    return Split(done.images, kept, Provenance(listing.pictures, numbers, done.digests))
+    return np.array([places.get(name, -1) for name in listing.class_names], dtype=np.int32)

@@ -1,9 +1,57 @@
-"""The names of splits; seeded, stratified splits and subsets, as index arrays."""
+"""Chooses the images of each split on labels alone: seeded, stratified, as numbers."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
-SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-"""What people call a split, in lower case -> what it is called here."""
+DEFAULT_VALID_FRACTION = 0.2
+
+
+def choose(
+    labels: Mapping[str, np.ndarray],
+    seed: int,
+    *,
+    valid_fraction: float | None = None,
+    limit: int | None = None,
+    limit_valid: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Decides which images train, validate and test.
+
+    A source's own validation split is kept; without one, `test` validates (as in the article). Without either, or
+    when `valid_fraction` asks for it, a stratified part of `train` is held out. Then come the subsets of the limits.
+
+    Args:
+        labels: `train` and perhaps `valid` and `test`, in this order -> int `(number,)`, a class for every image.
+        seed: fixes the hold-out and the subsets.
+        valid_fraction: fraction of `train` to hold out although there is another split to validate on.
+        limit: at most this many training images.
+        limit_valid: at most this many of every other split; default: `limit`.
+
+    Returns:
+        `train`, `valid` and perhaps `test` -> sorted int `(number,)`, images as `number_images` numbers them, all of
+        one split of `labels`. `valid` is empty where no class of `train` has two images to share.
+    """
+    numbers = number_images(labels)
+    if valid_fraction is None and "valid" in labels:
+        chosen = numbers
+    elif valid_fraction is None and "test" in labels:
+        chosen = {"train": numbers["train"], "valid": numbers["test"]}
+    else:
+        kept, held = stratified_split(labels["train"], valid_fraction or DEFAULT_VALID_FRACTION, seed)
+        chosen = {"train": numbers["train"][kept], "valid": numbers["train"][held]}
+        rest = numbers.get("test", numbers.get("valid"))
+        chosen |= {} if rest is None else {"test": rest}
+    every = np.concatenate(list(labels.values()))
+    for name, size in (("train", limit), ("valid", limit_valid or limit), ("test", limit_valid or limit)):
+        if size is not None and name in chosen and size < len(chosen[name]):
+            chosen[name] = chosen[name][stratified_sample(every[chosen[name]], size, seed)]
+    return chosen
+
+
+def number_images(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The numbers of each split's images, counted from 0 through all splits in their order."""
+    ends = np.cumsum([len(part) for part in labels.values()])
+    return {name: np.arange(end - len(labels[name]), end) for name, end in zip(labels, ends, strict=True)}
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.filesize import decimal
 
 from kbaseline.commands.evaluate import evaluate_kept
+from kbaseline.config.splits import DISPLAY_NAMES
 from kbaseline.devices.xla import environment
 from kbaseline.render.templates import markdown_template
 from kbaseline.runs.record import RunRecord
@@ -39,7 +40,7 @@ def render_card(
         agreement=agreement,
         rounded=rounded,
         judged=judged,
-        split={"valid": "validation", "test": "test"}[judged.split],
+        split=DISPLAY_NAMES[judged.split],
         stages=[stage.model_dump() for stage in run.config.stages],
         now=environment(),
         today=date.today(),

@@ -12,7 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from kbaseline.console.bars import Bar
-from kbaseline.data.sources.registry import load_source, source_status
+from kbaseline.data.image_data import load_source
+from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
 from kbaseline.export.card import render_card

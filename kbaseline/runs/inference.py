@@ -86,7 +86,7 @@ def predict_views(
     model: keras.Model,
     images: np.ndarray,
     config: Config,
-    flip_safe: bool,
+    source: str,
     console: Console,
     looks: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -96,7 +96,7 @@ def predict_views(
     Args:
         model, images, console: as for `predict_plain`.
         config: `tta`, the seed, and the default of `looks`, four times the batch size of training.
-        flip_safe: what `tta.flip: auto` comes to.
+        source: where the images came from, for `tta.flip: auto`.
         looks: looks at images (1 + views for each) at once.
         callbacks: further Keras callbacks.
 
@@ -120,7 +120,7 @@ def predict_views(
             settings.views,
             None,
             settings.scale,
-            flip_safe if settings.flip == "auto" else settings.flip,
+            settings.mirrors(source),
             batch_size=looks,
             seed=config.seed,
             callbacks=[bar, *callbacks],

@@ -22,13 +22,11 @@ from typing_extensions import TypedDict
 
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
+from kbaseline.config.splits import SPLITS
 from kbaseline.errors import InputError, one_line
 from kbaseline.metrics import Evaluation, accuracy_interval, evaluate_predictions
 from kbaseline.storage.npz import read_arrays
 from kbaseline.storage.run_folder import RunFolder
-
-SPLITS = ("valid", "test")
-"""The splits whose predictions a run keeps, if it has them."""
 
 KINDS = ("plain", "tta")
 """The kinds of prediction: of the image as it is, and with test-time augmentation."""
@@ -63,7 +61,6 @@ class DataSummary(BaseModel):
     images: dict[str, Annotated[int, Field(ge=1, le=10**12)]]
     size: int | None = None
     image_size: Annotated[list[Annotated[int, Field(ge=1, le=10**5)]], Field(min_length=2, max_length=2)] | None = None
-    flip_safe: bool
     skipped: list[str]
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from kbaseline.config.schema import Config
+from kbaseline.config.splits import DISPLAY_NAMES
 from kbaseline.console.format import interval, percent
 from kbaseline.data import ImageData, Split
 from kbaseline.errors import with_kind
@@ -78,7 +79,7 @@ def render_report(report: ReportData) -> str:
     return html_template("report").render(
         config=report.config,
         data=data,
-        split={"valid": "validation", "test": "test"}[split],
+        split=DISPLAY_NAMES[split],
         last=last,
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
         with_tta="tta" in by_kind,

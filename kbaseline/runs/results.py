@@ -84,7 +84,6 @@ def draw_up_result(
             images={name: len(split) for name, split in data.splits.items()},
             size=data.size,
             image_size=list(data.valid.images.shape[1:3]),
-            flip_safe=data.flip_safe,
             skipped=list(data.skipped),
         ),
         figures={

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from kbaseline.config.schema import Config
 from kbaseline.data import ImageData
-from kbaseline.data.sources.registry import load_source
+from kbaseline.data.image_data import load_source
 from kbaseline.devices.xla import enable_compilation_cache, prefer_eigen_convolutions
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
@@ -55,8 +55,7 @@ class SavedRun:
         """
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
-        flip_safe = self.result.data.flip_safe
-        return predict_views(self.model, images, self.config, flip_safe, self.console, batch_size)[1]
+        return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
 
     def forget(self) -> None:
         """Drops the compiled programs of plain prediction: one for each size of images, which adds up."""

@@ -21,7 +21,7 @@ from scipy.special import log_softmax
 
 from kbaseline.console.training import StageTable
 from kbaseline.data.batches import ImageBatches
-from kbaseline.data.image_data import Split
+from kbaseline.data.prepare import Split
 from kbaseline.devices.parallel import predict_batches
 from kbaseline.errors import InputError, RunError
 from kbaseline.optimizer import LayerwiseAdamW

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.sources.csv import list_csv
+from kbaseline.data.image_data import load_source
+from kbaseline.data.prepare import load_labelled
+from kbaseline.data.sources.csv import open_csv
 from kbaseline.data.sources.csv_table import read_table
-from kbaseline.data.sources.registry import load_labelled, load_source
 from kbaseline.errors import DataError
 
 
@@ -231,7 +232,8 @@ def test_any_file_is_read_or_is_a_data_error(tmp_path_factory, text):
     path.write_bytes(text if isinstance(text, bytes) else ("path,label\n" + text).encode())
     said, listing = "", None
     try:
-        listing = list_csv(str(path), DataConfig())
+        with open_csv(str(path), DataConfig()) as listing:
+            pass
     except DataError as error:
         said = str(error)
     assert not re.search(r"[\r\n\0]", said)

@@ -77,5 +77,5 @@ def test_photos_bring_digests_of_their_own_rows(tmp_path, monkeypatch, limit):
         assert limit or len(find_duplicates(loaded).groups) == 5
         for split in loaded.splits.values():
             for row, image in enumerate(split.images):
-                number = int(split.origin.name(row).split("/")[1][:-4])
+                number = int(split.provenance.name(row).split("/")[1][:-4])
                 assert image[0, 0, 0] == number - 2 * (number % 4 == 3)

@@ -14,8 +14,7 @@ from rich.console import Console
 from kbaseline.config.schema import DataConfig
 from kbaseline.console import bars as progress
 from kbaseline.data import cache, decode
-from kbaseline.data.sources.folder import load_folder
-from kbaseline.data.sources.registry import load_source
+from kbaseline.data.image_data import load_source
 from kbaseline.errors import DataError, RunError
 
 
@@ -37,7 +36,7 @@ def flat(root, count=10, classes=("cat", "dog"), **options):
 
 
 def load(root, console=None, **options):
-    return load_folder(str(root), DataConfig(source=f"folder:{root}", **{"size": 8, **options}), 42, console)
+    return load_source(DataConfig(source=f"folder:{root}", **{"size": 8, **options}), 42, console)
 
 
 def greys(split):
@@ -61,7 +60,7 @@ def test_same_seed_same_split(tmp_path):
     """The split depends on the seed alone."""
     root = flat(tmp_path / "photos")
     config = DataConfig(source=f"folder:{root}", size=8)
-    one, two, other = (greys(load_folder(str(root), config, seed).valid) for seed in (1, 1, 2))
+    one, two, other = (greys(load_source(config, seed).valid) for seed in (1, 1, 2))
     assert one == two
     assert one != other
 

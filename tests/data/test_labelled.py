@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.sources.registry import load_labelled
+from kbaseline.data.prepare import load_labelled
 from kbaseline.errors import DataError
 
 SHADES = {"bee": 40, "cat": 120, "dog": 200}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.image_data import ImageData
-from kbaseline.data.sources.registry import load_source
+from kbaseline.data.image_data import ImageData, load_source
+from kbaseline.data.sources.registry import source_status
 from kbaseline.errors import DataError
 
 
@@ -47,6 +47,8 @@ def test_from_source_takes_the_same_options():
         ("cvs:photos.csv", "Did you mean 'csv:photos.csv'?"),
         ("foldr:photos", "Did you mean 'folder:photos'?"),
         ("cifar10", "Did you mean 'tfds:cifar10'?"),
+        ("folder", "Did you mean 'folder:PATH'?"),
+        ("digits:8", "Did you mean 'digits'?"),
         ("", "or digits."),
         ("https://example.org/a.zip", "or digits."),
     ],
@@ -57,6 +59,25 @@ def test_unknown_source(source, suggestion):
         load(source)
     assert str(caught.value).endswith(suggestion)
     assert repr(source) in str(caught.value)
+
+
+def test_status_downloads_nothing(tmp_path):
+    """Golden: whether each kind of source is on this machine, and where, or what to do."""
+    (tmp_path / "cifar10" / "3.0.2").mkdir(parents=True)
+    (tmp_path / "t.csv").touch()
+
+    def status(source):
+        return source_status(DataConfig(source=source, data_dir=tmp_path))
+
+    assert status("digits") == (True, "digits comes with scikit-learn")
+    assert status(f"folder:{tmp_path}") == (True, str(tmp_path))
+    assert status(f"folder:{tmp_path}/no") == (False, f"no folder {tmp_path}/no")
+    assert status(f"csv:{tmp_path}/t.csv") == (True, f"{tmp_path}/t.csv")
+    assert status(f"csv:{tmp_path}") == (False, f"no file {tmp_path}")
+    assert status("tfds:cifar10") == (False, f"tfds:cifar10 is not in {tmp_path}/cifar10; `kbaseline fit` downloads it")
+    (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").touch()
+    assert status("tfds:cifar10:3.0.2") == (True, f"tfds:cifar10:3.0.2 in {tmp_path}/cifar10/3.0.2")
+    assert status("folder") == (False, "no source 'folder'; give tfds:NAME, folder:PATH, csv:PATH or digits")
 
 
 def test_a_bare_path_is_told_its_prefix(tmp_path):

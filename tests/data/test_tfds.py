@@ -3,6 +3,7 @@
 import functools
 import http.client
 import http.server
+import inspect
 import io
 import socket
 import sys
@@ -12,15 +13,18 @@ import threading
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import logging
 from PIL import Image
 from rich.console import Console
 from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.utils import gcs_utils, lazy_imports_utils, tqdm_utils
 from tensorflow_datasets.image_classification import cifar as upstream
 
 from kbaseline.config.schema import DataConfig
 from kbaseline.console import bars as progress
 from kbaseline.data import decode
-from kbaseline.data.sources.registry import load_labelled, load_source
+from kbaseline.data.image_data import load_source
+from kbaseline.data.prepare import load_labelled
 from kbaseline.data.sources.tfds import downloads as network
 from kbaseline.data.sources.tfds.cifar import cifar_builder
 from kbaseline.data.sources.tfds.records import TFRecords
@@ -268,12 +272,66 @@ def test_a_missing_file_on_the_server(served):
         load("tfds:cifar10")
 
 
-def test_tfds_gets_its_functions_back(served):
-    """Outside kbaseline's own downloads TFDS works as before."""
-    before = downloader._open_url, downloader._Downloader._sync_download, downloader.MAX_RETRIES
+def private():
+    """Everything in TFDS that `tfds/internals.py` switches or replaces."""
+    fetch = downloader._Downloader._sync_download
+    banner = vars(lazy_imports_utils.tensorflow)["error_callback"]
+    return downloader._open_url, fetch, downloader.MAX_RETRIES, tqdm_utils._active, banner
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_tfds_gets_everything_back(served, monkeypatch, bars):
+    """Invariant: after a load, failed or not, TFDS's functions and switches are what they were."""
+    monkeypatch.setattr(tqdm_utils, "_active", bars)
+    before, verbosity = private(), logging.get_verbosity()
     with pytest.raises(DownloadError):
         load("tfds:cifar10")
-    assert before == (downloader._open_url, downloader._Downloader._sync_download, downloader.MAX_RETRIES)
+    archive(served / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", cifar10_files())
+    load("tfds:cifar10")
+    assert (private(), logging.get_verbosity()) == (before, verbosity)
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("what", "holds"),
+    [
+        ("downloader._open_url takes a URL and options", lambda: parameters(downloader._open_url) == ["url", "kwargs"]),
+        (
+            "_Downloader._sync_download takes URL, folder and verify",
+            lambda: (
+                parameters(downloader._Downloader._sync_download) == ["self", "url", "destination_path", "verify"]
+                and "_open_url(" in inspect.getsource(downloader._Downloader._sync_download)
+            ),
+        ),
+        (
+            "downloader.MAX_RETRIES is the number of retries",
+            lambda: "total=MAX_RETRIES" in inspect.getsource(downloader._open_with_requests),
+        ),
+        ("tqdm_utils._active says whether bars are shown", lambda: tqdm_utils._active in (True, False)),
+        (
+            "lazy_imports_utils.tensorflow.error_callback prints the banner",
+            lambda: callable(vars(lazy_imports_utils.tensorflow)["error_callback"]),
+        ),
+        (
+            "DatasetBuilder prints in _log_download_bytes and _log_download_done alone",
+            lambda: (
+                parameters(tfds.core.DatasetBuilder._log_download_bytes) == ["self"]
+                and parameters(tfds.core.DatasetBuilder._log_download_done) == ["self"]
+            ),
+        ),
+        ("Google's bucket, asked without a timeout, is left alone", lambda: gcs_utils._is_gcs_disabled),
+    ],
+)
+def test_what_we_use_of_tfds_without_its_promise(what, holds):
+    """The assumptions of `tfds/internals.py`, each checked against TFDS 4.9.10; a new release may break them."""
+    try:
+        true = holds()
+    except (AttributeError, KeyError, TypeError) as error:
+        true = error
+    assert true is True, f"TFDS {tfds.__version__} differs from 4.9.10: no longer true that {what} ({true!r})"
 
 
 def test_progress_of_download_and_preparation(served, monkeypatch):
@@ -352,8 +410,8 @@ def test_a_bad_image_is_named_by_its_number():
     assert data.skipped[0].startswith("tfds:one_bad train #")
 
 
-def test_a_builder_that_needs_tensorflow(tmp_path):
-    """The message names the extra; nothing half-prepared stays."""
+def test_a_builder_that_needs_tensorflow(tmp_path, capfd):
+    """The message names the extra; nothing is printed beside it and nothing half-prepared stays."""
     if "tensorflow" in sys.modules or __import__("importlib.util").util.find_spec("tensorflow"):
         pytest.skip("TensorFlow is installed here")
     arrays = [{"image": np.zeros((8, 8, 1), np.uint8), "label": number % 2} for number in range(4)]
@@ -361,6 +419,7 @@ def test_a_builder_that_needs_tensorflow(tmp_path):
     with pytest.raises(DataError, match=r"needs the module tensorflow .* `pip install 'kbaseline\[tensorflow\]'`"):
         load("tfds:only_arrays")
     assert finished(tmp_path / "data") == []
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

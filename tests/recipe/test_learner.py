@@ -74,7 +74,7 @@ def test_tta_is_the_articles(digits, tiny_backbone, monkeypatch):
     result = learn.tta()
     np.testing.assert_allclose(result.probabilities, np.tile([0.4, 0.6] + [0] * 8, (len(digits.valid), 1)), rtol=1e-6)
     assert result.plain_probabilities[:, 0].all()
-    learn.data = dataclasses.replace(digits, flip_safe=True)
+    learn.data = dataclasses.replace(digits, source="folder:photos")
     learn.tta()
     learner(digits, tiny_backbone, tta={"flip": True, "views": 4, "scale": 1.1}).tta()
     assert asked == [(8, None, 1.35, False), (8, None, 1.35, True), (4, None, 1.1, True)]

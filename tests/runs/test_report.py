@@ -188,8 +188,8 @@ def test_images_from_files_are_called_by_them(run):
     """Golden: every picture's caption is its file's path, as text, so that a wrong label can be put right."""
     count = len(run.data.valid)
     files = FilePictures(Path("photos"), [File(f"<b>/{number}.png", 0, 0) for number in range(count)])
-    origin = Provenance(files, np.arange(count)[::-1], np.zeros(count, np.uint64))
-    valid = replace(run.data.valid, origin=origin)
+    provenance = Provenance(files, np.arange(count)[::-1], np.zeros(count, np.uint64))
+    valid = replace(run.data.valid, provenance=provenance)
     page = render_report(replace(run, data=replace(run.data, valid=valid)))
     named = re.findall(r'<figcaption title="&lt;b&gt;/(\d+).png">&lt;b&gt;/\1.png<', page)
     shown = [index for part in ("mistakes", "uncertain") for index, *_ in cards(render_report(run), part)]

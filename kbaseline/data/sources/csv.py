@@ -1,65 +1,38 @@
-"""The source `csv:PATH`: a table that names an image, its label and perhaps its split in every row."""
+"""The source `csv:PATH`: a table with an image, its label and perhaps its split in every row."""
 
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import DataConfig
+from kbaseline.config.splits import SPLITS
 from kbaseline.console.bars import Bar
-from kbaseline.data.image_data import ImageData
 from kbaseline.data.pictures import File, FilePictures, shown
-from kbaseline.data.prepare import Listing, prepare
 from kbaseline.data.sources.csv_table import Row, read_table
+from kbaseline.data.sources.listing import Listing
 from kbaseline.errors import DataError, did_you_mean, listed, one_line
 
-_SPLITS = ("train", "valid", "test")
 
-
-def load_csv(path: str, config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
-    """Loads the images a CSV file names; `table.read_table` says what it may look like.
+@contextmanager
+def open_csv(path: str, config: DataConfig, console: Console | None = None) -> Iterator[Listing]:
+    """Lists the images that a CSV file names; `csv_table.read_table` says what it may look like.
 
     Paths count from the file's own folder. Labels are texts; classes are sorted by name, or by value where all are
-    whole numbers. Without a column of splits a stratified part validates.
+    whole numbers. Without a column of splits all images are `train`.
 
     A row with something missing, with an unknown split, whose image is not there, or that repeats another is left
-    out and named, or ends the run if `config.on_bad_image` says so. Of rows that contradict each other none counts.
+    out and named, or is an error if `config.on_bad_image` says so. Of rows that contradict each other none counts.
 
     Args:
         path: the file; `~` is understood.
-        config: the `data` section.
-        seed: fixes random splits and subsets.
+        config: `on_bad_image`, and the columns.
         console: where to show progress; None shows nothing.
-
-    Returns:
-        Images uint8 0-255, `(number, height, width, 3)`, memory-mapped; see `cache.decoded` for the size.
-
-    Raises:
-        DataError: the file, a row, a class or an image breaks a rule.
-        RunError: the cache folder cannot be written.
-    """
-    listing = list_csv(path, config, console)
-    if "train" not in listing.labels:
-        raise DataError(
-            f"{listing.display_name}: no row is for train, only for {' and '.join(listing.labels)}; add some."
-        )
-    for split, labels in listing.labels.items():
-        unknown = np.setdiff1d(labels, listing.labels["train"])
-        if len(unknown):
-            names = listed(listing.class_names[label] for label in unknown)
-            raise DataError(
-                f"{listing.display_name}: {split} has classes that train lacks: {names}; add training images of them, "
-                "or leave them out."
-            )
-    return prepare(listing, config, seed, console)
-
-
-def list_csv(path: str, config: DataConfig, console: Console | None = None) -> Listing:
-    """The images a CSV file names, by split and class, none decoded; see `load_csv`.
 
     Raises:
         DataError: the file or a row breaks a rule, or no row can be used.
@@ -87,11 +60,30 @@ def list_csv(path: str, config: DataConfig, console: Console | None = None) -> L
     names = _sorted({row.label for row in rows})
     places = {name: place for place, name in enumerate(names)}
     # One list after the other, each in the order of the file.
-    by_split = {split: [row for row in rows if (row.split or "train") == split] for split in _SPLITS}
+    by_split = {split: [row for row in rows if (row.split or "train") == split] for split in SPLITS}
     labels = {split: np.array([places[row.label] for row in part]) for split, part in by_split.items() if part}
     pictures = FilePictures(source.parent, [files[row.line] for part in by_split.values() for row in part])
     skipped = tuple(f"{shown(source.name)} line {line}: {reason}" for line, reason in sorted(bad.items()))
-    return Listing(pictures, labels, names, display_name, skipped)
+    yield Listing(pictures, labels, names, display_name, skipped, _untrainable(labels, names, display_name))
+
+
+def csv_status(path: str, config: DataConfig) -> tuple[bool, str]:
+    """Whether there is such a file."""
+    file = Path(path).expanduser()
+    return file.is_file(), str(file) if file.is_file() else f"no file {file}"
+
+
+def _untrainable(labels: Mapping[str, np.ndarray], names: Sequence[str], display_name: str) -> str:
+    """Why nothing can be trained on a table's images, or an empty string."""
+    if "train" not in labels:
+        return f"{display_name}: no row is for train, only for {' and '.join(labels)}; add some."
+    for split, own in labels.items():
+        if len(unknown := np.setdiff1d(own, labels["train"])):
+            return (
+                f"{display_name}: {split} has classes that train lacks: {listed(names[label] for label in unknown)}; "
+                "add training images of them, or leave them out."
+            )
+    return ""
 
 
 def _source(path: str) -> Path:

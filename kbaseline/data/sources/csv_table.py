@@ -1,4 +1,4 @@
-"""Reads a CSV file of images: which of its columns hold path, label and split, and what stands in every row."""
+"""Reads a CSV file of images: finds the columns of path, label and split, and their values in every row."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.data.splits import SPLIT_NAMES
+from kbaseline.config.splits import ALIASES
 from kbaseline.errors import DataError, did_you_mean, listed, one_line
 
 TABLES = (".csv", ".tsv")
@@ -22,7 +22,7 @@ HEADERS = {
     "label": ("label", "class", "target", "labels", "class_name", "classname", "category", "y"),
     "split": ("split", "fold", "subset", "set", "partition"),
 }
-"""Role of a column -> the names by which it is known, in lower case, with `_` for blanks and hyphens."""
+"""What a column holds -> its usual names, in lower case, with `_` for blanks and hyphens."""
 
 NO_COLUMN = "none"
 """The `data.split_column` that ignores a column of splits."""
@@ -50,7 +50,7 @@ class Table:
 
 
 def read_table(file: Path, display_name: str, config: DataConfig) -> Table:
-    """Reads a CSV file; whether its images exist is not asked.
+    """Reads a CSV file; does not check whether its images exist.
 
     Fields are separated by commas, semicolons or tabs; the text is UTF-8, with or without a byte-order mark; the
     first line names the columns.
@@ -139,9 +139,9 @@ def _plain(header: str) -> str:
 
 
 def _check_splits(display_name: str, header: Sequence[str], at: int, lines: Iterable[Sequence[str]]) -> None:
-    """Refuses a column that holds something else, such as the numbers of folds, before all its rows are left out."""
+    """Raises a `DataError` if a column holds no split at all, for instance numbers of folds."""
     said = {cells[at] for cells in lines if len(cells) > at} - {""}
-    if said and not any(value.lower() in SPLIT_NAMES for value in said):
+    if said and not any(value.lower() in ALIASES for value in said):
         raise DataError(
             f"{display_name}: column {header[at]!r} must hold train, valid and test; it has {listed(sorted(said))}; "
             f"correct it, or set data.split_column to another column or to {NO_COLUMN}."
@@ -161,7 +161,7 @@ def _row(line: int, cells: list[str], width: int, columns: Mapping[str, int]) ->
     split = None
     if "split" in columns:
         said = cells[columns["split"]]
-        split = SPLIT_NAMES.get(said.lower())
+        split = ALIASES.get(said.lower())
         if split is None:
             return f"split {said[:40]!r} must be train, valid or test" if said else "has no split"
     # The same letters may be composed in two ways; they are one class.

@@ -1,50 +1,34 @@
-"""The source `folder:PATH`: photos in class folders, with or without `train/`, `valid/` and `test/` above them."""
+"""The source `folder:PATH`: photos in one folder for each class, perhaps below `train/`, `valid/` and `test/`."""
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import DataConfig
+from kbaseline.config.splits import ALIASES, SPLITS
 from kbaseline.data.decode import SUFFIXES, UNREADABLE_SUFFIXES
-from kbaseline.data.image_data import ImageData
 from kbaseline.data.pictures import File, FilePictures
-from kbaseline.data.prepare import Listing, prepare
 from kbaseline.data.sources.csv_table import TABLES
-from kbaseline.data.splits import SPLIT_NAMES
+from kbaseline.data.sources.listing import Listing
 from kbaseline.errors import DataError, did_you_mean, one_line
 
 
-def load_folder(path: str, config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
-    """Loads the photos below a folder.
+@contextmanager
+def open_folder(path: str, config: DataConfig, console: Console | None = None) -> Iterator[Listing]:
+    """Lists the photos below a folder.
 
-    Either `train/` and perhaps `valid/` (or `val/`, `validation/`) and `test/` hold one folder for each
-    class, or the folder itself does; then a stratified part validates. Classes are sorted by name. All
-    images below a class folder count, however deep; hidden files and other files are ignored.
+    Either `train/` and perhaps `valid/` (or `val/`, `validation/`) and `test/` hold one folder for each class, or the
+    folder itself does. Classes are sorted by name. All images below a class folder count, however deep; hidden files
+    and other files are ignored.
 
     Args:
         path: the folder; `~` is understood.
-        config: the `data` section.
-        seed: fixes random splits and subsets.
-        console: where to show progress; None shows nothing.
-
-    Returns:
-        Images uint8 0-255, `(number, height, width, 3)`, memory-mapped; see `cache.decoded` for the size.
-
-    Raises:
-        DataError: the folder, a class or an image breaks a rule.
-        RunError: the cache folder cannot be written.
-    """
-    listing = list_folder(path)
-    if len(listing.class_names) < 2:
-        raise DataError(_too_few(_root(path), listing.class_names, path))
-    return prepare(listing, config, seed, console)
-
-
-def list_folder(path: str) -> Listing:
-    """The photos below a folder by split and class, none decoded; see `load_folder`.
+        config, console: not used.
 
     Raises:
         DataError: the folder or a class breaks a rule.
@@ -58,7 +42,14 @@ def list_folder(path: str) -> Listing:
         split: np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
         for split, classes in tree.items()
     }
-    return Listing(FilePictures(root, files), labels, names, f"folder {str(root)!r}")
+    untrainable = _too_few(root, names, path) if len(names) < 2 else ""
+    yield Listing(FilePictures(root, files), labels, names, f"folder {str(root)!r}", untrainable=untrainable)
+
+
+def folder_status(path: str, config: DataConfig) -> tuple[bool, str]:
+    """Whether there is such a folder."""
+    folder = Path(path).expanduser()
+    return folder.is_dir(), str(folder) if folder.is_dir() else f"no folder {folder}"
 
 
 def _root(path: str) -> Path:
@@ -110,15 +101,15 @@ def _split_folders(root: Path) -> dict[str, Path]:
     subfolders = _subfolders(root)
     found: dict[str, str] = {}
     for name in subfolders:
-        split = SPLIT_NAMES.get(name.lower())
+        split = ALIASES.get(name.lower())
         if split in found:
             raise DataError(f"folder {str(root)!r}: {found[split]!r} and {name!r} both mean {split}; keep one of them.")
         if split:
             found[split] = name
-    others = [name for name in subfolders if name.lower() not in SPLIT_NAMES]
+    others = [name for name in subfolders if name.lower() not in ALIASES]
     # A class may be called "train" too: then other classes stand beside it and it holds photos, not folders.
     if "train" in found and (_subfolders(root / found["train"]) or not others):
-        return {split: root / found[split] for split in ("train", "valid", "test") if split in found}
+        return {split: root / found[split] for split in SPLITS if split in found}
     if found and not others:
         names = ", ".join(repr(name) for name in found.values())
         raise DataError(f"folder {str(root)!r}: has {names} but no 'train'; put the training photos in train/CLASS/.")

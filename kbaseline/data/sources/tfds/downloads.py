@@ -1,10 +1,10 @@
-"""Keeps TFDS's downloads from hanging, shows how far they are and leaves nothing of failed ones."""
+"""Downloads of TFDS with timeouts and a progress bar; nothing is left of one that fails."""
 
 import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from kbaseline.console.bars import Bar
+from kbaseline.data.sources.tfds.internals import downloads_replaced
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
@@ -20,17 +21,15 @@ RETRIES = 2
 
 
 class Downloads:
-    """What happened to the downloads made under `guarded_downloads`.
+    """The downloads made under `guarded_downloads`.
 
     Attributes:
         failure: URL and reason of the first that failed, or None.
     """
 
-    def __init__(self, bar: Bar, downloader: Any) -> None:
+    def __init__(self, bar: Bar) -> None:
         self.failure: tuple[str, str] | None = None
         self._bar = bar
-        self._open = downloader._open_url
-        self._fetch = downloader._Downloader._sync_download
         self._reached: set[str] = set()
         self._stopped = threading.Event()
 
@@ -38,22 +37,22 @@ class Downloads:
         """Ends running downloads: Python waits for their threads before it exits."""
         self._stopped.set()
 
-    def fetch(self, downloader: Any, url: str, folder: Any, verify: bool = True) -> Any:
-        """Stands in for TFDS's `_sync_download(url, folder)`."""
+    def fetch(self, genuine: Callable[..., Any], downloader: Any, url: str, folder: Any, verify: bool) -> Any:
+        """Downloads a file with TFDS's own function; removes what is left of a failed one and notes the reason."""
         try:
             self._reach(url, verify)
-            return self._fetch(downloader, url, folder, verify)
+            return genuine(downloader, url, folder, verify)
         except BaseException as error:
             self.failure = self.failure or (url, _reason(error))
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
     @contextmanager
-    def open(self, url: str, **options: Any) -> Iterator[tuple[Any, Iterable[bytes]]]:
-        """Stands in for TFDS's `_open_url`, which knows no timeout."""
+    def open(self, genuine: Callable[..., Any], url: str, **options: Any) -> Iterator[tuple[Any, Iterable[bytes]]]:
+        """Opens a URL with TFDS's own function, under timeouts; gives the response and its bytes, which are counted."""
         if url.startswith("http"):
             options["timeout"] = (CONNECT_SECONDS, READ_SECONDS)
-        with self._open(url, **options) as (response, blocks):
+        with genuine(url, **options) as (response, blocks):
             self._bar.grow(int(response.headers.get("Content-Length") or 0))
             yield response, self._counted(blocks)
 
@@ -77,30 +76,21 @@ class Downloads:
 
 @contextmanager
 def guarded_downloads(console: Console | None) -> Iterator[Downloads]:
-    """Puts timeouts, few retries and a progress bar under what TFDS downloads inside the block.
-
-    TFDS offers no setting for any of these, hence the replaced functions; they are put back.
-    """
-    from tensorflow_datasets.core.download import downloader
-
-    before = downloader._open_url, downloader._Downloader._sync_download, downloader.MAX_RETRIES
+    """Puts timeouts, few retries and a progress bar under what TFDS downloads inside the block."""
     patience = socket.getdefaulttimeout()
     with Bar(console, "Downloading", unit="bytes") as bar:
-        downloads = Downloads(bar, downloader)
-        downloader._open_url = downloads.open
-        downloader._Downloader._sync_download = lambda self, *args, **kwargs: downloads.fetch(self, *args, **kwargs)
-        downloader.MAX_RETRIES = RETRIES
+        downloads = Downloads(bar)
         socket.setdefaulttimeout(READ_SECONDS)  # For ftp, which goes through urllib.
         try:
-            yield downloads
+            with downloads_replaced(downloads.open, downloads.fetch, RETRIES):
+                yield downloads
         finally:
             downloads.stop()
             socket.setdefaulttimeout(patience)
-            downloader._open_url, downloader._Downloader._sync_download, downloader.MAX_RETRIES = before
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, without the addresses of Python objects that requests puts before it."""
+    """The innermost reason, without the Python objects that requests puts before it."""
     inner = error.args[0] if error.args else error
     text = " ".join(str(getattr(inner, "reason", inner)).split())
     return re.sub(r"^<?\w+(\.\w+)*(\([^()]*\)| object at \w+)>?: ", "", text) or type(error).__name__

@@ -12,48 +12,33 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import DataConfig
+from kbaseline.config.splits import ALIASES, SPLITS
 from kbaseline.console.bars import Bar
-from kbaseline.data.image_data import ImageData
-from kbaseline.data.prepare import Listing, prepare
+from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.tfds import cifar
 from kbaseline.data.sources.tfds.downloads import Downloads, guarded_downloads
+from kbaseline.data.sources.tfds.internals import progress_bars_hidden, silence, tensorflow_banner_hidden
 from kbaseline.data.sources.tfds.records import Records, read_labels, remembered, split_records
 from kbaseline.errors import DataError, DownloadError, KBaselineError, RunError, did_you_mean
 
-_SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val"), "test": ("test",)}
 
+@contextmanager
+def open_tfds(name: str, config: DataConfig, console: Console | None = None) -> Iterator[Listing]:
+    """Lists the images of a TFDS set, which is downloaded and prepared first where it is not yet.
 
-def load_tfds(name: str, config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
-    """Loads a TFDS set, which is downloaded and prepared first where it is not yet.
-
-    CIFAR-10 and CIFAR-100 are prepared without TensorFlow; of the others those whose builders do not
-    call it. A set that is prepared already is always read without it. TFDS's `train`, `validation`
-    and `test` become train, valid and test; a `test` without labels is left out.
+    CIFAR-10 and CIFAR-100 are prepared without TensorFlow; of the others those whose builders do not call it. A set
+    that is prepared already is always read without it. TFDS's `train`, `validation` and `test` become train, valid
+    and test; a `test` without labels is left out. TFDS prints nothing until the context ends.
 
     Args:
         name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`.
-        config: the `data` section; its `data_dir` holds the set.
-        seed: fixes random splits and subsets.
+        config: its `data_dir` holds the set, its `cache_dir` the labels.
         console: where to show progress; None shows nothing.
-
-    Returns:
-        Images uint8 0-255, `(number, height, width, 3)`, memory-mapped; see `cache.decoded` for the size.
 
     Raises:
         DataError: an unknown set, one without images and labels, or one whose builder needs TensorFlow.
         DownloadError: the set is not here and could not be fetched.
         RunError: TFDS fails, or a folder cannot be written.
-    """
-    with listed_tfds(name, config, console) as listing:
-        return prepare(listing, config, seed, console)
-
-
-@contextmanager
-def listed_tfds(name: str, config: DataConfig, console: Console | None) -> Iterator[Listing]:
-    """The images of a TFDS set by split and class, none decoded; TFDS is silent until the block ends.
-
-    Raises:
-        DataError, DownloadError, RunError: see `load_tfds`.
     """
     with _quiet():
         builder = _builder(name, config)
@@ -64,26 +49,30 @@ def listed_tfds(name: str, config: DataConfig, console: Console | None) -> Itera
         yield _listing(name, builder, image_key, label_key, config, console)
 
 
+def tfds_status(name: str, config: DataConfig) -> tuple[bool, str]:
+    """Whether a set is prepared in the data folder; TFDS itself is not asked."""
+    folder = config.tfds_folder / name.replace(":", "/")
+    if any(folder.glob("**/dataset_info.json")):
+        return True, f"tfds:{name} in {folder}"
+    return False, f"tfds:{name} is not in {folder}; `kbaseline fit` downloads it"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences TFDS: its progress bars, its log and what it prints where TensorFlow is missing."""
+    # TFDS takes half a second to import; only those who read one of its sets pay for it, here and below.
     try:
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets  # noqa: F401
         from absl import logging
-        from tensorflow_datasets.core.utils import gcs_utils, lazy_imports_utils, tqdm_utils
     except ImportError as error:
         raise DataError(f"data.source 'tfds:': needs tensorflow-datasets ({error}); reinstall kbaseline.") from None
-    before = logging.get_verbosity(), tqdm_utils._active
+    before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
-    tfds.disable_progress_bar()
-    # Google's bucket is a mirror that some releases of TFDS ask first, without a timeout.
-    gcs_utils._is_gcs_disabled = True
-    vars(lazy_imports_utils.tensorflow)["error_callback"] = None
     try:
-        yield
+        with progress_bars_hidden(), tensorflow_banner_hidden():
+            yield
     finally:
-        logging.set_verbosity(before[0])
-        tqdm_utils._active = before[1]
+        logging.set_verbosity(before)
 
 
 def _builder(name: str, config: DataConfig) -> Any:
@@ -142,8 +131,7 @@ def _download_and_prepare(name: str, builder: Any, console: Console | None) -> N
         builder = cifar.cifar_builder(builder.name, console, data_dir=str(root), version=str(builder.version))
     else:
         _hide_gpus_from_tensorflow()
-    # These two print.
-    builder._log_download_bytes = builder._log_download_done = lambda: None
+    silence(builder)
     with guarded_downloads(console) as downloads:
         try:
             builder.download_and_prepare(
@@ -215,7 +203,8 @@ def _listing(
     state = (Path(builder.data_dir) / "dataset_info.json").stat()
     stamp = f"{builder.data_dir}\0{state.st_size}\0{state.st_mtime_ns}"
     records, labels = {}, {}
-    for split, theirs in _SPLITS.items():
+    for split in SPLITS:
+        theirs = [alias for alias, meant in ALIASES.items() if meant == split]
         found = next((their for their in theirs if their in available and available[their].num_examples), None)
         if found is None:
             continue

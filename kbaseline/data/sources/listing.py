@@ -1,0 +1,53 @@
+"""What a source is: it lists its images by split and class, and says whether they are on this machine."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.data.pictures import Pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images of a source before any is chosen or decoded.
+
+    Attributes:
+        pictures: all its images, numbered through the splits in the order of `labels`: encoded ones, or uint8
+            `(number, height, width, 3)` where the source has pixels already.
+        labels: `train`, `valid` and `test`, in this order, as far as they exist -> int `(number,)`, a class for every
+            image.
+        class_names: the name of each label.
+        display_name: what the source is called in messages, for instance `folder 'photos'`.
+        skipped: one line for each image that was left out already.
+        untrainable: why nothing can be trained on these images, in one line; empty where something can. They can be
+            scored all the same.
+    """
+
+    pictures: Pictures | np.ndarray
+    labels: Mapping[str, np.ndarray]
+    class_names: tuple[str, ...]
+    display_name: str
+    skipped: tuple[str, ...] = ()
+    untrainable: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of source.
+
+    Attributes:
+        form: how to write it, for instance `folder:PATH`.
+        open: from what stands behind the prefix, the `data` section and a console for progress (None shows nothing)
+            to the listing, whose pictures may be read until the context ends. Raises `DataError` where the data break
+            a rule, `DownloadError` where they cannot be fetched, `RunError` where a folder cannot be written.
+        status: from what stands behind the prefix and the `data` section to whether the images are on this machine,
+            and where they are or what to do; downloads nothing.
+    """
+
+    form: str
+    open: Callable[[str, DataConfig, Console | None], AbstractContextManager[Listing]]
+    status: Callable[[str, DataConfig], tuple[bool, str]]

@@ -1,0 +1,135 @@
+"""Which images train, validate and test: chosen on labels alone, and the same for a seed for ever."""
+
+import hashlib
+from itertools import product
+
+import numpy as np
+import pytest
+
+from kbaseline.config.schema import DataConfig
+from kbaseline.data.image_data import ImageData, load_source
+from kbaseline.data.prepare import prepare
+from kbaseline.data.sources.listing import Listing
+from kbaseline.data.splits import choose, number_images
+from kbaseline.errors import DataError
+
+LABELS = {
+    name: np.random.default_rng(seed).integers(0, 5, count)
+    for name, count, seed in (("train", 100, 1), ("valid", 30, 2), ("test", 40, 3))
+}
+SETTINGS = [
+    dict(zip(("limit", "limit_valid", "valid_fraction"), values, strict=True))
+    for values in product((None, 20), (None, 6), (None, 0.3))
+]
+
+
+def present(splits):
+    return {name: LABELS[name] for name in splits.split("+")}
+
+
+def digest(splits):
+    """Of the names and arrays of `(name, [array, ...])`."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, arrays in splits:
+        found.update(name.encode())
+        for array in arrays:
+            found.update(np.ascontiguousarray(array, np.int64).tobytes())
+    return found.hexdigest()
+
+
+def rows(data):
+    return [(name, [split.images, split.labels]) for name, split in data.splits.items()]
+
+
+@pytest.mark.parametrize(
+    ("splits", "golden"),
+    [
+        ("train", "180bc35d3dbafcc0"),
+        ("train+valid", "9bf3b6b1378ab3fb"),
+        ("train+test", "77542cc07c0a8199"),
+        ("train+valid+test", "8fdd13b4cd35b1e9"),
+    ],
+)
+def test_choices_stay(splits, golden):
+    """Golden, from kbaseline 0.1.0: the same seed chooses the same images in the same order, whatever the settings."""
+    labels = present(splits)
+    assert digest((n, [part]) for one in SETTINGS for n, part in choose(labels, 7, **one).items()) == golden
+
+
+@pytest.mark.parametrize(
+    ("options", "golden"),
+    [
+        ({}, "b0cb80bb259fb069"),
+        ({"limit": 50}, "cf2c2e84f123a7f8"),
+        ({"limit": 50, "limit_valid": 20}, "d923682c682f82ed"),
+        ({"valid_fraction": 0.5}, "7af452a9f8d6a797"),
+        ({"limit": 50, "limit_valid": 20, "valid_fraction": 0.5}, "f38e6f0148aedd5e"),
+    ],
+)
+def test_digits_stay(options, golden):
+    """Golden, from kbaseline 0.1.0: every pixel and label of the digits, split and limited."""
+    assert digest(rows(load_source(DataConfig(source="digits", **options), 42))) == golden
+
+
+@pytest.mark.parametrize(
+    ("splits", "golden"),
+    [
+        ("train", "d4007b50522a439e"),
+        ("train+valid", "7e16f0019331fcc6"),
+        ("train+test", "cbd2e4494566b800"),
+        ("train+valid+test", "f93e56309a36d5af"),
+    ],
+)
+def test_arrays_stay(splits, golden):
+    """Golden, from kbaseline 0.1.0: arrays are split by the same function, with and without a hold-out."""
+    found = []
+    for fraction in (None, 0.3):
+        arrays = {name: (numbered(len(y)), y) for name, y in present(splits).items()}
+        found += rows(ImageData.from_arrays(**arrays, valid_fraction=fraction, seed=7))
+    assert digest(found) == golden
+
+
+def numbered(count):
+    """Images that are their own number."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("splits", "fraction", "expected"),
+    [
+        ("train", None, {"train": "train", "valid": "train"}),
+        ("train+valid", None, {"train": "train", "valid": "valid"}),
+        ("train+test", None, {"train": "train", "valid": "test"}),
+        ("train+valid+test", None, {"train": "train", "valid": "valid", "test": "test"}),
+        ("train+valid", 0.5, {"train": "train", "valid": "train", "test": "valid"}),
+        ("train+test", 0.5, {"train": "train", "valid": "train", "test": "test"}),
+        ("train+valid+test", 0.5, {"train": "train", "valid": "train", "test": "test"}),
+    ],
+)
+def test_which_split_validates(splits, fraction, expected):
+    """Golden: a split of its own, else test, else a part of train; no image is in two of them."""
+    labels = present(splits)
+    numbers = number_images(labels)
+    chosen = choose(labels, 0, valid_fraction=fraction)
+    assert list(chosen) == list(expected)
+    for name, theirs in expected.items():
+        assert set(chosen[name]) <= set(numbers[theirs])
+    every = np.concatenate(list(chosen.values()))
+    assert len(set(every)) == len(every)
+
+
+def test_arrays_are_not_copied():
+    """Invariant: a split that is taken whole keeps its own array, so a memory map stays one."""
+    arrays = {name: (numbered(len(y)), y) for name, y in LABELS.items()}
+    data = ImageData.from_arrays(**arrays)
+    assert all(split.images is arrays[name][0] for name, split in data.splits.items())
+
+
+def test_a_split_without_images_is_refused():
+    """Golden: of classes of one image each nothing can be held out."""
+    images, labels = numbered(3), np.arange(3)
+    with pytest.raises(DataError, match="source 'arrays': valid is empty; give each class two images or more"):
+        ImageData.from_arrays((images, labels))
+    listing = Listing(images, {"train": labels}, tuple("abc"), "three")
+    with pytest.raises(DataError, match="source 'x': valid is empty; give each class two images or more"):
+        prepare(listing, DataConfig(source="x"), 0, None)
