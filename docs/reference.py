@@ -1,6 +1,6 @@
-"""Writes what of the docs is generated: cli.md from click, config.md from the schema, house.svg from the imports.
+"""Writes the generated pages: cli.md from click, config.md from the schema, architecture.svg from the rooms.
 
-python docs/reference.py            # into docs/; a test says when it is time
+python docs/reference.py            # into docs/; a test fails while a committed one is stale
 python docs/reference.py FOLDER     # elsewhere
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from house import draw_house
+from architecture import draw_architecture
 from settings import config_page
 
 from kbaseline.cli import main
@@ -53,8 +53,9 @@ def _command(context: click.Context) -> str:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(__file__).parent)
 def write(folder: Path) -> None:
-    """Write cli.md, config.md and house.svg into FOLDER; default: docs/."""
-    for file, text in (("cli.md", cli_page()), ("config.md", config_page(HEAD)), ("house.svg", draw_house())):
+    """Write cli.md, config.md and architecture.svg into FOLDER; default: docs/."""
+    pages = {"cli.md": cli_page(), "config.md": config_page(HEAD), "architecture.svg": draw_architecture()}
+    for file, text in pages.items():
         (folder / file).write_text(text, encoding="utf-8")
 
 

@@ -52,7 +52,7 @@ def masked(text: str) -> str:
 
 
 def test_generated_pages_are_current(tmp_path: Path) -> None:
-    """Golden: cli.md, config.md and house.svg are what the commands, the schema and the imports of today make."""
+    """Golden: cli.md, config.md and architecture.svg are what today's commands, schema and modules make."""
     program = ROOT / "docs/reference.py"
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
