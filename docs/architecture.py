@@ -1,4 +1,4 @@
-"""Draws architecture.svg: the rooms of the package in the order of their imports, and the way data takes through them.
+"""Draws architecture.svg: the rooms of the package in the order of their imports, and the data flow through them.
 
 The order is import-linter's contract in `pyproject.toml`; jobs are first docstring lines; modules are what is on disk.
 """
@@ -94,7 +94,7 @@ def _way() -> list[str]:
     """The strip on top: what the data is, from left to right, and under each what makes it."""
     wide, y = 92, 62
     pitch = (RIGHT - 16 - wide) / (len(WAY) - 1)
-    parts = [_text(16, 32, "The way of the data", "title")]
+    parts = [_text(16, 32, "Data flow", "title")]
     for number, (thing, maker) in enumerate(WAY):
         x = 16 + pitch * number
         middle = x + wide / 2
