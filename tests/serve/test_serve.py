@@ -463,7 +463,7 @@ def test_a_real_browser_shows_the_classes(port, plain_port, tmp_path):
         page.choose("#image", tmp_path / "a.png")
         page.wait(f"{answered} !== 'None yet.'")
         assert len(page.run(rows.format("plain"))) == 3
-        assert page.run("return document.title") == "plain: ask it"
+        assert page.run("return document.title") == "plain: classify a picture"
         assert page.run("return document.querySelectorAll('img').length") == 1
         assert page.console() == []
 
