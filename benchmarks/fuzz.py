@@ -4,10 +4,10 @@
     python benchmarks/fuzz.py --write docs/reliability.md    # puts it between that page's marks
     python benchmarks/fuzz.py --led 0                        # without the coverage-guided cases, which take longest
 
-First, Hypothesis generates the cases, as in tests/safety/test_fuzz.py. Then they are coverage-guided: libFuzzer, through
-Atheris (`pip install atheris`), mutates the bytes from which Hypothesis makes a case, and keeps those that reach
-something new in kbaseline, Keras' loader, Pillow or PyYAML. Ends with 1 at the first case that is neither accepted nor
-refused in one line.
+First, Hypothesis generates the cases, as in tests/safety/test_fuzz.py. Then they are coverage-guided: libFuzzer,
+through Atheris (`pip install atheris`), mutates the bytes from which Hypothesis makes a case, and keeps those that
+reach something new in kbaseline, Keras' loader, Pillow or PyYAML. Ends with 1 at the first case that is neither
+accepted nor refused in one line.
 """
 
 import json
@@ -38,8 +38,8 @@ MANNERS = {"drawn": "generated", "led": "coverage-guided"}
 
 
 @click.command()
-@click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="Generated cases for each reader.")
-@click.option("--led", type=click.IntRange(0), help="Coverage-guided cases for each reader.  [default: as many]")
+@click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="Generated cases per reader.")
+@click.option("--led", type=click.IntRange(0), help="Coverage-guided cases per reader.  [default: as many]")
 @click.option("--only", multiple=True, help="Only these readers.")
 @click.option("--write", type=click.Path(path_type=Path, exists=True), help="Page whose table is replaced.")
 @click.option("--one", nargs=2, hidden=True, help="Surface and manner: one cell of the table, as JSON.")

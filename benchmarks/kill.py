@@ -1,4 +1,4 @@
-"""Kills a real run with SIGKILL at random moments of all its phases, resumes it, and compares it with an uninterrupted one.
+"""Kills a run with SIGKILL at random moments of all its phases, resumes it, and compares it with an uninterrupted one.
 
     python benchmarks/kill.py --out runs/kill                                # a table for the terminal
     python benchmarks/kill.py --out runs/kill --write docs/reliability.md    # puts it between that page's marks
