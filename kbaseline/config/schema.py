@@ -275,7 +275,7 @@ class Config(Section):
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"stage names must differ; {name!r} stands {names.count(name)} times")
+                raise ValueError(f"stage names must differ; {name!r} appears {names.count(name)} times")
         return self
 
     def to_yaml(self) -> str:
