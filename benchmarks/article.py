@@ -1,4 +1,4 @@
-r"""The article's ladder on CIFAR-10 with its controls, and the page docs/results.md from the run folders.
+r"""The article's accuracy by step on CIFAR-10, with controls, and the page docs/results.md from the run folders.
 
     python benchmarks/article.py run --out runs/article --seeds 1 --seeds 2 --seeds 3         # all images; wants a GPU
     python benchmarks/article.py run --out runs/article --train 5000 --valid 2000 --control-size 32 \
@@ -30,7 +30,7 @@ from kbaseline.render.plots import BLUE, INK, style_axes
 from kbaseline.runs.record import read_run
 from kbaseline.storage.run_folder import RunFolder
 
-RUNGS = [
+STEPS = [
     ("1", "32 px, plain fit, 3 epochs", "article-1-32px", "plain", "≈ 70"),
     ("2", "128 px, plain fit, 3 epochs", "article-2-5-128px", "plain", "≈ 94"),
     ("3", "one-cycle at 1e-3, 3 epochs", "article-2-5-128px", "one_cycle", "≈ 95"),
@@ -41,12 +41,12 @@ RUNGS = [
 
 @click.group()
 def main() -> None:
-    """Measure the article's ladder, or tabulate it."""
+    """Measure the article's accuracy by step, or tabulate it."""
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder that takes the run folders.")
-@click.option("--seeds", type=int, multiple=True, default=(1,), show_default=True, help="One ladder a seed.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the run folders.")
+@click.option("--seeds", type=int, multiple=True, default=(1,), show_default=True, help="One series of runs per seed.")
 @click.option("--train", type=int, help="Training images, a stratified subset; default all.")
 @click.option("--valid", type=int, help="Validation images, a stratified subset; default all.")
 @click.option("--control-size", type=int, default=128, show_default=True, help="Pixels of the controls' images.")
@@ -69,7 +69,7 @@ def run(out: Path, seeds: tuple[int, ...], assignments: tuple[str, ...], **sizes
 
 
 def shuffled_labels(folder: Path, seed: int, changes: dict[str, Any]) -> None:
-    """One-cycle with training labels in random order: whatever it scores above chance would be a leak."""
+    """One-cycle on shuffled training labels: a score above chance would reveal a leak."""
     if (folder / "result.json").exists():
         return
     config = load_config("article/2-5-128px", {**changes, "seed": seed})
@@ -87,57 +87,57 @@ def shuffled_labels(folder: Path, seed: int, changes: dict[str, Any]) -> None:
 @click.argument("runs", type=click.Path(path_type=Path, exists=True))
 @click.argument("docs", type=click.Path(path_type=Path, exists=True))
 def page(runs: Path, docs: Path) -> None:
-    """Write results.md, the ladder's picture and the finder's into DOCS, from the run folders in RUNS."""
+    """Write results.md, accuracy-by-step.png and lr-find-cifar10.png into DOCS, from the run folders in RUNS."""
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))}
-    ladder = {name: result for name, result in found.items() if name.startswith("article-")}
-    if not ladder:
+    measured = {name: result for name, result in found.items() if name.startswith("article-")}
+    if not measured:
         raise click.ClickException(f"{runs}: holds no article-* run folders; make them with the command `run`.")
-    config = load_config(runs / next(iter(ladder)) / "config.yaml")
-    whole = next(result for name, result in ladder.items() if name.startswith("article-2-5"))
+    config = load_config(runs / next(iter(measured)) / "config.yaml")
+    whole = next(result for name, result in measured.items() if name.startswith("article-2-5"))
     found_rates = {stage: f"{rules['valley']:.1e}" for stage, rules in whole["suggested_lrs"].items()}
     head = (Path(__file__).parent / "article_head.md").read_text(encoding="utf-8")
     lines = [head.format(frozen=found_rates["plain"], unfrozen=found_rates["finetune"]), _setting(whole, config)]
     lines.append(
-        "| rung | what | article, % | here, % | 95 % interval, one seed | seconds |\n|---|---|---|---|---|---|"
+        "| step | what | article, % | here, % | 95 % interval, one seed | seconds |\n|---|---|---|---|---|---|"
     )
-    rungs = []
-    for number, what, run_name, stage, article in RUNGS:
-        results = [result for name, result in ladder.items() if name.startswith(f"{run_name}-seed")]
+    steps = []
+    for number, what, run_name, stage, article in STEPS:
+        results = [result for name, result in measured.items() if name.startswith(f"{run_name}-seed")]
         scores = [result["tta_accuracy"] if stage == "tta" else result["stages"][stage] for result in results]
         spent = [result["seconds"]["valid tta" if stage == "tta" else stage] for result in results]
         images = results[0]["data"]["images"]["valid"]
         ends = accuracy_interval(round(scores[0] * images), images)
         shown = interval(ends).removesuffix(" %")
         lines.append(f"| {number} | {what} | {article} | {_spread(scores)} | {shown} | {statistics.mean(spent):,.0f} |")
-        rungs.append((f"{number}  {what}", statistics.mean(scores), ends))
+        steps.append((f"{number}  {what}", statistics.mean(scores), ends))
     lines += [
         "",
-        *(line for name in ladder if name.startswith("article-2-5") for line in _tta_against_plain(runs / name)),
+        *(line for name in measured if name.startswith("article-2-5") for line in _tta_against_plain(runs / name)),
     ]
     lines.append("\n| control | accuracy, % | must be |\n|---|---|---|")
     for name, result in found.items():
         if name.startswith("control-"):
             last = list(result["stages"].values())[-1]
-            rule = "about 10" if "shuffled" in name else "far below the ladder"
+            rule = "about 10" if "shuffled" in name else "far below the steps above"
             size, images = result["data"]["size"], result["data"]["images"]["train"]
             title = name.split("-", 1)[1].rsplit("-", 1)[0].replace("-", " ")
             lines.append(f"| {title}, {size} px, {images:,} images | {100 * last:.1f} | {rule} |")
     (docs / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     picture = next(runs.glob("article-2-5-*/lr_find.png"))
     (docs / "lr-find-cifar10.png").write_bytes(picture.read_bytes())
-    RunFolder(docs).write_figure("ladder.png", _ladder(rungs))
+    RunFolder(docs).write_figure("accuracy-by-step.png", _picture(steps))
 
 
-def _ladder(rungs: list[tuple[str, float, tuple[float, float]]]) -> Figure:
-    """The rungs as (text, accuracy, its interval), the first on top."""
+def _picture(steps: list[tuple[str, float, tuple[float, float]]]) -> Figure:
+    """The steps as (text, accuracy, its interval), the first on top."""
     figure = Figure(figsize=(6.9, 2.6), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    for row, (_, accuracy, (low, high)) in enumerate(rungs):
+    for row, (_, accuracy, (low, high)) in enumerate(steps):
         axes.barh(row, accuracy, height=0.62, color=BLUE, alpha=0.25)
         axes.plot([low, high], [row, row], color=BLUE, linewidth=2)
         axes.plot([accuracy], [row], "o", color=BLUE, markersize=6)
         axes.annotate(f"  {percent(accuracy)}", (high, row), va="center", color=INK, fontsize=9)
-    axes.set_yticks(range(len(rungs)), [text for text, _, _ in rungs])
+    axes.set_yticks(range(len(steps)), [text for text, _, _ in steps])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -157,13 +157,13 @@ def _setting(result: dict[str, Any], config: Any) -> str:
 
 
 def _tta_against_plain(run: Path) -> list[str]:
-    """Rung 5 against rung 4 on the same images, in a sentence."""
+    """Step 5 against step 4 on the same images, in a sentence."""
     found = evaluate_kept(read_run(run)).paired
     if found is None:
         return []
     return [
-        f"`{run.name}`, rung 5 against 4: {found.only_second} images are right only with TTA, {found.only_first} only "
-        f"without (McNemar's exact test: p = {found.p_value:.2g})."
+        f"`{run.name}`, step 5 against step 4: {found.only_second} images are right only with TTA, {found.only_first} "
+        f"only without (McNemar's exact test: p = {found.p_value:.2g})."
     ]
 
 

@@ -23,8 +23,8 @@ from kbaseline.devices.xla import prefer_eigen_convolutions
 HERE = Path(__file__).parent
 HEAD = """# Measured: speed on a CPU
 
-Made by `python benchmarks/cpu.py --fastai PYTHON`, PYTHON being that of an environment with fastai; without it, the
-other columns.
+Made by `python benchmarks/cpu.py --fastai PYTHON`, where PYTHON is the interpreter of an environment with fastai.
+Without `--fastai`, the fastai columns are left out.
 """
 HEADINGS = {
     "train": "Training",

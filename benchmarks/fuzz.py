@@ -1,13 +1,13 @@
-"""Gives everything that reads other people's bytes 10,000 generated cases, twice, and counts what became of them.
+"""Fuzzes every reader of external data with 10,000 cases, twice, and counts how many were accepted or refused.
 
     python benchmarks/fuzz.py                                # a table for the terminal
     python benchmarks/fuzz.py --write docs/reliability.md    # puts it between that page's marks
-    python benchmarks/fuzz.py --led 0                        # without those led by coverage, which take longest
+    python benchmarks/fuzz.py --led 0                        # without the coverage-guided cases, which take longest
 
-Once the cases are drawn by Hypothesis, as in tests/safety/test_fuzz.py; once they are led by coverage: libFuzzer,
+First, Hypothesis generates the cases, as in tests/safety/test_fuzz.py. Then they are coverage-guided: libFuzzer,
 through Atheris (`pip install atheris`), mutates the bytes from which Hypothesis makes a case, and keeps those that
-reach something new in kbaseline, Keras' loader, Pillow or PyYAML. Ends with 1 at the first case that is neither taken
-nor refused in one line.
+reach something new in kbaseline, Keras' loader, Pillow or PyYAML. Ends with 1 at the first case that is neither
+accepted nor refused in one line.
 """
 
 import json
@@ -33,23 +33,23 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 INSTRUMENTED = ["kbaseline", "keras.src.saving", "PIL", "yaml"]
 PACKAGES = ("hypothesis", "atheris", "keras", "pillow", "pyyaml", "numpy")
-HEAD = "| what is read | cases are | cases | taken | refused | seconds |"
-MANNERS = {"drawn": "drawn", "led": "led by coverage"}
+HEAD = "| what is read | cases are | cases | accepted | refused | seconds |"
+MANNERS = {"drawn": "generated", "led": "coverage-guided"}
 
 
 @click.command()
-@click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="Drawn for each surface.")
-@click.option("--led", type=click.IntRange(0), help="Led by coverage, for each surface.  [default: as many]")
-@click.option("--only", multiple=True, help="Only these surfaces.")
+@click.option("--cases", type=click.IntRange(1), default=10_000, show_default=True, help="Generated cases per reader.")
+@click.option("--led", type=click.IntRange(0), help="Coverage-guided cases per reader.  [default: as many]")
+@click.option("--only", multiple=True, help="Only these readers.")
 @click.option("--write", type=click.Path(path_type=Path, exists=True), help="Page whose table is replaced.")
 @click.option("--one", nargs=2, hidden=True, help="Surface and manner: one cell of the table, as JSON.")
 def main(cases: int, led: int | None, only: tuple[str, ...], write: Path | None, one: tuple[str, str] | None) -> None:
-    """Give all readers generated cases, drawn and led by coverage (which needs `pip install atheris`), and count."""
+    """Fuzz all readers with generated and coverage-guided cases (these need `pip install atheris`), and count."""
     if one is not None:
         (draw if one[1] == "drawn" else lead)(one[0], cases)
         return
     if led != 0 and find_spec("atheris") is None:
-        raise click.UsageError("cases led by coverage need `pip install atheris`; --led 0 leaves them out.")
+        raise click.UsageError("coverage-guided cases need `pip install atheris`; --led 0 leaves them out.")
     from surfaces import SURFACES
 
     rows = []
@@ -62,7 +62,7 @@ def main(cases: int, led: int | None, only: tuple[str, ...], write: Path | None,
     tools = ", ".join(f"{name} {version(name)}" for name in PACKAGES if name != "atheris" or wanted["led"])
     day = datetime.now(UTC).date()
     setting = f"{day}, Python {platform.python_version()}, {tools}, {platform.system()}, {os.cpu_count()} CPU cores."
-    verdict = "**Every case was taken, or refused by an error of ours in one line.**"
+    verdict = "**Every case was accepted, or refused by one of our own errors in one line.**"
     text = "\n".join([f"{verdict} {setting}", "", HEAD, "|---|---" + "|--:" * 4 + "|", *rows])
     click.echo(text)
     if write is not None:

@@ -1,4 +1,4 @@
-"""Kills a real run with SIGKILL at random moments of all its phases, resumes it, and compares it with one left alone.
+"""Kills a run with SIGKILL at random moments of all its phases, resumes it, and compares it with an uninterrupted one.
 
     python benchmarks/kill.py --out runs/kill                                # a table for the terminal
     python benchmarks/kill.py --out runs/kill --write docs/reliability.md    # puts it between that page's marks
@@ -107,16 +107,16 @@ def phases(process: subprocess.Popen[str]) -> Iterator[str]:
 
 
 def fit(config: Path, folder: Path) -> dict[str, float]:
-    """A run left alone; the seconds of each phase."""
+    """An uninterrupted run; the seconds of each phase."""
     process = started("--config", config, "--out", folder)
     begun = {phase: time.perf_counter() for phase in phases(process)}
     if process.wait():
-        raise click.ClickException(f"{folder}: the run that was left alone failed; see it with kbaseline fit.")
+        raise click.ClickException(f"{folder}: the uninterrupted run failed; see why with kbaseline fit.")
     return dict(zip(begun, np.diff([*begun.values(), time.perf_counter()]).tolist(), strict=True))
 
 
 def kill(config: Path, folder: Path, phase: str, delay: float) -> float:
-    """Kills a new run `delay` seconds into a phase; the seconds since its folder was there, 0 if the phase was over."""
+    """Kills a new run `delay` seconds into a phase; the seconds since its folder appeared, 0 if the phase was over."""
     process = started("--config", config, "--out", folder)
     begun, going = 0.0, phases(process)
     for name in going:
@@ -212,7 +212,7 @@ def table(rows: list[tuple[Any, ...]], verdict: str) -> str:
     import keras
 
     setting = f"Keras {keras.__version__}, JAX {jax.__version__}, {platform.system()}, {os.cpu_count()} CPU cores"
-    head = "| kill | during | seconds after the folder was there | it went on | against the run left alone |"
+    head = "| kill | during | seconds after the folder appeared | resumed | compared with the uninterrupted run |"
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([f"{verdict} {setting}.", "", head, "|---|---|---|---|---|", *lines])
 

@@ -1,4 +1,4 @@
-"""config.md out of the schema: every key with its meaning, its values, its default and an example."""
+"""config.md from the schema: every key with its meaning, its values, its default and an example."""
 
 import re
 from typing import Any
@@ -27,15 +27,15 @@ EXAMPLES = flattened(
     },
     lists=False,
 )
-"""Values shown in `--set`, where `_example` would make a silly one."""
+"""Values for `--set` where the one that `_example` makes would be odd."""
 
-WORDS = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "`null`"}
+WORDS = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "null": "`null`"}
 
 HEAD = """
-A configuration is a YAML file for `--config`, or nothing at all: the defaults are the article's recipe. `--set
-KEY=VALUE` changes one key and stands above the file; values are read as YAML. `kbaseline config` prints the result of
-both. `stages.0` is the first stage, `stages.1` the second; for more or fewer, list all of them under
-`stages` in a file, where the keys below that *must be given* have no default.
+A configuration is a YAML file given to `--config`. Without one, the defaults are the article's recipe. `--set
+KEY=VALUE` changes one key and takes precedence over the file; values are read as YAML. `kbaseline config` prints the
+result. `stages.0` is the first stage, `stages.1` the second. For more or fewer stages, list all of them under `stages`
+in a file; there, keys marked *required* below have no default.
 """
 
 
@@ -43,7 +43,7 @@ def config_page(made_by: str) -> str:
     """The page, in the order of the schema.
 
     Raises:
-        ConfigError: an example that breaks a rule, or is of no key.
+        ConfigError: an example breaks a rule, or its key does not exist.
     """
     schema, defaults = Config.model_json_schema(), Config().model_dump(mode="json")
     for key, value in EXAMPLES.items():
@@ -63,15 +63,15 @@ def config_page(made_by: str) -> str:
 
 
 def _section(schema: dict[str, Any], field: dict[str, Any]) -> dict[str, Any] | None:
-    """The group of settings that a field is, or a list's item is, or one of two choices is."""
+    """The group of settings that a field holds: itself, in a list, or as one of two choices."""
     places = [field, field.get("items", {}), *field.get("anyOf", [])]
     names = [place["$ref"].rpartition("/")[2] for place in places if "$ref" in place]
     return schema["$defs"][names[0]] if names else None
 
 
 def _key(key: str, field: dict[str, Any], now: Any) -> str:
-    # A default that stands in the schema holds anywhere; what a stage must say differs from stage to stage.
-    default = f"default `{_yaml(field['default'])}`" if "default" in field else "must be given"
+    # Only defaults in the schema hold for every stage; the two default stages differ in the rest.
+    default = f"default `{_yaml(field['default'])}`" if "default" in field else "required"
     facts = f"{_values(field)} · {default} · `--set {_example(key, field, now)}`"
     return f"### {key}\n\n{' '.join(field['description'].split())}\n\n{facts}\n"
 
@@ -100,7 +100,7 @@ def _pattern(field: dict[str, Any]) -> str:
 
 
 def _example(key: str, field: dict[str, Any], now: Any) -> str:
-    """`KEY=VALUE` that the schema takes, with another value than `now` where one is known or easily made."""
+    """`KEY=VALUE` that the schema accepts, with a value other than `now` where one is known or easily made."""
     candidates = [choice for choice in field.get("enum", []) if choice != now] or [now]
     if key in EXAMPLES:
         candidates = [EXAMPLES[key]]

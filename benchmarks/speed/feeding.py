@@ -48,13 +48,13 @@ def section(batch: int, size: int, rounds: int, fastai: Fastai | None) -> str:
     fit, loop = overhead(batch, rounds)
     extra = max(fit - loop, 0.0)
     return (
-        f"Images of {SOURCE} pixels to {size}, batch {batch}; the network replaced by a mean over the image.\n\n"
+        f"Images of {SOURCE} pixels to {size}, batch {batch}; the network is replaced by a mean over the image.\n\n"
         + table(["", "images/s", "times the step's"], rows)
-        + f"\nA step of a network with the layers of a ResNet50 and two channels takes {1000 * fit:.2f} ms in "
-        f"`Learner.fit` and {1000 * loop:.2f} ms in a JAX loop written by hand around the same step: `fit` costs "
-        f"{1000 * extra:.2f} ms a step, {100 * extra / seconds['step']:.2f} % of the ResNet50 step above. Of a step "
-        f"of {1000 * GPU_STEP:.0f} ms, as a GPU might take (assumed), it would be {100 * extra / GPU_STEP:.0f} %; and "
-        "the host works ahead of an accelerator.\n"
+        + f"\nA network with the layers of a ResNet50 but only two channels takes {1000 * fit:.2f} ms a step "
+        f"in `Learner.fit` and {1000 * loop:.2f} ms in a hand-written JAX loop around the same step: `fit` costs "
+        f"{1000 * extra:.2f} ms a step, {100 * extra / seconds['step']:.2f} % of the ResNet50 step above. If a GPU "
+        f"took {1000 * GPU_STEP:.0f} ms a step (an assumption), it would be {100 * extra / GPU_STEP:.0f} %, and on an "
+        "accelerator the host works ahead.\n"
     )
 
 

@@ -43,7 +43,7 @@ def section(counts: Sequence[int]) -> str:
     header = ["images", "list, µs each", "decode, µs each", "open again, µs each", "an epoch's batches, µs each"]
     header += ["decode ÷ epoch", *MEMORY.values()]
     return (
-        f"JPEGs of {WIDTH}x{HEIGHT} pixels in {CLASSES} class folders, each folder size in a process of its own: list "
+        f"JPEGs of {WIDTH}x{HEIGHT} pixels in {CLASSES} class folders, each folder size in a separate process: list "
         "the folder, decode it into the memory-mapped cache, open the cache a second time as the next run does, and "
         "read one epoch of shuffled batches of 64.\n\n" + table(header, rows)
     )

@@ -38,8 +38,9 @@ def section(batch: int, size: int) -> str:
     rows = [[kind, *(f"{100 * spent[kind] / spent.total():.0f} %" for spent in found.values())] for kind in kinds]
     rows.append(["all, seconds", *(f"{spent.total():.2f}" for spent in found.values())])
     return (
-        f"One ResNet50 step, {size} pixels, batch {batch}, on one core; seconds as JAX's profiler gives them to the "
-        "fused operations. One that holds several kinds counts as the first of them.\n\n" + table(["", *found], rows)
+        f"One ResNet50 step, {size} pixels, batch {batch}, on one core; JAX's profiler measures the "
+        "fused operations. One that contains several kinds counts as the first of them in this table.\n\n"
+        + table(["", *found], rows)
     )
 
 

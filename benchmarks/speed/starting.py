@@ -42,7 +42,7 @@ def section(batch: int, size: int) -> str:
     return (
         f"`kbaseline --help` answers in {help_seconds:.2f} s.\n\n"
         + table([*header, "programs compiled, cold / warm"], rows)
-        + "\nCold: an empty compilation cache. Warm: the same once more. Weights are random, so that nothing is "
+        + "\nCold: with an empty compilation cache. Warm: the same again. Weights are random, so that nothing is "
         "downloaded. A fit compiles one training step and one validation step, whatever the sizes of the splits, and "
         "a learning-rate sweep one training step: `tests/devices/test_compilations.py` counts them.\n"
     )

@@ -58,10 +58,10 @@ def section(batch: int, size: int, rounds: int, stock: Keras, fastai: Fastai | N
         name = f"{kernel}x{kernel} on {side}x{side}, {channels} to {filters}, stride {stride}"
         kernels.append([name, *figures, f"{seconds['Keras'] / seconds['here']:.1f}"])
     return (
-        f"{size} pixels, batch {batch}, float32; medians of {rounds} steps, each with its batch read and augmented, "
-        "all sides in turn, two steps a turn of which the second counts. Keras: its own ResNet50, augmentation layers "
-        "and AdamW, in a process of its own. fastai: `vision_learner` and `aug_transforms`, the faster of its default "
-        "and of channels last.\n\n"
+        f"{size} pixels, batch {batch}, float32; medians of {rounds} steps, each including reading and augmenting "
+        "its batch. The sides take turns of two steps, of which the second counts. Keras: its own ResNet50, "
+        "augmentation layers and AdamW, in a separate process. fastai: `vision_learner` and `aug_transforms`, with its "
+        "default memory layout or channels last, whichever is faster.\n\n"
         + table(header, rows)
         + "\nWhere it comes from, the kernel gradients of single convolutions:\n\n"
         + table(["convolution", "here, GFLOP/s", "Keras, GFLOP/s", "here ÷ Keras"], kernels)

@@ -15,8 +15,8 @@ from kbaseline.models.classifier import build_classifier
 from kbaseline.tta import tta_predict
 
 VIEWS = 8
-LOOKS = 72
-"""Images the network sees at once: eight images and their views, or as many plain ones."""
+IMAGES_PER_PASS = 72
+"""Images in one forward pass: eight images with all their views, or as many plain ones."""
 
 BATCHES = 3
 """Batches of a prediction; the first, which compiles, does not count."""
@@ -43,24 +43,24 @@ class Clock(keras.callbacks.Callback):
 
 
 def section(size: int, rounds: int) -> str:
-    """Looks/s of both, and how many programs were compiled."""
+    """Images/s through the network for both, and how many programs were compiled."""
     model = build_classifier(10, size, "resnet50", "none")
     rng = np.random.default_rng(0)
 
     def images(count: int) -> np.ndarray:
         return rng.integers(0, 256, (count, SOURCE, SOURCE, 3), dtype=np.uint8)
 
-    few, many = images(BATCHES * LOOKS // (1 + VIEWS)), images(BATCHES * LOOKS)
+    few, many = images(BATCHES * IMAGES_PER_PASS // (1 + VIEWS)), images(BATCHES * IMAGES_PER_PASS)
     programs: list[str] = []
 
     def views() -> Seconds:
         clock = Clock()
-        tta_predict(model, few, VIEWS, batch_size=LOOKS, callbacks=[clock])
+        tta_predict(model, few, VIEWS, batch_size=IMAGES_PER_PASS, callbacks=[clock])
         return clock.seconds
 
     def plain() -> Seconds:
         clock = Clock()
-        model.predict(ImageBatches(many, batch_size=LOOKS), verbose=0, callbacks=[clock])
+        model.predict(ImageBatches(many, batch_size=IMAGES_PER_PASS), verbose=0, callbacks=[clock])
         return clock.seconds
 
     sides: dict[str, Callable[[], Seconds]] = {"plain": plain, "views": views}
@@ -73,11 +73,13 @@ def section(size: int, rounds: int) -> str:
     views()
     jax.monitoring.unregister_event_duration_listener(listen)
     seconds = side_by_side(sides, rounds)
+    plain_speed, views_speed = (IMAGES_PER_PASS / seconds[side] for side in ("plain", "views"))
     rows = [
-        ["plain prediction", f"{LOOKS / seconds['plain']:.1f}", "1"],
-        [f"plain and {VIEWS} views", f"{LOOKS / seconds['views']:.1f}", f"{seconds['plain'] / seconds['views']:.2f}"],
+        ["plain prediction", f"{plain_speed:.1f}", "1"],
+        [f"plain and {VIEWS} views", f"{views_speed:.1f}", f"{views_speed / plain_speed:.2f}"],
     ]
     return (
-        f"ResNet50, {size} pixels, {LOOKS} looks at once, float32; a look is an image or a view of one. Programs "
-        f"compiled for all views together: {len(programs)}.\n\n" + table(["", "looks/s", "ratio"], rows)
+        f"ResNet50, {size} pixels, {IMAGES_PER_PASS} images per pass, float32; each view of an image counts as an "
+        f"image. Programs compiled for all views together: {len(programs)}.\n\n"
+        + table(["", "images/s", "ratio"], rows)
     )

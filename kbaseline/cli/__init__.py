@@ -1,6 +1,6 @@
-"""The command line: a thin skin over the library, a module for each kind of command.
+"""The command line: click commands that read options, call the library and print.
 
-Everything heavy is imported inside the commands: `--help` must be instant, and importing Keras fixes its backend.
+Heavy imports are inside the commands: `--help` must be instant, and importing Keras fixes its backend.
 """
 
 from kbaseline.cli.main import main

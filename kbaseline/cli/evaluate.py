@@ -1,4 +1,4 @@
-"""The commands that judge finished runs: `evaluate` and `compare`."""
+"""The commands that score finished runs: `evaluate` and `compare`."""
 
 import json
 from pathlib import Path
@@ -12,21 +12,28 @@ from kbaseline.config.splits import ALL, SPLITS
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("source", required=False)
-@click.option("--split", type=click.Choice([*SPLITS, ALL]), help="Default: test, else valid, else all.")
-@click.option("--tta/--no-tta", default=None, help="Beside plain predictions those with TTA. Default: as the run did.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for evaluation.json and confusion.png."
+    "--split",
+    type=click.Choice([*SPLITS, ALL]),
+    help="Split to score. Default: test, else valid, else all.",
+)
+@click.option("--tta/--no-tta", default=None, help="Also score predictions with TTA. Default: as in the run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for evaluation.json and confusion.png. Default with SOURCE: in RUN/evaluations/.",
 )
 @as_json
 def evaluate(
     run: Path, source: str | None, split: str | None, tta: bool | None, out: Path | None, as_json: bool
 ) -> None:
-    """Judge a finished run: accuracy with its interval, calibration, classes, plain against TTA.
+    """Score a finished run: accuracy with its interval, calibration, each class, plain against TTA.
 
-    TTA is test-time augmentation: the prediction averaged with those of zoomed and mirrored views.
+    TTA is test-time augmentation: predictions averaged over the image and zoomed, mirrored views of it.
 
-    Without SOURCE the predictions the run kept are scored. With one (folder:PATH, csv:PATH, tfds:NAME, digits) the
-    run's network predicts its images, whose classes are matched by name; files go to RUN/evaluations/.
+    Without SOURCE, the predictions saved by the run are scored. With one (folder:PATH, csv:PATH, tfds:NAME, digits),
+    the run's network predicts the images of SOURCE; classes are matched by name.
     """
     require_jax()
     from rich.console import Console
@@ -48,7 +55,7 @@ def evaluate(
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE.png", help="Also draw a plot of the runs.")
 @as_json
 def compare(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Compare finished runs: ladders with intervals, and what differs between their configurations."""
+    """Compare finished runs: accuracy by step with intervals, and how their configurations differ."""
     from rich.console import Console
 
     from kbaseline.commands.compare import comparison, plot_comparison, print_comparison, write_plot

@@ -1,4 +1,4 @@
-"""The commands that only look: `config`, `data`, `doctor` and `backbones`."""
+"""The commands that inspect and train nothing: `config`, `data`, `doctor` and `backbones`."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from kbaseline.cli.options import as_json, require_jax, resolve, settings, setti
 @click.command("config")
 @settings
 def show_config(config: str | None, source: str | None, assignments: tuple[str, ...]) -> None:
-    """Print the resolved configuration: every key with its value and its meaning."""
+    """Print the complete configuration: every key with its value and its meaning."""
     from kbaseline.config.load import describe
 
     click.echo(describe(resolve(config, source, assignments)))
@@ -24,14 +24,14 @@ def show_config(config: str | None, source: str | None, assignments: tuple[str, 
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder for data.json and samples.png. Default: in runs/.",
+    help="Folder for data.json and samples.png. Default: a new one in runs/.",
 )
 @as_json
 def data(source: str, config: str | None, assignments: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Look at SOURCE (folder:PATH, csv:PATH, tfds:NAME, digits) before you train on it.
+    """Inspect SOURCE (folder:PATH, csv:PATH, tfds:NAME, digits) before you train on it.
 
-    Shows images by class and split, sizes, files that cannot be read, images that stand twice or in two splits, and
-    writes a contact sheet of samples before and after augmentation.
+    Prints images by class and split, image sizes, unreadable files, and duplicates within and across splits. Writes a
+    contact sheet of samples before and after augmentation.
     """
     chosen = resolve(config, source, assignments)
     require_jax()
@@ -54,7 +54,7 @@ def data(source: str, config: str | None, assignments: tuple[str, ...], out: Pat
 @click.command()
 @settings
 def doctor(config: str | None, source: str | None, assignments: tuple[str, ...]) -> None:
-    """Show versions and devices, and whether data and weights are here already."""
+    """Show versions and devices, and whether data and weights are on this machine."""
     chosen = resolve(config, source, assignments)
     require_jax()
     from kbaseline.commands.doctor import diagnose
@@ -65,10 +65,11 @@ def doctor(config: str | None, source: str | None, assignments: tuple[str, ...])
 @click.command()
 @as_json
 def backbones(as_json: bool) -> None:
-    """List the zoo: name, parameters, image size, preprocessing, and whether the weights are here.
+    """List the zoo: name, parameters, image size, preprocessing, and whether the weights are on this machine.
 
-    Preprocessing is part of the model; images always go in as RGB 0-255. In Keras' names, tf scales them to -1..1,
-    torch also subtracts ImageNet's mean and divides by its deviation, caffe turns RGB to BGR and subtracts the mean.
+    Preprocessing is part of the model: images always go in as RGB 0-255. In Keras' terms, tf scales them to -1..1,
+    torch scales them to 0..1 and then normalises by ImageNet's mean and standard deviation, caffe converts RGB to BGR
+    and subtracts the mean.
     """
     from rich.console import Console
 

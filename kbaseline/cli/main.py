@@ -16,7 +16,7 @@ _EPILOG = "Start here, with no download and no GPU: kbaseline fit --config quick
 
 
 class _Commands(click.Group):
-    """Commands whose errors are one line; `--debug` shows the whole traceback."""
+    """Commands whose errors are one line; `--debug` shows the full traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -41,7 +41,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 @click.version_option(package_name="kbaseline", prog_name="kbaseline")
 def main(debug: bool) -> None:
     """A strong image-classification baseline in one command."""

@@ -1,4 +1,4 @@
-"""What several commands share: the options that choose a configuration, and how they are read."""
+"""Options that several commands share, and how they become a configuration."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +12,9 @@ from kbaseline.errors import InputError
 _set = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
 _data = click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE.")
 _config = click.option(
-    "--config", metavar="FILE", help="A YAML file, or `quickstart` or another bundled one. Default: the article's."
+    "--config",
+    metavar="FILE",
+    help="A YAML file, or a bundled one such as `quickstart`. Default: the article's recipe.",
 )
 
 
@@ -36,7 +38,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 def resolve(
     config: str | None, source: str | None, assignments: tuple[str, ...], further: Mapping[str, Any] | None = None
 ) -> Any:
-    """The configuration those options and `further` changes ask for. Raises `ConfigError` as `load_config` does."""
+    """The configuration chosen by those options and `further` changes. Raises `ConfigError` as `load_config` does."""
     from kbaseline.config.load import load_config, parse_assignments
 
     changes = {**({"data.source": source} if source else {}), **parse_assignments(assignments), **(further or {})}

@@ -14,14 +14,14 @@ from kbaseline.errors import InputError
     "--log",
     type=click.Choice(["tensorboard", "wandb", "mlflow"]),
     multiple=True,
-    help="Also log every epoch there; repeatable.",
+    help="Also log every epoch to this tracker; repeatable.",
 )
 @out
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue the run of that folder; --set changes only where it runs.",
+    help="Continue the run in this folder; --set may change only where it runs (docs/scaling.md).",
 )
 def fit(
     config: str | None,
@@ -31,7 +31,7 @@ def fit(
     out: Path | None,
     resume: Path | None,
 ) -> None:
-    """Run the whole recipe: find a rate, train, fine-tune, predict with test-time augmentation.
+    """Run the whole recipe: find a learning rate, train, fine-tune, predict with test-time augmentation.
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
@@ -51,11 +51,11 @@ def fit(
 @click.command("find-lr")
 @settings
 @out
-@click.option("--stage", metavar="NAME", help="The stage whose frozen layers are used. Default: the first.")
+@click.option("--stage", metavar="NAME", help="The stage whose layers are trained in the sweep. Default: the first.")
 def find_lr(
     config: str | None, source: str | None, assignments: tuple[str, ...], out: Path | None, stage: str | None
 ) -> None:
-    """Sweep the learning rate and write its curve as CSV and PNG; train nothing."""
+    """Sweep the learning rate and write the curve as CSV and PNG; the model is left untrained."""
     chosen = resolve(config, source, assignments)
     require_jax()
     from kbaseline.baseline import find_learning_rate

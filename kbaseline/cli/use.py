@@ -11,15 +11,17 @@ from kbaseline.cli.options import as_json, require_jax
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True)
-@click.option("--tta", is_flag=True, help="With test-time augmentation, as the run was configured; slower.")
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes shown for each image.")
+@click.option("--tta", is_flag=True, help="Use test-time augmentation as configured in the run; slower.")
+@click.option(
+    "--top", type=click.IntRange(1), default=3, show_default=True, help="Number of classes shown for each image."
+)
 @as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bool, as_csv: bool) -> None:
     """Predict IMAGES (files, folders, patterns) with a finished run.
 
-    Standard output holds the predictions alone. Files that cannot be read are named on standard error and left out;
-    the exit code is 2 if there is nothing left.
+    Only predictions go to standard output. Unreadable files are reported on standard error and skipped; if no file can
+    be read, the exit code is 2.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv: give one of them.")
@@ -43,24 +45,25 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["keras", "onnx", "stablehlo"]), required=True, help="File format.")
 @click.option(
-    "--format", "kind", type=click.Choice(["keras", "onnx", "stablehlo"]), required=True, help="What to write."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder. Default: RUN/exports/FORMAT, numbered."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Output folder. Default: RUN/exports/FORMAT, numbered.",
 )
 @click.option(
     "--input-size",
     type=int,
     nargs=2,
     metavar="HEIGHT WIDTH",
-    help="Of the images it will take, in pixels. Default: that of the run's own.",
+    help="Size of the input images, in pixels. Default: that of the run's own images.",
 )
 def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] | None) -> None:
-    """Export a finished run's network as one file that needs no kbaseline, and a model card.
+    """Export a finished run's network as one file that does not need kbaseline, with a model card.
 
-    Raw uint8 pixels go in, any number of images at once; resize and normalisation are inside; probabilities come out.
-    The file is compared with the run on real images first, and is not written if they disagree.
+    Input: raw uint8 pixels, any number of images at once. Output: probabilities. Resize and normalisation are part of
+    the network. The file is first compared with the run on real images, and is not written if they disagree.
     """
     require_jax()
     from rich.console import Console
@@ -75,13 +78,20 @@ def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] |
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Where to listen; by default for this machine alone."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; the default is reachable from this machine only.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
 @click.option(
-    "--max-mb", type=click.FloatRange(0, min_open=True), default=20, show_default=True, help="Most a request may hold."
+    "--max-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=20,
+    show_default=True,
+    help="Largest request, in megabytes.",
 )
-@click.option("--open", "open_browser", is_flag=True, help="Show the page in your browser.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in your browser.")
 def serve(run: Path, host: str, port: int, max_mb: float, open_browser: bool) -> None:
     """Serve a finished run: a page to drop pictures on, and a JSON endpoint, until Ctrl-C.
 

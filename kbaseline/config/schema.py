@@ -1,6 +1,6 @@
-"""The complete configuration of a run, every key with its meaning, its bounds and its default: frozen and typed.
+"""The complete configuration of a run: every key with its meaning, its bounds and its default, frozen and typed.
 
-Loads neither Keras nor JAX, so that `--help` and a bad key answer at once.
+Loads neither Keras nor JAX, so `--help` and a misspelt key answer at once.
 """
 
 import os
@@ -39,47 +39,47 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where the images come from and how they are fed."""
+    """Where the images come from, and how they are read and batched."""
 
     source: str = "tfds:cifar10"
     """`tfds:NAME`, `folder:PATH`, `csv:PATH`, or `digits`."""
     size: int = Field(128, ge=8, le=1024)
-    """Side of the square the network sees, in pixels."""
+    """Side of the square images that the network sees, in pixels."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = 64
-    """Images per step; the last partial training batch of an epoch is dropped. `auto`: the largest power of two
-    that fits the accelerator's memory, 64 on a CPU; learning rates stay as they are set."""
+    """Images per step; the last, partial training batch of an epoch is dropped. `auto`: the largest power of two
+    that fits the accelerator's memory, 64 on a CPU; learning rates are not adjusted to it."""
     resize: Literal["crop", "squish"] = "crop"
-    """How a photo that is not square becomes square: centre crop, or change of aspect."""
+    """How a photo becomes square: `crop` cuts out its centre, `squish` changes its aspect ratio."""
     data_dir: Path | None = None
-    """Where TFDS keeps its data; default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    """Where TFDS keeps its data. Default: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     limit: int | None = Field(None, ge=2)
-    """At most this many training images: a seeded, stratified subset, for trying things out."""
+    """Use at most this many training images: a seeded, stratified subset, for quick trials."""
     limit_valid: int | None = Field(None, ge=2)
-    """The same for validation and for test; default: `limit`."""
+    """The same for the validation and test splits. Default: `limit`."""
     valid_fraction: Fraction | None = None
-    """Hold this fraction of train out as validation, so that test is touched once. Default: the
-    source's own validation split, else its test split (as the article does), else a fifth of train."""
+    """Hold out this fraction of the training split for validation, so that the test split is used only once. Default:
+    the source's own validation split, else its test split (as in the article), else a fifth of the training split."""
     on_bad_image: Literal["skip", "error"] = "skip"
-    """What an unreadable image or row of a CSV file does: it is named, counted and left out, or it ends the run."""
+    """What to do with an unreadable image or CSV row: `skip` leaves it out and reports it, `error` ends the run."""
     image_column: str | None = Field(None, min_length=1)
-    """The column of a CSV file that holds the path of the image, from the file's folder. Default: the one
-    called `image`, `path`, `file` or the like."""
+    """CSV column with the image paths, relative to the CSV file. Default: the column called `image`, `path`,
+    `file` or similar."""
     label_column: str | None = Field(None, min_length=1)
-    """The column that holds the label. Default: the one called `label`, `class`, `target` or the like."""
+    """CSV column with the labels. Default: the column called `label`, `class`, `target` or similar."""
     split_column: str | None = Field(None, min_length=1)
-    """The column that holds `train`, `valid` or `test`; `none` ignores it. Default: the one called `split`,
-    `fold` or the like, if there is one."""
+    """CSV column that says `train`, `valid` or `test`; `none` ignores it. Default: the column called `split`,
+    `fold` or similar, if there is one."""
     class_weights: ClassWeights = "none"
-    """Weight of each image in the training loss by its class: `none`; `auto`, inverse to the number of
-    training images, so that every class counts the same; or `{NAME: weight}`, 1 for classes not named."""
+    """Weight of each class in the training loss: `none`; `auto`, inversely proportional to its number of training
+    images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
     cache_dir: Path | None = None
-    """Where decoded photos are kept; default `KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
+    """Where decoded photos are cached. Default: `$KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
 
     @property
     def batch(self) -> int:
-        """`batch_size` as a number, which it is in the configuration of every learner and run folder."""
+        """`batch_size` as a number; the configuration of every `Learner` and every run folder has one."""
         if self.batch_size == "auto":
-            raise ConfigError("data.batch_size: 'auto' is settled by a Learner; give a number here.")
+            raise ConfigError("data.batch_size: 'auto' is resolved by a Learner; give a number here.")
         return self.batch_size
 
     @property
@@ -94,36 +94,36 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network."""
+    """The network: a pretrained backbone and a new head."""
 
     backbone: str = "resnet50"
-    """A name from the zoo, or the path of a saved `.keras` model that takes RGB 0-255."""
+    """A name from the zoo (`kbaseline backbones` lists them), or the path of a `.keras` model that takes RGB 0-255."""
     weights: str = "auto"
-    """`auto`: what the backbone comes with (`imagenet`; `cifar10` for resnet20; those a `.keras` model
-    was saved with). Or one of these names, `none` for random ones, or the path of a weights file."""
+    """`auto`: the backbone's own pretrained weights (`imagenet`; `cifar10` for resnet20; those saved in a `.keras`
+    model). Or one of these names, `none` for random weights, or the path of a weights file."""
     train_bn: bool = True
-    """Keep BatchNorm of a frozen body training, as fastai does."""
+    """Keep training the BatchNorm layers of a frozen backbone, as fastai does."""
     bn_momentum: float = Field(0.9, gt=0, lt=1)
-    """Momentum of the running statistics of the backbone's BatchNorm; 0.9 is what PyTorch calls 0.1."""
+    """Momentum of the running statistics in the backbone's BatchNorm layers; PyTorch calls 0.9 momentum 0.1."""
     hidden: int = Field(512, ge=1)
     """Units of the head's hidden layer."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Dropout before the last layer; half of it before the hidden layer."""
+    """Dropout rate before the last layer; half of it before the hidden layer."""
 
 
 class TransformsConfig(Section):
-    """Random transforms of the training images: fastai's `get_transforms`."""
+    """Random augmentation of the training images: fastai's `get_transforms`."""
 
     do_flip: bool = False
-    """Mirror left-right with probability a half."""
+    """Mirror left to right with probability 0.5."""
     flip_vert: bool = False
-    """Any of the eight flips and quarter turns instead."""
+    """Instead of `do_flip`: one of the eight combinations of mirrors and quarter turns, at random."""
     max_rotate: float = Field(10.0, ge=0, le=180)
-    """Degrees, either way."""
+    """Largest rotation, in degrees, either way."""
     max_zoom: float = Field(1.1, ge=1, le=10)
     """Largest magnification."""
     max_lighting: float = Field(0.2, ge=0, lt=1)
-    """Strength of brightness and contrast."""
+    """Strength of the brightness and contrast changes."""
     max_warp: float = Field(0.2, ge=0, lt=1)
     """Strength of the perspective warp."""
     p_affine: Probability = 0.75
@@ -133,31 +133,32 @@ class TransformsConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW, as fastai sets it."""
+    """AdamW, with fastai's settings."""
 
     weight_decay: float = Field(0.01, ge=0, le=1)
-    """Decoupled: every variable shrinks by this times its group's rate at each step."""
+    """Decoupled weight decay: at each step every variable shrinks by this times its layer group's rate."""
     beta_2: Fraction = 0.99
-    """Decay of the squared gradient's average."""
+    """Decay rate of the running average of squared gradients."""
     epsilon: float = Field(1e-8, gt=0, le=1)
-    """Added to the denominator, after bias correction."""
+    """Added to the denominator of the update, after bias correction."""
     momentum: tuple[Fraction, Fraction] = (0.95, 0.85)
-    """beta_1 at the ends and at the peak of one-cycle."""
+    """beta_1 at the ends and at the peak of one-cycle: `[ends, peak]`."""
 
 
 class LRFindConfig(Section):
     """The learning-rate finder's sweep."""
 
     start_lr: Rate = 1e-7
-    """First rate."""
+    """First learning rate of the sweep."""
     end_lr: Rate = 10.0
-    """Rate the sweep heads for."""
+    """Learning rate at which the sweep would end."""
     steps: int = Field(100, ge=20, le=100_000)
-    """Training steps."""
+    """Training steps of the sweep."""
     suggestion: Literal["valley", "steep", "slide", "minimum"] = "valley"
-    """The rule behind `max_lr: auto`."""
+    """The rule that `max_lr: auto` uses."""
     stop_factor: float = Field(4.0, gt=1)
-    """Stop when the smoothed loss exceeds this times its best after the first tenth of the sweep."""
+    """Stop when the smoothed loss exceeds its best value so far by this factor; the first tenth of the sweep
+    does not count towards the best."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -170,24 +171,25 @@ class StageConfig(Section):
     """One stage of training."""
 
     name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Shown in tables; unique."""
+    """Name shown in tables; must be unique."""
     freeze: bool
-    """Freeze the backbone (all but its BatchNorm, see model.train_bn)."""
+    """Freeze the backbone; its BatchNorm layers too, unless `model.train_bn` is set."""
     epochs: int = Field(ge=1, le=100_000)
     """Passes over the training images."""
     max_lr: Rate | Literal["auto"] | tuple[Rate | None, Rate] = 1e-3
-    """One rate for all layers; `[lo, hi]` spread geometrically over the layer groups; `[null, hi]`: hi
-    for the head and a tenth of it for the body; `auto`: the finder's suggestion."""
+    """Peak learning rate. A number: the same for all layers. `[lo, hi]`: spread geometrically over the layer groups,
+    lo for the first, hi for the head. `[null, hi]`: hi for the head and a tenth of it for the body. `auto`: the
+    finder's suggestion."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    """One-cycle, or a constant rate."""
+    """How the rate changes over the steps: one-cycle, or constant at `max_lr`."""
     lr_find: bool = True
-    """Run the finder before the stage and keep its curve."""
+    """Run the learning-rate finder before the stage and keep its curve."""
     pct_start: Fraction = 0.3
-    """Fraction of the steps in which the rate rises."""
+    """Fraction of the steps during which the rate rises."""
     div: float = Field(25.0, gt=1)
-    """The first rate is max_lr / div."""
+    """The first rate is `max_lr / div`."""
     final_div: float = Field(2.5e5, gt=1)
-    """The last rate is max_lr / final_div."""
+    """The last rate is `max_lr / final_div`."""
 
     @model_validator(mode="after")
     def _auto_needs_the_finder(self) -> Self:
@@ -199,17 +201,18 @@ class StageConfig(Section):
 
 
 class TTAConfig(Section):
-    """Test-time augmentation."""
+    """Test-time augmentation: predictions averaged over several views of each image."""
 
     views: int = Field(8, ge=1, le=64)
-    """Augmented views: the four corners, then the same mirrored if flip is set, then round again."""
+    """Augmented views of each image: the four corners, then the same mirrored if `flip` is on, then again from the
+    start."""
     beta: Probability = 0.4
-    """Weight of the plain prediction; the mean over the views has the rest."""
+    """Weight of the plain prediction; the mean over the views gets the rest."""
     scale: float = Field(1.35, ge=1, le=10)
-    """Magnification of a corner view."""
+    """Magnification of the corner views."""
     flip: bool | Literal["auto"] = "auto"
-    """Mirror every second four views, as the original always does. `auto`: unless the source is
-    `digits`, where a mirrored image shows another thing; set it to false for text and the like."""
+    """Mirror every second group of four views; fastai always does. `auto`: on, unless a mirror is known to change the
+    source's classes, as for `digits`. Set it to false for text and the like."""
 
     def mirrors(self, source: str) -> bool:
         """What `flip` comes to for images of a source."""
@@ -217,26 +220,27 @@ class TTAConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """The machine."""
+    """How a run uses the machine."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPUs that have it, float32 elsewhere. Head and loss are always float32."""
     compilation_cache: bool = True
-    """Keep JAX's compiled programs in the user's cache folder, so that a second run starts faster."""
+    """Keep JAX's compiled programs in the user's cache folder, so that later runs start faster."""
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Trackers that get every epoch's figures besides `history.csv`: any of `tensorboard`, `wandb`, `mlflow`."""
+    """Trackers that log every epoch, besides `history.csv`: any of `tensorboard`, `wandb`, `mlflow`."""
     checkpoint_minutes: float = Field(10.0, gt=0)
-    """Minutes between two checkpoints within an epoch; there is one after every epoch besides."""
+    """Minutes between checkpoints within an epoch; there is also one after every epoch."""
     deterministic: bool = False
-    """Make a GPU compute the same bits twice, at a price in speed; a CPU does in any case."""
+    """Make results on a GPU bit-identical from run to run, at some cost in speed; on a CPU they always are."""
     devices: PositiveInt | Literal["all"] = 1
-    """Devices that share every batch, of those a process sees: how many, or `all`."""
+    """Number of devices that share every batch, out of those a process sees, or `all`."""
     coordinator: str | None = Field(None, pattern=r"^\S+:\d+$")
-    """`HOST:PORT` of the first of several processes, the same for each. A SLURM step needs none of these three."""
+    """`HOST:PORT` of the first of several processes, the same for all of them. Under SLURM this and the next two keys
+    need not be set."""
     num_processes: int | None = Field(None, ge=1)
-    """How many processes train together; 1 keeps the processes of a SLURM step apart."""
+    """Number of processes that train together; 1 makes each task of a SLURM step train alone."""
     process_id: int | None = Field(None, ge=0)
-    """Which of them this one is, from 0; the first alone writes."""
+    """Index of this process, from 0; only process 0 writes files."""
 
     @model_validator(mode="after")
     def _processes_are_numbered(self) -> Self:
@@ -248,12 +252,12 @@ class RuntimeConfig(Section):
 
 
 class Config(Section):
-    """Everything a run depends on. The defaults are the article's recipe."""
+    """All settings of a run. The defaults are the article's recipe."""
 
     name: str = Field("baseline", min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name of the run folder under `runs/`."""
     seed: int = Field(42, ge=0, lt=2**31)
-    """Fixes initial weights, splits, order of images, transforms and dropout."""
+    """Seed of the initial weights, splits, image order, augmentation and dropout."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     transforms: TransformsConfig = TransformsConfig()
@@ -267,7 +271,7 @@ class Config(Section):
         min_length=1,
     )
     tta: TTAConfig | None = TTAConfig()
-    """`null` leaves it out."""
+    """`null` turns it off."""
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
@@ -275,7 +279,7 @@ class Config(Section):
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"stage names must differ; {name!r} stands {names.count(name)} times")
+                raise ValueError(f"stage names must differ; {name!r} appears {names.count(name)} times")
         return self
 
     def to_yaml(self) -> str:

@@ -111,7 +111,7 @@ def test_doctor_tells_what_is_here_and_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_fit_and_find_lr_write_their_folders(tmp_path, tiny_backbone):
-    """The two commands run on digits from the shell, print the ladder, and leave whole folders."""
+    """The two commands run on digits from the shell, print the accuracy by step, and leave whole folders."""
     small = ["--config", "quickstart", "--set", "data.limit=200", "--set", "lr_find.steps=20"]
     small += ["--set", f"model.backbone={tiny_backbone}", "--set", "model.weights=auto", "--set", "data.size=16"]
     small += ["--set", "stages=[{name: head, freeze: true, epochs: 1, max_lr: 0.01}]"]

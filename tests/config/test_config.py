@@ -161,7 +161,7 @@ def test_a_config_is_frozen() -> None:
             {"stages": [{"name": "a", "freeze": True, "epochs": 1, "max_lr": "auto", "lr_find": False}]},
             "'auto' needs the finder",
         ),
-        ({"stages": [{"name": "a", "freeze": True, "epochs": 1}] * 2}, "stage names must differ; 'a' stands 2 times"),
+        ({"stages": [{"name": "a", "freeze": True, "epochs": 1}] * 2}, "stage names must differ; 'a' appears 2 times"),
     ],
 )
 def test_bad_values_are_named_with_rule_and_remedy(tree: dict[str, Any], said: str) -> None:

@@ -135,8 +135,8 @@ def test_the_number_is_kept(tiny_backbone: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_auto_is_not_a_number_yet() -> None:
-    """Golden: who asks before it is settled is told so; what is neither a number nor `auto` is refused."""
-    with pytest.raises(ConfigError, match=r"data\.batch_size: 'auto' is settled by a Learner"):
+    """Golden: asking before it is resolved is an error; what is neither a number nor `auto` is refused."""
+    with pytest.raises(ConfigError, match=r"data\.batch_size: 'auto' is resolved by a Learner"):
         _ = DataConfig(batch_size="auto").batch
     assert json.loads(load_config({"data": {"batch_size": "auto"}}).model_dump_json())["data"]["batch_size"] == "auto"
     for wrong in (0, "all", 1.5):

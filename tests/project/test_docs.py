@@ -52,7 +52,7 @@ def masked(text: str) -> str:
 
 
 def test_generated_pages_are_current(tmp_path: Path) -> None:
-    """Golden: cli.md, config.md and house.svg are what the commands, the schema and the imports of today make."""
+    """Golden: cli.md, config.md and architecture.svg are what today's commands, schema and modules make."""
     program = ROOT / "docs/reference.py"
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -199,8 +199,8 @@ def test_readme_says_what_was_measured() -> None:
     """Golden: the README's accuracies and speeds are those the benchmarks wrote into results.md and performance.md."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
-    rungs = [float(found) for found in re.findall(r"^\| \d \|(?:[^|]*\|){2} ([\d.]+) \|", results, flags=re.MULTILINE)]
-    *first, last = (f"{accuracy:.0f}" for accuracy in rungs)
+    steps = [float(found) for found in re.findall(r"^\| \d \|(?:[^|]*\|){2} ([\d.]+) \|", results, flags=re.MULTILINE)]
+    *first, last = (f"{accuracy:.0f}" for accuracy in steps)
     assert f"interval: {', '.join(first)} and {last} %]" in readme
     speeds = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     rows = re.findall(

@@ -223,7 +223,7 @@ def test_a_perfect_run_without_tta_on_a_test_split():
     bare = replace(contents(wrong=0, tta=False, split="test"), sweeps={})
     page = Page(render_report(bare))
     assert "of 60 test images are right, 0 wrong" in page.text
-    assert "every test image is named right" in page.text
+    assert "every test image is classified correctly" in page.text
     assert "augmentation" not in page.text
     assert "Learning-rate finder" not in page.text
     assert "Most confused" not in page.text

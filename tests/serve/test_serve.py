@@ -459,11 +459,11 @@ def test_a_real_browser_shows_the_classes(port, plain_port, tmp_path):
         assert all("422" in line for line in page.console())
         assert page.run("return document.documentElement.scrollWidth") == 390
         page.open(f"http://localhost:{plain_port}/")
-        assert "leaves test-time augmentation out" in page.run("return document.getElementById('answer').textContent")
+        assert "test-time augmentation is off" in page.run("return document.getElementById('answer').textContent")
         page.choose("#image", tmp_path / "a.png")
         page.wait(f"{answered} !== 'None yet.'")
         assert len(page.run(rows.format("plain"))) == 3
-        assert page.run("return document.title") == "plain: ask it"
+        assert page.run("return document.title") == "plain: classify a picture"
         assert page.run("return document.querySelectorAll('img').length") == 1
         assert page.console() == []
 

@@ -56,7 +56,7 @@ async function ask(file) {
     return say(`${file.name}: more than ${limit / 1e6} MB.`, true);
   }
   answer.ariaBusy = "true";
-  say("Looking …");
+  say("Predicting …");
   try {
     const reply = await fetch("/predict", { method: "POST", body: file });
     const found = await reply.json();
@@ -64,7 +64,7 @@ async function ask(file) {
     if (reply.ok) show(found);
     else say(found.error, true);
   } catch {
-    if (mine === turn) say("The server does not answer; does it still run?", true);
+    if (mine === turn) say("The server does not answer; is it still running?", true);
   }
   if (mine !== turn) return;
   answer.ariaBusy = "false";
