@@ -30,7 +30,7 @@ from kbaseline.devices.xla import (
 from kbaseline.errors import DataError, InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
-from kbaseline.models.backbones import load_backbone
+from kbaseline.models.backbones import leaves, load_backbone
 from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
 from kbaseline.runs.inference import TTAResult, predict_plain, predict_views
@@ -285,7 +285,7 @@ class Learner:
 
     def _at_rates(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
         """The optimizer, going on from the last one if there is one, with new rates and momentum."""
-        trainable = {layer.name for layer in self.model._flatten_layers() if layer.trainable_variables}
+        trainable = {layer.name for layer in leaves(self.model) if layer.trainable_variables}
         groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
         names, multipliers = [list(g) for g, _ in groups], [rate / rates[-1] for _, rate in groups]
         if self._optimizer is not None:

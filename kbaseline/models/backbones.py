@@ -166,10 +166,13 @@ def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
 
 def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers inside a layer that hold no other layers, in topological order."""
-    inside = layer.layers if isinstance(layer, keras.Model) else list(layer._flatten_layers(include_self=False))
-    if not inside:
-        return [layer]
-    return [leaf for child in inside for leaf in leaves(child)]
+    inside = layer.layers if isinstance(layer, keras.Model) else sublayers(layer)
+    return [leaf for child in inside for leaf in leaves(child)] if inside else [layer]
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer holds itself. Public for models alone; this is what `Model.layers` does in Keras 3.15."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def _built(row: Backbone, weights: str | None) -> keras.Model:
