@@ -219,7 +219,7 @@ class Learner:
         # In an order of their own, so that the sweep moves no later draw.
         batches = self._train_batches(self.config.seed + 1)
         kept = self._optimizer
-        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
+        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept.schedules[1]))
         bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
             with bar, self._stoppable() as stop, self._memory("learning-rate sweep"):
@@ -247,7 +247,7 @@ class Learner:
             RunError: the loss is not finite, or the accelerator's memory does not suffice.
         """
         rates = layer_group_lrs(lr, 3)
-        beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
+        beta_1 = 0.9 if self._optimizer is None else self._optimizer.schedules[1]
         return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
 
     @on_all_devices
