@@ -17,7 +17,6 @@ from speed import feeding, scaling, shares, starting, training, views
 from speed.measure import signature
 from speed.peer import Fastai, Keras
 
-from kbaseline.cli.launch import ask_for_huge_pages
 from kbaseline.devices.xla import prefer_eigen_convolutions
 
 HERE = Path(__file__).parent
@@ -54,7 +53,6 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
-    ask_for_huge_pages()
     prefer_eigen_convolutions()
     with Keras(batch, size) as stock, Fastai(python, batch, size) if python else nullcontext() as fastai:
         measures: dict[str, Callable[[], str]] = {

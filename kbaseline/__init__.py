@@ -7,7 +7,6 @@ sees to it that `keras.models.load_model` knows kbaseline's layers whichever of 
 import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import os
 import sys
 import warnings
@@ -86,42 +85,27 @@ def _register() -> None:
         importlib.import_module(f"{__name__}.{module}")
 
 
-class _AfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Runs `_register` once, right after Keras is first imported.
-
-    Keras finds custom classes only if their modules were imported, and importing them here and now would load Keras
-    for everyone who asks for `--help`.
-    """
-
-    _searching = False
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "keras" or self._searching:
-            return None
-        self._searching = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self._searching = False
+class _AfterKeras(importlib.abc.MetaPathFinder):
+    # Keras finds custom classes only where their modules were imported, and importing them here and now would load
+    # Keras for `--help`. So this finder has `_register` run once, right after whoever imports Keras has done so.
+    @staticmethod
+    def find_spec(name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if name == "keras" else None
         if spec is not None and spec.loader is not None:
-            self._loader, spec.loader = spec.loader, self
+            run = spec.loader.exec_module
+
+            def run_and_register(module: "ModuleType") -> None:
+                run(module)
+                # Not before: many a library only asks whether Keras could be imported.
+                sys.meta_path.remove(_AfterKeras)
+                _register()
+
+            spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
         return spec
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> "ModuleType | None":
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: "ModuleType") -> None:
-        # Not earlier: many a library only asks whether Keras could be imported.
-        sys.meta_path.remove(self)
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _register()
 
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 if "keras" in sys.modules:
     _register()
 else:
-    sys.meta_path.insert(0, _AfterKeras())
+    sys.meta_path.insert(0, _AfterKeras)

@@ -1,5 +1,5 @@
 """`python -m kbaseline` is the command line."""
 
-from kbaseline.cli.launch import program
+from kbaseline.cli import main
 
-program()
+main()

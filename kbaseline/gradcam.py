@@ -90,26 +90,35 @@ def _halves(model: keras.Model, layer: str | None) -> tuple[keras.Model, keras.M
     """The model up to the feature map, and from there to the logits; both share its variables."""
     if not getattr(model, "inputs", None):
         raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it has no graph.")
-    features, scores = _feature_map(model, layer), _logits(model)
+    calls: list[tuple[Any, list[Any], list[Any]]] = []
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = operation(*args, **kwargs)
+        calls.append((operation, keras.tree.flatten((args, kwargs)), keras.tree.flatten(outputs)))
+        return outputs
+
+    # The same layers in a graph of our own, whose tensors Keras hands to us: `layer.output` would be what a nested
+    # model gives inside itself, or gave in another graph.
+    graph = keras.models.clone_model(
+        keras.Model(model.inputs, model.outputs), clone_function=lambda operation: operation, call_function=call
+    )
+    tensors = [(operation.name, outputs[0]) for operation, _, outputs in reversed(calls)]
+    name, features = _feature_map(tensors, layer)
+    last, before = next((op, args[0]) for op, args, outputs in calls if any(o is graph.outputs[0] for o in outputs))
     try:
-        return keras.Model(model.inputs, features), keras.Model(features, scores)
+        return keras.Model(graph.inputs, features), keras.Model(features, _logits(last, before, graph.outputs[0]))
     except ValueError:
-        name = features._keras_history.operation.name
         raise InputError(
             f"layer {name!r}: the output must depend on the image through it alone; name a later layer."
         ) from None
 
 
-def _feature_map(model: keras.Model, layer: str | None) -> Any:
-    """The tensor `(batch, rows, columns, channels)` that a layer gives in this model."""
-    # `layer.output` would be what a nested model gives inside itself, or gave in another graph.
-    by_depth = keras.Model(model.inputs, model.outputs)._nodes_by_depth
-    tensors = [node.output_tensors[0] for depth in sorted(by_depth) for node in by_depth[depth] if not node.is_input]
-    named = [(tensor._keras_history.operation.name, tensor) for tensor in tensors]
-    maps = [(name, tensor) for name, tensor in named if len(tensor.shape) == 4]
+def _feature_map(tensors: list[tuple[str, Any]], layer: str | None) -> tuple[str, Any]:
+    """Of (name, what it gives) of all layers, the last first: the one asked for, `(batch, rows, columns, channels)`."""
+    maps = [(name, tensor) for name, tensor in tensors if len(tensor.shape) == 4]
     if layer is None:
         maps = [(name, tensor) for name, tensor in maps if tuple(tensor.shape[1:3]) != (1, 1)]
-    found = next((tensor for name, tensor in maps if layer in (None, name)), None)
+    found = next((one for one in maps if layer in (None, one[0])), None)
     if found is None:
         names = ", ".join(name for name, _ in reversed(maps)) or "none"
         raise InputError(
@@ -118,15 +127,13 @@ def _feature_map(model: keras.Model, layer: str | None) -> Any:
     return found
 
 
-def _logits(model: keras.Model) -> Any:
-    """The model's scores before a softmax at its end."""
-    output = model.outputs[0]
-    last = output._keras_history.operation
-    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        before = last.input
-        if isinstance(last, keras.layers.Softmax | keras.layers.Activation):
-            return before
-        linear = type(last).from_config({**last.get_config(), "activation": "linear"})
-        output = linear(before)
-        linear.set_weights(last.get_weights())
-    return output
+def _logits(last: Any, before: Any, output: Any) -> Any:
+    """The scores that a model's last layer makes of `before`, without a softmax."""
+    if not (isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax):
+        return output
+    if isinstance(last, keras.layers.Softmax | keras.layers.Activation):
+        return before
+    linear = type(last).from_config({**last.get_config(), "activation": "linear"})
+    scores = linear(before)
+    linear.set_weights(last.get_weights())
+    return scores

@@ -30,7 +30,7 @@ from kbaseline.devices.xla import (
 from kbaseline.errors import DataError, InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
-from kbaseline.models.backbones import load_backbone
+from kbaseline.models.backbones import leaves, load_backbone
 from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
 from kbaseline.runs.inference import TTAResult, predict_plain, predict_views
@@ -224,7 +224,7 @@ class Learner:
         # In an order of their own, so that the sweep moves no later draw.
         batches = self._train_batches(self.config.seed + 1)
         kept = self._optimizer
-        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
+        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept.schedules[1]))
         bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
             with bar, self._stoppable() as stop, self._memory("learning-rate sweep"):
@@ -252,7 +252,7 @@ class Learner:
             RunError: the loss is not finite, or the accelerator's memory does not suffice.
         """
         rates = layer_group_lrs(lr, 3)
-        beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
+        beta_1 = 0.9 if self._optimizer is None else self._optimizer.schedules[1]
         return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
 
     @on_all_devices
@@ -290,7 +290,7 @@ class Learner:
 
     def _at_rates(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
         """The optimizer, going on from the last one if there is one, with new rates and momentum."""
-        trainable = {layer.name for layer in self.model._flatten_layers() if layer.trainable_variables}
+        trainable = {layer.name for layer in leaves(self.model) if layer.trainable_variables}
         groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
         names, multipliers = [list(g) for g, _ in groups], [rate / rates[-1] for _, rate in groups]
         if self._optimizer is not None:

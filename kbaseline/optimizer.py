@@ -54,7 +54,7 @@ spread_rates = layer_group_lrs
 
 
 @keras.saving.register_keras_serializable(package="kbaseline")
-class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
+class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     """AdamW whose layer groups learn at different rates, and whose `beta_1` may be a schedule.
 
     A group is a list of layer names; a variable belongs to the group that names a part of its path, which holds for
@@ -107,11 +107,12 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
     ) -> None:
         if isinstance(beta_1, dict):
             beta_1 = keras.saving.deserialize_keras_object(beta_1)
-        super().__init__(learning_rate, beta_1, beta_2, epsilon, name=name, **kwargs)
+        super().__init__(learning_rate, name=name, **kwargs)
         count = len(groups) if groups is not None else 1
         factors = [1.0] * count if multipliers is None else [float(factor) for factor in multipliers]
         if len(factors) != count or min(factors) < 0:
             raise InputError(f"multipliers: give {count} numbers of at least 0, one a group; got {multipliers!r}.")
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
         self.groups = None if groups is None else [list(group) for group in groups]
         self.multipliers = factors
         self.decay = float(weight_decay)
@@ -127,6 +128,12 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
     def beta_1(self, value: float | LearningRateSchedule) -> None:
         self._beta_1 = value
 
+    @property
+    def schedules(self) -> tuple[float | LearningRateSchedule, float | LearningRateSchedule]:
+        """Rate and momentum as they were given, each a float or a schedule; `learning_rate` is the one of this step."""
+        rate = self.get_config()["learning_rate"]
+        return keras.saving.deserialize_keras_object(rate) if isinstance(rate, dict) else rate, self._beta_1
+
     def build(self, var_list: Sequence[keras.Variable]) -> None:
         """Makes the averages, after checking that groups and variables match one to one.
 
@@ -137,6 +144,7 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
             return
         self._multiplier_of_variable = self._multipliers_of(var_list)
         super().build(var_list)
+        self.momentums, self.velocities = self.add_optimizer_variables(var_list, ["momentum", "velocity"])
 
     def _multipliers_of(self, variables: Sequence[keras.Variable]) -> list[float]:
         if self.groups is None:
@@ -153,15 +161,13 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
         _refuse("groups that match no trainable variable", idle)
         return [self.multipliers[m[0]] for m in members]
 
-    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
-        """Nothing: `update_step` decays, at its group's rate."""
-
-    def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """One step of every variable."""
         # Once and not for every variable: a ResNet50 has 220, and tracing the momentum's schedule costs as much as the
         # rest of the step's update.
         step, beta_1 = ops.cast(self.iterations + 1, "float32"), ops.cast(self.beta_1, "float32")
         self._at_this_step = beta_1, 1 - ops.power(beta_1, step), 1 - ops.power(ops.cast(self.beta_2, "float32"), step)
-        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        super().apply(grads, trainable_variables)
         self._at_this_step = ()  # while the step is compiled these are tracers, of no use later
 
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
@@ -170,7 +176,7 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
         rate = ops.cast(learning_rate, variable.dtype) * self._multiplier_of_variable[index]
         gradient = ops.cast(gradient, variable.dtype)
         beta_1, correct_m, correct_v = (ops.cast(scalar, variable.dtype) for scalar in self._at_this_step)
-        m, v = self._momentums[index], self._velocities[index]
+        m, v = self.momentums[index], self.velocities[index]
         self.assign(m, m + (gradient - m) * (1 - beta_1))
         self.assign(v, v + (ops.square(gradient) - v) * (1 - self.beta_2))
         decays = self.decay_norm_and_bias or len(variable.shape) > 1
@@ -180,16 +186,15 @@ class LayerwiseAdamW(keras.optimizers.Adam):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation; a momentum schedule is kept as a schedule."""
-        config = super().get_config()
-        for inherited in ("amsgrad", "weight_decay"):
-            config.pop(inherited, None)
         beta_1 = self._beta_1
         return {
-            **config,
+            **super().get_config(),
             "groups": self.groups,
             "multipliers": self.multipliers,
             "weight_decay": self.decay,
             "beta_1": keras.saving.serialize_keras_object(beta_1) if callable(beta_1) else float(beta_1),
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
             "decay_norm_and_bias": self.decay_norm_and_bias,
         }
 
@@ -230,4 +235,5 @@ def clone_optimizer(
 
 
 def _state(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    return [variable for variable in optimizer.variables if variable is not optimizer._learning_rate]
+    rate = optimizer.learning_rate
+    return [variable for variable in optimizer.variables if variable is not rate]

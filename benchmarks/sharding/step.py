@@ -26,6 +26,7 @@ from kbaseline.config.load import load_config, parse_assignments
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.multihost import init_distributed
 from kbaseline.devices.parallel import data_parallel
+from kbaseline.models.backbones import leaves
 from kbaseline.models.classifier import build_classifier, classifier_groups
 from kbaseline.optimizer import LayerwiseAdamW
 
@@ -82,7 +83,7 @@ def main(backbone: str, classes: int, size: int, batch: int, steps: int, assignm
         model.fit(ImageBatches(images, labels, batch, shuffle=True), shuffle=False, verbose=0, callbacks=[clock])
     ends = np.array(clock.ends[WARM_UP - 1 :]).reshape(-1, 2)
     seconds, processor_seconds = np.diff(ends, axis=0).T.tolist()
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
     found = {
         "seconds": seconds,
         "processor_seconds": processor_seconds,

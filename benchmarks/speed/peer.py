@@ -25,7 +25,7 @@ class Peer:
     """
 
     def __init__(self, python: str, script: str, batch: int, size: int) -> None:
-        # kbaseline tells XLA and glibc things that a peer would not; with huge pages fastai is slower.
+        # kbaseline tells XLA what a peer would not; and fastai is slower with huge pages, if the caller asked for them.
         env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
         self._process = subprocess.Popen(  # noqa: S603 - what the caller named
             [python, str(Path(__file__).with_name(script)), str(batch), str(size)],

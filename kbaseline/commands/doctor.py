@@ -1,7 +1,5 @@
 """`kbaseline doctor`: versions, devices, and whether the data and weights of a configuration are here already."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.markup import escape
 
@@ -9,7 +7,8 @@ from kbaseline.config.schema import Config
 from kbaseline.console.format import plain_table
 from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.xla import environment
-from kbaseline.models.zoo import ZOO
+from kbaseline.errors import ModelError
+from kbaseline.models.zoo import resolve_weights
 
 
 def diagnose(config: Config, console: Console | None = None) -> None:
@@ -31,17 +30,10 @@ def diagnose(config: Config, console: Console | None = None) -> None:
 
 def weights_status(config: Config) -> tuple[bool, str]:
     """Whether the backbone's weights are on this machine, and where they are or what to do."""
-    backbone, weights = config.model.backbone, config.model.weights
-    named = {"auto", "none"} | {row.pretrained for row in ZOO.values()}
-    if backbone.endswith(".keras") or weights not in named:
-        path = Path(weights if weights not in named else backbone).expanduser()
-        return path.is_file(), str(path) if path.is_file() else f"no file {path}"
-    if backbone not in ZOO:
-        return False, f"no backbone {backbone!r}; known are {', '.join(ZOO)}"
-    row = ZOO[backbone]
-    if weights not in ("auto", "none", row.pretrained):
-        return False, f"{backbone} has no weights {weights!r}; give auto, {row.pretrained} or none"
-    if weights == "none":
-        return True, f"none wanted for {backbone}"
-    file = row.weights_file
+    try:
+        file = resolve_weights(config.model.backbone, config.model.weights).file
+    except ModelError as error:
+        return False, str(error)
+    if file is None:
+        return True, f"none wanted for {config.model.backbone}"
     return file.is_file(), str(file) if file.is_file() else f"{file} is not there; `kbaseline fit` downloads it"

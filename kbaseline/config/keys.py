@@ -3,6 +3,7 @@
 Knows nothing of the settings themselves.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 wants a point in it, and a sign after the e.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII), list("-+.0123456789")
+)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """A text read as YAML, where `1e-3` is a number and no key stands twice.
 
@@ -40,7 +47,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: no YAML; the message begins with `where`.
     """
     try:
-        return _floats(yaml.load(text, _Loader))  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not readable as YAML ({one_line(error, 300)}).") from None
 
@@ -55,20 +62,6 @@ def read_yaml(path: Path) -> Any:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r}: cannot be read ({one_line(error, 300)}).") from None
-
-
-def _floats(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as a text; take it as the number everyone means."""
-    if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_floats(item) for item in value]
-    if isinstance(value, str) and value[:1] in "0123456789+-." and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:

@@ -11,8 +11,8 @@ from urllib.error import URLError
 import keras
 from keras import layers
 
-from kbaseline.errors import DownloadError, ModelError, did_you_mean, one_line
-from kbaseline.models.zoo import BUNDLED_RESNET20, ZOO, Backbone
+from kbaseline.errors import DownloadError, ModelError, one_line
+from kbaseline.models.zoo import BUNDLED_RESNET20, Backbone, resolve_weights
 
 DOWNLOAD_TIMEOUT = 20.0
 """Seconds without an answer after which a download of weights is given up."""
@@ -94,36 +94,16 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
         ModelError: an unknown name or file, or weights of another architecture.
         DownloadError: the weights are not here and could not be fetched.
     """
-    if name.endswith(".keras"):
+    chosen = resolve_weights(name, weights)
+    if chosen.row is None:
         model = _saved_backbone(Path(name).expanduser(), size)
-        if weights == "none":
-            model = keras.models.clone_model(model)
-        elif weights != "auto":
-            _fill(model, weights)
-        _follow_policy(model)
-        return model, None
-    if name not in ZOO:
-        raise ModelError(
-            f"backbone {name!r}: no such name; known are {', '.join(ZOO)}, or the path of a .keras model."
-            f"{did_you_mean(name, ZOO)}"
-        )
-    row = ZOO[name]
-    if weights in ("auto", row.pretrained):
-        model = _pretrained(name, row)
-        _follow_policy(model)
-        return model, row.preprocessing
-    if weights != "none":
-        named = {other.pretrained for other in ZOO.values()}
-        if weights in named or not Path(weights).expanduser().is_file():
-            what = "no such weights" if weights in named else "no such file"
-            raise ModelError(
-                f"weights {weights!r}: {what} for {name}; give {row.pretrained!r}, 'none' or a weights file's path."
-            )
-    model = _built(row, None)
-    if weights != "none":
-        _fill(model, weights)
+        model = keras.models.clone_model(model) if chosen.kind == "none" else model
+    else:
+        model = _pretrained(name, chosen.row) if chosen.kind == "own" else _built(chosen.row, None)
+    if chosen.kind == "file" and chosen.file:
+        _fill(model, chosen.file)
     _follow_policy(model)
-    return model, row.preprocessing
+    return model, chosen.row.preprocessing if chosen.row else None
 
 
 def read_model(path: Path, display_name: str) -> keras.Model:
@@ -166,10 +146,13 @@ def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
 
 def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """The layers inside a layer that hold no other layers, in topological order."""
-    inside = layer.layers if isinstance(layer, keras.Model) else list(layer._flatten_layers(include_self=False))
-    if not inside:
-        return [layer]
-    return [leaf for child in inside for leaf in leaves(child)]
+    inside = layer.layers if isinstance(layer, keras.Model) else sublayers(layer)
+    return [leaf for child in inside for leaf in leaves(child)] if inside else [layer]
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that a layer holds itself. Public for models alone; this is what `Model.layers` does in Keras 3.15."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def _built(row: Backbone, weights: str | None) -> keras.Model:
@@ -210,8 +193,6 @@ def _is_download_error(error: BaseException) -> bool:
 
 
 def _saved_backbone(path: Path, size: int) -> keras.Model:
-    if not path.is_file():
-        raise ModelError(f"backbone {str(path)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
     model = read_model(path, f"backbone {str(path)!r}")
     try:
         # Keras' shape arithmetic alone would let a network of grey images pass.
@@ -240,8 +221,7 @@ def _follow_policy(model: keras.Model) -> None:
         layer.dtype_policy = keras.DTypePolicy("float32") if normalises else keras.config.dtype_policy()
 
 
-def _fill(model: keras.Model, weights: str) -> None:
-    path = Path(weights).expanduser()
+def _fill(model: keras.Model, path: Path) -> None:
     try:
         with _whole_weights():
             model.load_weights(path)

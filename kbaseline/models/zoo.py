@@ -6,12 +6,13 @@ Loads neither Keras nor JAX, so that the table is printed at once; `backbones` b
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 
 from kbaseline.console.format import plain_table
+from kbaseline.errors import ModelError, did_you_mean
 
 BUNDLED_RESNET20 = Path(__file__).parent / "weights" / "resnet20_cifar10.weights.h5"
 """Trained by configs/pretrain-resnet20.yaml; see docs/pretrained.md."""
@@ -70,6 +71,48 @@ ZOO: dict[str, Backbone] = {
 def keras_home() -> Path:
     """Where Keras keeps what it downloads."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a backbone starts from.
+
+    Attributes:
+        row: the backbone's row of the zoo; None for a saved `.keras` model.
+        kind: `"own"`, those it comes with or was saved with; `"file"`, those of another file; or `"none"`.
+        file: where they are, or will be once downloaded; None for `"none"`.
+    """
+
+    row: Backbone | None
+    kind: Literal["own", "file", "none"]
+    file: Path | None
+
+
+def resolve_weights(backbone: str, weights: str) -> Weights:
+    """What `model.backbone` and `model.weights` ask for; loads and downloads nothing.
+
+    Raises:
+        ModelError: an unknown name, or a file that is not there.
+    """
+    saved, row = Path(backbone).expanduser(), ZOO.get(backbone)
+    if backbone.endswith(".keras"):
+        if not saved.is_file():
+            raise ModelError(f"backbone {str(saved)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
+    elif row is None:
+        raise ModelError(
+            f"backbone {backbone!r}: no such name; known are {', '.join(ZOO)}, or the path of a .keras model."
+            f"{did_you_mean(backbone, ZOO)}"
+        )
+    if weights == "none":
+        return Weights(row, "none", None)
+    if weights == "auto" or (row is not None and weights == row.pretrained):
+        return Weights(row, "own", saved if row is None else row.weights_file)
+    named = weights in {other.pretrained for other in ZOO.values()}
+    file = Path(weights).expanduser()
+    if named or not file.is_file():
+        what, own = "no such weights" if named else "no such file", row.pretrained if row else "auto"
+        raise ModelError(f"weights {weights!r}: {what} for {backbone}; give {own!r}, 'none' or a weights file's path.")
+    return Weights(row, "file", file)
 
 
 def zoo_rows() -> list[dict[str, Any]]:

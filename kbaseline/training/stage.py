@@ -104,8 +104,8 @@ def train(
 
 def applied_rates(optimizer: LayerwiseAdamW, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Learning rate and momentum at optimizer steps `(number,)`."""
-    rate, beta_1 = optimizer._learning_rate, optimizer._beta_1
-    lrs = rate(steps) if isinstance(rate, CosineCycle) else np.full(len(steps), float(rate))
+    rate, beta_1 = optimizer.schedules
+    lrs = rate(steps) if isinstance(rate, CosineCycle) else np.full(len(steps), rate)
     momenta = beta_1(steps) if callable(beta_1) else np.full(len(steps), beta_1)
     return np.asarray(lrs), np.asarray(momenta)
 

@@ -11,7 +11,8 @@ from keras import layers
 
 from kbaseline.errors import DownloadError, ModelError
 from kbaseline.models import backbones
-from kbaseline.models.backbones import ZOO, ImageNetPreprocessing, layer_groups, leaves, load_backbone, resnet20
+from kbaseline.models.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone, resnet20
+from kbaseline.models.zoo import ZOO
 
 
 def tiny(path: Path, *head: layers.Layer, channels: int = 3) -> Path:

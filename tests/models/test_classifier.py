@@ -31,7 +31,8 @@ def large() -> keras.Model:
 
 @pytest.fixture
 def photos(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), rng.integers(0, 5, 12)
+    # int32: of int64 JAX 0.12 warns that it truncates it.
+    return rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8), rng.integers(0, 5, 12).astype(np.int32)
 
 
 def size(variables: list[keras.Variable]) -> int:

@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 from kbaseline.cli import main
+from kbaseline.commands.doctor import weights_status
+from kbaseline.config.load import load_config
+from kbaseline.errors import ModelError
 from kbaseline.models.backbones import resnet20
-from kbaseline.models.zoo import ZOO, zoo_table
+from kbaseline.models.zoo import ZOO, resolve_weights, zoo_table
 
 
 @pytest.fixture
@@ -33,6 +37,39 @@ def test_cached_weights_are_seen_where_keras_keeps_them(keras_home):
 def test_the_bundled_backbones_parameters_are_counted():
     """Reference: the table's figure is the built model's. The others are built by a slow test of backbones."""
     assert ZOO["resnet20"].parameters == resnet20().count_params()
+
+
+def test_weights_mean_one_thing_to_a_run_and_to_doctor(keras_home, tmp_path, monkeypatch):
+    """Golden: names, files and `none` of a row and of a saved model; what a run refuses `doctor` calls missing."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.keras", "w.h5"):
+        (tmp_path / name).touch()
+    cached = keras_home / "models" / ZOO["resnet50"].file
+    for backbone, weights, kind, file, here in (
+        ("resnet50", "auto", "own", cached, False),
+        ("resnet50", "imagenet", "own", cached, False),
+        ("resnet50", "none", "none", None, True),
+        ("resnet50", "w.h5", "file", Path("w.h5"), True),
+        ("resnet20", "cifar10", "own", ZOO["resnet20"].weights_file, True),
+        ("own.keras", "auto", "own", Path("own.keras"), True),
+        ("own.keras", "none", "none", None, True),
+        ("own.keras", "w.h5", "file", Path("w.h5"), True),
+    ):
+        found = resolve_weights(backbone, weights)
+        assert (found.kind, found.file, found.row) == (kind, file, ZOO.get(backbone))
+        config = load_config({"model": {"backbone": backbone, "weights": weights}})
+        assert weights_status(config)[0] is here
+    for backbone, weights in (
+        ("resnet5", "auto"),
+        ("no.keras", "none"),
+        ("resnet20", "imagenet"),
+        ("own.keras", "cifar10"),
+        ("resnet20", "no.h5"),
+    ):
+        with pytest.raises(ModelError) as refused:
+            resolve_weights(backbone, weights)
+        config = load_config({"model": {"backbone": backbone, "weights": weights}})
+        assert weights_status(config) == (False, str(refused.value))
 
 
 def test_the_table_fits_80_columns(keras_home):

@@ -66,7 +66,7 @@ class Moment:
 
 def copies(model: keras.Model) -> Moment:
     names = [variable.path for variable in model.trainable_variables]
-    slots = model.optimizer._momentums, model.optimizer._velocities
+    slots = model.optimizer.momentums, model.optimizer.velocities
     p, m, v = ([np.array(x, np.float64) for x in column] for column in (model.trainable_variables, *slots))
     columns = [dict(zip(names, column, strict=True)) for column in (p, m, v)]
     return Moment(*columns, {variable.path: np.array(variable) for variable in model.non_trainable_variables})
