@@ -149,7 +149,7 @@ class Learner:
         """
         read = read_run(Path(run))
         learn = cls.__new__(cls)
-        learn._begin(read_data(read, console or Console()), read.config, console, read.folder)
+        cls._begin(learn, read_data(read, console or Console()), read.config, console, read.folder)
         (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
         return learn
 
