@@ -10,8 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kbaseline.render.plots import BLUE, GREEN, GREY, INK, LIGHT, ORANGE
-
 SMALL = 64
 """Pixels up to which an image is shown pixel by pixel; larger ones may be smoothed."""
 
@@ -20,9 +18,6 @@ _LARGEST = 224
 
 _HEAT = 160
 """Pixels a heat map's longer side has at least, that its soft edges show."""
-
-_DARK = {INK: "#dcdce0", GREY: "#93939b", LIGHT: "#36363d", BLUE: "#58b4ea", ORANGE: "#ff8f4d", GREEN: "#2fc79b"}
-"""The plots' colours, and what stands for them on a dark page."""
 
 
 def picture(image: np.ndarray) -> str:
@@ -55,24 +50,19 @@ def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
     return _jpeg(Image.fromarray(np.rint(grey * (1 - opaque) + colours * opaque).astype(np.uint8)))
 
 
-def chart(figure: Figure) -> tuple[str, str]:
-    """A figure as two data URIs of SVG on a transparent ground: for a light page, and for a dark one.
+def chart(figure: Figure) -> str:
+    """A figure as a data URI of SVG on a transparent ground; a dark page inverts it (`report.css`).
 
     The letters stay text, in the reader's own font, so that a class name in any script is shown. Empties the figure to
     free its memory.
     """
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": "kbaseline", "font.family": "sans-serif"}
-    file = io.StringIO()
+    file = io.BytesIO()
     with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     figure.clear()
-    light = dark = file.getvalue()
-    for colour, other in _DARK.items():
-        dark = dark.replace(f": {colour.lower()}", f": {other}")
-    # The rim of a marker is the paper's colour.
-    dark = dark.replace("stroke: #ffffff", "stroke: #18181b")
-    return _svg(light), _svg(dark)
+    return _uri("image/svg+xml", file.getvalue())
 
 
 def _fitted(image: np.ndarray) -> Image.Image:
@@ -91,10 +81,6 @@ def _jpeg(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=82)
     return _uri("image/jpeg", file.getvalue())
-
-
-def _svg(text: str) -> str:
-    return _uri("image/svg+xml", text.encode("utf-8"))
 
 
 def _uri(kind: str, content: bytes) -> str:

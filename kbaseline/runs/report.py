@@ -129,8 +129,7 @@ def _figures(kinds: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
 
 
 def _chart(title: str, figure: Figure, alt: str) -> dict[str, str]:
-    light, dark = chart(figure)
-    return {"title": title, "alt": f"{title}: {alt}.", "light": light, "dark": dark}
+    return {"title": title, "alt": f"{title}: {alt}.", "image": chart(figure)}
 
 
 def _charts(report: ReportData) -> list[dict[str, str]]:
