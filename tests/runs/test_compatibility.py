@@ -29,3 +29,4 @@ def test_an_old_model_loads_with_its_optimizer() -> None:
     assert model.optimizer.groups
     assert type(model.optimizer).__name__ == "LayerwiseAdamW"
     assert int(model.optimizer.iterations) == 10
+    assert all(np.asarray(average.numpy()).any() for average in model.optimizer.velocities)
