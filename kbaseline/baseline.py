@@ -22,17 +22,17 @@ from kbaseline.devices.parallel import device_summary
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation, final
-from kbaseline.runs.record import RunResult, read_run, temperatures
+from kbaseline.metrics import Evaluation, final_evaluation
+from kbaseline.runs.record import RunResult, read_run, fitted_temperatures
 from kbaseline.runs.report import ReportData, write_report
-from kbaseline.runs.results import Sweep, accuracy_table, draw_up_result, write_results, write_sweeps
+from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
 from kbaseline.storage.run_folder import RunFolder
-from kbaseline.training.checkpoint import finished
-from kbaseline.training.session import PLACE, Session
+from kbaseline.training.checkpoint import is_finished
+from kbaseline.training.session import PLACEMENT_KEYS, Session
 from kbaseline.training.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 def run_baseline(
@@ -77,7 +77,7 @@ def _run_new(
 ) -> RunResult:
     settings = load_config(config, flattened(overrides, lists=False))
     require_trackers(settings.runtime.log)
-    return _Run(settings, out, console).whole_recipe()
+    return _Run(settings, out, console).run_recipe()
 
 
 @fail_together()
@@ -102,21 +102,21 @@ def resume_run(folder: str | Path, *, console: Console | None = None, **override
         InputError: no run has begun there, another process is in the folder, or the configuration or data changed.
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
-    places = flattened(overrides, lists=False)
-    if not places.keys() <= {f"runtime.{name}" for name in PLACE}:
+    changes = flattened(overrides, lists=False)
+    if not changes.keys() <= {f"runtime.{name}" for name in PLACEMENT_KEYS}:
         raise InputError(
-            f"resume: the run folder holds the configuration; change nothing but runtime.{', '.join(PLACE)}."
+            f"resume: the run folder holds the configuration; change nothing but runtime.{', '.join(PLACEMENT_KEYS)}."
         )
-    there = RunFolder.reopen(Path(folder))
-    settings = load_config(there.path / "config.yaml", places)
+    run_folder = RunFolder.reopen(Path(folder))
+    settings = load_config(run_folder.path / "config.yaml", changes)
     init_distributed(settings.runtime, console)
-    there.written = is_first()
-    if finished(there):
-        there.tidy()
-        rank0_console(console).print(f"{there.path}: this run is finished", markup=False, highlight=False)
-        return read_run(there.path).result
+    run_folder.writable = is_first()
+    if is_finished(run_folder):
+        run_folder.tidy()
+        rank0_console(console).print(f"{run_folder.path}: this run is finished", markup=False, highlight=False)
+        return read_run(run_folder.path).result
     require_trackers(settings.runtime.log)
-    return _Run(settings, None, console, there).whole_recipe()
+    return _Run(settings, None, console, run_folder).run_recipe()
 
 
 @fail_together()
@@ -147,7 +147,7 @@ def find_learning_rate(
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
     chosen = stages[stage] if stage else settings.stages[0]
     name = f"{settings.name}-find-lr"
-    return _Run(settings.model_copy(update={"name": name}), out, console).only_sweep(chosen)
+    return _Run(settings.model_copy(update={"name": name}), out, console).run_sweep(chosen)
 
 
 class _Run:
@@ -165,19 +165,19 @@ class _Run:
             RunFolder.check(None if out is None else Path(out))
         # Locked first where there is a folder, which is made last where there is none: a run that cannot begin leaves
         # none.
-        session = Session(resumed, config, self._say, resumed=True) if resumed else None
+        session = Session(resumed, config, self._print, resumed=True) if resumed else None
         try:
             keras.utils.set_random_seed(config.seed)
             load = partial(load_source, config.data, config.seed, self.console)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
-            self._say_data()
+            self._print_data()
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
             config = self.config = self.learner.config  # `data.batch_size: auto` is a number from here on.
             if line := device_summary(self.learner.distribution, config.data.batch):
-                self._say(line)
+                self._print(line)
             if session is None:
-                folder = RunFolder.create(None if out is None else Path(out), config.name, written=is_first())
-                session = Session(folder, config, self._say, resumed=False)
+                folder = RunFolder.create(None if out is None else Path(out), config.name, writable=is_first())
+                session = Session(folder, config, self._print, resumed=False)
             self.learner.session = self.session = session
             self.folder = session.folder
             session.begin(self.data, self.seconds)
@@ -187,9 +187,9 @@ class _Run:
                 session.close()
             raise
 
-    def only_sweep(self, stage: StageConfig) -> LRCurve:
+    def run_sweep(self, stage: StageConfig) -> LRCurve:
         """A stage's learning-rate sweep, and its files."""
-        self.session.interrupts.advice = "nothing was trained"
+        self.session.interrupts.hint = "nothing was trained"
         with self.session:
             self._set_frozen(stage)
             try:
@@ -198,7 +198,7 @@ class _Run:
                 self.session.finish()
         return self.sweeps[stage.name].curve
 
-    def whole_recipe(self) -> RunResult:
+    def run_recipe(self) -> RunResult:
         """Trains every stage, predicts, writes, and tells the trackers."""
         with self.session, tracking(self.folder.path, self.config, self.console) as trackers:
             self.learner.callbacks += trackers
@@ -208,7 +208,7 @@ class _Run:
             logged = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
             for tracker in trackers:
                 tracker.log({name: value for name, value in logged.items() if value is not None})
-        self._say_accuracies(final(evaluations.get("test") or evaluations["valid"]), result)
+        self._print_accuracies(final_evaluation(evaluations.get("test") or evaluations["valid"]), result)
         return result
 
     def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
@@ -216,9 +216,9 @@ class _Run:
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
         evaluations = {"valid": self._predict("valid", {})}
         if "test" in self.data.splits:
-            evaluations["test"] = self._predict("test", temperatures(evaluations["valid"]))
+            evaluations["test"] = self._predict("test", fitted_temperatures(evaluations["valid"]))
         learner, data, config = self.learner, self.data, self.config
-        result = draw_up_result(
+        result = build_result(
             self.accuracy, evaluations, self.sweeps, learner.history, self.seconds, data, config, self.folder.path
         )
         write_results(self.folder, result, evaluations, learner.applied)
@@ -227,7 +227,7 @@ class _Run:
         self.session.finish()
         return evaluations, result
 
-    def _timed(self, name: str, work: Callable[[], Found]) -> Found:
+    def _timed(self, name: str, work: Callable[[], T]) -> T:
         begin = time.perf_counter()
         done = work()
         self.seconds[name] = time.perf_counter() - begin
@@ -253,7 +253,7 @@ class _Run:
         if problem is not None and needed:
             raise problem
         found = ", ".join(f"{rule} {value:.2e}" for rule, value in suggestions.items())
-        self._say(f"{title}: suggested rates: {found}" if found else f"{title}: {problem}", None if found else "yellow")
+        self._print(f"{title}: suggested rates: {found}" if found else f"{title}: {problem}", None if found else "yellow")
 
     def _stage(self, stage: StageConfig, *, trained: bool) -> None:
         """Sweeps and trains; of a stage that an earlier process `trained`, the learner takes what it needs."""
@@ -273,7 +273,7 @@ class _Run:
                 self.folder.write_csv("history.csv", learner.history)
         self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
-        if not trained and self.folder.written:
+        if not trained and self.folder.writable:
             # After every stage, so that what a later one loses is only its own.
             with self.folder.atomic("model.keras") as path:
                 learner.save(path)
@@ -285,18 +285,18 @@ class _Run:
         found = self._timed(f"{split} tta", lambda: self.learner.tta(split, temperatures=fitted))
         return {"plain": found.plain, "tta": found.tta}
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _say_data(self) -> None:
-        self._say(repr(self.data))
+    def _print_data(self) -> None:
+        self._print(repr(self.data))
         lines = [f"skipped: {line}" for line in self.data.skipped[:5]]
         if len(self.data.skipped) > 5:
             lines.append(f"skipped: {len(self.data.skipped)} images in all; result.json names them")
         for line in filter(None, [*lines, leak_warning(self.data)]):
-            self._say(line, "yellow")
+            self._print(line, "yellow")
 
-    def _say_accuracies(self, last: Evaluation, result: RunResult) -> None:
+    def _print_accuracies(self, last: Evaluation, result: RunResult) -> None:
         self.console.print(accuracy_table(result.steps))
-        self._say(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
-        self._say(f"model, figures and report.html: {self.folder.path}")
+        self._print(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
+        self._print(f"model, figures and report.html: {self.folder.path}")

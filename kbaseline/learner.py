@@ -43,7 +43,7 @@ from kbaseline.training.session import Session
 from kbaseline.training.signals import stoppable
 from kbaseline.training.stage import Stage, applied_rates, train
 
-PLAIN_RATE = 3e-3
+DEFAULT_LR = 3e-3
 """fastai's rate where none is given: of the head; a tenth of it for the body."""
 
 MaxLR = float | slice | tuple[float | None, float]
@@ -101,9 +101,9 @@ class Learner:
         given = {"model.backbone": backbone, "model.weights": weights}
         own = {"data.source": data.source, "data.size": data.size}
         settings = load_config(config, {**{key: value for key, value in given.items() if value is not None}, **own})
-        self._begin(data, settings, console, None)
+        self._setup(data, settings, console, None)
 
-    def _begin(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
+    def _setup(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
         """Makes the learner ready: with a new model, or with that of a finished `run`."""
         self.config = config
         if self.config.runtime.compilation_cache:
@@ -120,7 +120,7 @@ class Learner:
             rank0_first(
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
-        self.model = self._build() if run is None else self._take(run)
+        self.model = self._build_model() if run is None else self._load_model(run)
         self.config = resolve_batch_size(self.config, self.model, data, self.console)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
@@ -149,16 +149,16 @@ class Learner:
         """
         read = read_run(Path(run))
         learn = cls.__new__(cls)
-        learn._begin(read_data(read, console or Console()), read.config, console, read.folder)
+        learn._setup(read_data(read, console or Console()), read.config, console, read.folder)
         (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
         return learn
 
     @on_all_devices
-    def _take(self, run: Path) -> keras.Model:
+    def _load_model(self, run: Path) -> keras.Model:
         return load(run).model
 
     @on_all_devices
-    def _build(self) -> keras.Model:
+    def _build_model(self) -> keras.Model:
         settings = self.config.model
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(dtype_policy(self.config.runtime.precision))
@@ -224,20 +224,20 @@ class Learner:
         # In an order of their own, so that the sweep moves no later draw.
         batches = self._train_batches(self.config.seed + 1)
         kept = self._optimizer
-        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
+        self._compile(self._make_optimizer([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept._beta_1))
         bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
-            with bar, self._stoppable() as stop, self._memory("learning-rate sweep"):
+            with bar, self._stoppable() as stop, self._explain_oom("learning-rate sweep"):
                 self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar, *stop])
         finally:
             finder.restore()
             self._optimizer = kept
-            self._compile(kept or self._at_rates([*[PLAIN_RATE / 10] * 2, PLAIN_RATE], PLAIN_RATE, 0.9))
+            self._compile(kept or self._make_optimizer([*[DEFAULT_LR / 10] * 2, DEFAULT_LR], DEFAULT_LR, 0.9))
             self._optimizer = kept
         return finder.curve
 
     @on_all_devices
-    def fit(self, epochs: int, lr: MaxLR = slice(PLAIN_RATE), *, title: str = "fit") -> list[dict[str, Any]]:
+    def fit(self, epochs: int, lr: MaxLR = slice(DEFAULT_LR), *, title: str = "fit") -> list[dict[str, Any]]:
         """Trains at constant rates, beta_1 0.9.
 
         Args:
@@ -253,13 +253,13 @@ class Learner:
         """
         rates = layer_group_lrs(lr, 3)
         beta_1 = 0.9 if self._optimizer is None else self._optimizer._beta_1
-        return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
+        return self._train(self._make_optimizer(rates, rates[-1], beta_1), epochs, title)
 
     @on_all_devices
     def fit_one_cycle(
         self,
         epochs: int,
-        max_lr: MaxLR = slice(PLAIN_RATE),
+        max_lr: MaxLR = slice(DEFAULT_LR),
         *,
         pct_start: float = 0.3,
         div: float = 25.0,
@@ -286,9 +286,9 @@ class Learner:
         rates = layer_group_lrs(max_lr, 3)
         start = 0 if self._optimizer is None else int(self._optimizer.iterations)
         cycle = OneCycle(rates[-1], epochs * len(self._batches), pct_start, div, final_div, start)
-        return self._train(self._at_rates(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title)
+        return self._train(self._make_optimizer(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title)
 
-    def _at_rates(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
+    def _make_optimizer(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
         """The optimizer, going on from the last one if there is one, with new rates and momentum."""
         trainable = {layer.name for layer in self.model._flatten_layers() if layer.trainable_variables}
         groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
@@ -331,20 +331,20 @@ class Learner:
             table = StageTable(title, epochs, train_steps * size, self.console)
             valid, earlier = self.data.valid, list(self.history)
             try:
-                with self._memory(title):
+                with self._explain_oom(title):
                     train(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks)
             finally:
                 self.history += table.rows
-        self._record(optimizer, stage)
+        self._record_rates(optimizer, stage)
         return self.history[before:]
 
     def _stoppable(self) -> AbstractContextManager[list[keras.callbacks.Callback]]:
         return stoppable(self.session.interrupts if self.session else None)
 
-    def _memory(self, what: str) -> AbstractContextManager[None]:
+    def _explain_oom(self, what: str) -> AbstractContextManager[None]:
         return explain_oom(what, self.config.data.batch)
 
-    def _record(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
+    def _record_rates(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
         lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))
         offset = len(self.applied)
         for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
@@ -408,8 +408,8 @@ class Learner:
             seconds=seconds,
         )
         text = f"tta on {split}: {result.tta.accuracy:.2%}, plain {result.plain.accuracy:.2%}"
-        remark = "" if result.helped else "; worse than plain: look at tta.flip and tta.scale of its config"
-        self.console.print(text + remark, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
+        hint = "" if result.helped else "; worse than plain: look at tta.flip and tta.scale of its config"
+        self.console.print(text + hint, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
         return result
 
     def _split(self, name: str) -> Split:

@@ -13,9 +13,9 @@ from kbaseline.data.labelled import ALL
 from kbaseline.data.sources.registry import load_labelled
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
-from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final
+from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
 from kbaseline.render.plots import plot_confusion
-from kbaseline.runs.record import RunRecord, read_run, temperatures
+from kbaseline.runs.record import RunRecord, read_run, fitted_temperatures
 from kbaseline.storage.run_folder import RunFolder
 
 
@@ -36,7 +36,7 @@ class EvaluationReport:
     run: Path
     source: str
     split: str
-    figures: Mapping[str, Evaluation]
+    evaluations: Mapping[str, Evaluation]
     seconds: Mapping[str, float] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     seen: bool = False
@@ -44,14 +44,14 @@ class EvaluationReport:
     @property
     def last(self) -> Evaluation:
         """The figures with test-time augmentation, or the plain ones if there are no others."""
-        return final(self.figures)
+        return final_evaluation(self.evaluations)
 
     @property
     def paired(self) -> PairedComparison | None:
         """Test-time augmentation against plain, or None where there is only one of them."""
-        if len(self.figures) < 2:
+        if len(self.evaluations) < 2:
             return None
-        return compare_paired(self.figures["plain"], self.figures["tta"])
+        return compare_paired(self.evaluations["plain"], self.evaluations["tta"])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain Python, for `evaluation.json`."""
@@ -60,7 +60,7 @@ class EvaluationReport:
             "source": self.source,
             "split": self.split,
             "class_names": list(self.last.class_names),
-            "figures": {kind: found.to_dict() for kind, found in self.figures.items()},
+            "figures": {kind: found.to_dict() for kind, found in self.evaluations.items()},
             "tta_against_plain": asdict(self.paired) if self.paired else None,
             "seconds": dict(self.seconds),
             "skipped": list(self.skipped),
@@ -145,16 +145,16 @@ def evaluate_source(
     from kbaseline.runs.run import load
 
     saved = load(run.folder)
-    fitted, seconds, figures = temperatures(run.evaluations["valid"]), {}, {}
+    fitted, seconds, evaluations = fitted_temperatures(run.evaluations["valid"]), {}, {}
     for kind in ("plain", "tta") if tta is not False and run.config.tta else ("plain",):
         begin = time.perf_counter()
         probabilities = saved.predict(images.images, tta=kind == "tta")
         seconds[kind] = time.perf_counter() - begin
-        figures[kind] = evaluate_predictions(
+        evaluations[kind] = evaluate_predictions(
             probabilities, images.labels, run.class_names, temperature=fitted.get(kind)
         )
     seen = images.split in (ALL, "train") and _same_source(source, run.config.data.source)
-    return EvaluationReport(run.folder, source, images.split, figures, seconds, images.skipped, seen)
+    return EvaluationReport(run.folder, source, images.split, evaluations, seconds, images.skipped, seen)
 
 
 def write_evaluation(found: EvaluationReport, out: Path | None) -> Path:

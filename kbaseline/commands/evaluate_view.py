@@ -22,7 +22,7 @@ _MOST_PAIRS = 10
 
 def print_evaluation(found: EvaluationReport, console: Console) -> None:
     """Prints what was found."""
-    kind = " with TTA" if "tta" in found.figures else ""
+    kind = " with TTA" if "tta" in found.evaluations else ""
     images = "1 image" if len(found.last.labels) == 1 else f"{len(found.last.labels):,} images"
     title = f"{found.run} on {found.source}, {_SPLIT_NAMES[found.split]}: {images}"
     console.print(Text(title, style="bold"), soft_wrap=True)
@@ -32,7 +32,7 @@ def print_evaluation(found: EvaluationReport, console: Console) -> None:
         console.print(Text(f"skipped: {len(found.skipped)} images in all; --json names them", style="yellow"))
     if found.seen:
         console.print(Text("The run learnt from some of these images: the figures flatter it.", style="yellow"))
-    console.print("", _figures_table(found.figures), "")
+    console.print("", _figures_table(found.evaluations), "")
     for remark in _remarks(found):
         console.print(Text(remark, style="dim"))
     console.print(Text(f"\nClasses{kind}", style="bold"))

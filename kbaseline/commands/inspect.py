@@ -101,7 +101,7 @@ class Inspection:
             lines.append(f"LABELS: equal images stand under several classes ({wrong:,} times); correct the labels.")
         return lines
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What is worth knowing, without being wrong."""
         lines = [
             f"Repeats: {count:,} of {len(self.data.splits[split]):,} {split} images are there already, pixel for pixel."
@@ -148,7 +148,7 @@ class Inspection:
             "repeats": self.repeats,
             "duplicates": groups,
             "warnings": self.warnings(),
-            "remarks": self.remarks(),
+            "remarks": self.notes(),
         }
 
 

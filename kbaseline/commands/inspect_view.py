@@ -31,8 +31,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
         say(f"skipped: {len(skipped):,}", "yellow")
         for line in skipped[:_MOST_LINES]:
             say(f"  {line}", "yellow")
-    for remark in found.remarks():
-        say(remark, "yellow")
+    for note in found.notes():
+        say(note, "yellow")
     for warning in found.warnings():
         say(warning, "bold red")
     # Those that are wrong first.

@@ -24,7 +24,7 @@ def render_card(
         agreement: what its check found.
         rounded: whether the run computed in bfloat16, where the file computes in float32.
     """
-    judged = evaluate_kept(run)
+    report = evaluate_kept(run)
     return markdown_template("model_card").render(
         run=run,
         config=run.config,
@@ -38,8 +38,8 @@ def render_card(
         width=size[1],
         agreement=agreement,
         rounded=rounded,
-        judged=judged,
-        split={"valid": "validation", "test": "test"}[judged.split],
+        report=report,
+        split={"valid": "validation", "test": "test"}[report.split],
         stages=[stage.model_dump() for stage in run.config.stages],
         now=environment(),
         today=date.today(),

@@ -16,8 +16,8 @@ from kbaseline.data.sources.registry import load_source, source_status
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
 from kbaseline.export.card import render_card
-from kbaseline.export.formats import Format, chosen_format
-from kbaseline.export.network import as_float32, stock_network
+from kbaseline.export.formats import Format, get_format
+from kbaseline.export.network import compute_in_float32, stock_network
 from kbaseline.models.cpu import restore
 from kbaseline.runs.record import read_run
 from kbaseline.runs.run import SavedRun, load
@@ -32,7 +32,7 @@ CARD = "model_card.md"
 _IMAGES, _BATCH, _SINGLE = 100, 25, 3
 """Images to check on; how many of them at once; how many of them one by one before."""
 
-_LEAST, _MOST = 8, 4096
+_MIN_SIDE, _MAX_SIDE = 8, 4096
 """Pixels an input may be high and wide."""
 
 
@@ -103,17 +103,17 @@ def export_run(
         RunError: the format cannot say what the network does, or the file does not agree with the run; no file is
             left.
     """
-    form, console = chosen_format(kind), console or Console(quiet=True)
+    fmt, console = get_format(kind), console or Console(quiet=True)
     RunFolder.check(out)
-    if input_size is not None and not all(_LEAST <= side <= _MOST for side in input_size):
+    if input_size is not None and not all(_MIN_SIDE <= side <= _MAX_SIDE for side in input_size):
         given = " ".join(str(side) for side in input_size)
-        raise InputError(f"input size {given}: height and width must be {_LEAST} to {_MOST} pixels.")
+        raise InputError(f"input size {given}: height and width must be {_MIN_SIDE} to {_MAX_SIDE} pixels.")
     saved = replace(load(run), console=console)
     restore(saved.model)
     images, source = _real_images(saved)
     height, width = input_size or saved.result.data.image_size or images.shape[1:3]
-    images = _fitted(images, height, width)
-    facts = {
+    images = _resized_batch(images, height, width)
+    metadata = {
         "class_names": list(saved.class_names),
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
         "output": f"float32 (batch, {len(saved.class_names)}), probabilities",
@@ -121,21 +121,21 @@ def export_run(
         "kbaseline": environment()["kbaseline"],
     }
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
-        draft = Path(scratch) / form.file
-        rounded = as_float32(saved.model)
-        with _one_line_errors(form, saved):
-            with console.status(f"{form.file}: converting"):
-                form.write(stock_network(saved.model, height, width), facts, draft)
-            agreement = _agreement(form, draft, saved, images, source)
+        draft = Path(scratch) / fmt.file
+        rounded = compute_in_float32(saved.model)
+        with _one_line_errors(fmt, saved):
+            with console.status(f"{fmt.file}: converting"):
+                fmt.write(stock_network(saved.model, height, width), metadata, draft)
+            agreement = _check_agreement(fmt, draft, saved, images, source)
         card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded)
         folder = RunFolder.create(out, kind, under=saved.folder / "exports")
-        with folder.atomic(form.file) as path:
+        with folder.atomic(fmt.file) as path:
             shutil.copyfile(draft, path)
-    return Exported(folder.path / form.file, folder.write_text(CARD, card), height, width, agreement)
+    return Exported(folder.path / fmt.file, folder.write_text(CARD, card), height, width, agreement)
 
 
 @contextmanager
-def _one_line_errors(form: Format, saved: SavedRun) -> Iterator[None]:
+def _one_line_errors(fmt: Format, saved: SavedRun) -> Iterator[None]:
     """Converters and runtimes raise whatever they trip over; nearly all of it means an operation they do not know."""
     try:
         yield
@@ -143,19 +143,19 @@ def _one_line_errors(form: Format, saved: SavedRun) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunError(
-            f"export of run {str(saved.folder)!r}: {form.file} cannot be made ({with_kind(error)}); "
+            f"export of run {str(saved.folder)!r}: {fmt.file} cannot be made ({with_kind(error)}); "
             "nothing was written. Try another format."
         ) from error
 
 
-def _agreement(form: Format, draft: Path, saved: SavedRun, images: np.ndarray, source: str) -> Agreement:
+def _check_agreement(fmt: Format, draft: Path, saved: SavedRun, images: np.ndarray, source: str) -> Agreement:
     """Reads the draft and compares it with the run's network, at two batch sizes.
 
     Raises:
         RunError: a probability differs by more than `TOLERANCE`, or a class or a class's name differs.
     """
     expected = saved.predict(images)
-    predict, facts = form.read(draft)
+    predict, metadata = fmt.read(draft)
     single, several = min(_SINGLE, len(images)), min(_BATCH, len(images))
     difference, changed = 0.0, 0
     with Bar(saved.console, "Checking", single + len(images)) as bar:
@@ -166,9 +166,9 @@ def _agreement(form: Format, draft: Path, saved: SavedRun, images: np.ndarray, s
                 difference = np.maximum(difference, np.abs(found - wanted).max())
                 changed += int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum())
                 bar.advance(size)
-    if not (difference <= TOLERANCE and not changed and facts["class_names"] == list(saved.class_names)):
+    if not (difference <= TOLERANCE and not changed and metadata["class_names"] == list(saved.class_names)):
         raise RunError(
-            f"export of run {str(saved.folder)!r}: {form.file} does not agree with the run's network on {len(images)} "
+            f"export of run {str(saved.folder)!r}: {fmt.file} does not agree with the run's network on {len(images)} "
             f"{source}: {changed} classes differ, and probabilities by up to {difference:.1e} where {TOLERANCE:.0e} is "
             "the most allowed; nothing was written. Try another format."
         )
@@ -210,7 +210,7 @@ def _photographs(size: int) -> np.ndarray:
     return np.stack(pieces)
 
 
-def _fitted(images: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resized_batch(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """The images at the size the exported file takes."""
     if images.shape[1:3] == (height, width):
         return images

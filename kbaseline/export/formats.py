@@ -51,7 +51,7 @@ class Format:
     read: Callable[[Path], tuple[Predict, dict[str, Any]]]
 
 
-def chosen_format(name: str) -> Format:
+def get_format(name: str) -> Format:
     """The format of that name.
 
     Raises:

@@ -9,7 +9,7 @@ INPUT, OUTPUT = "images", "probabilities"
 """Names of what goes in and what comes out, in every format that has names."""
 
 
-def as_float32(model: keras.Model) -> bool:
+def compute_in_float32(model: keras.Model) -> bool:
     """Makes a model compute in float32 throughout, as exported files do; true if some of it did not."""
     half = [layer for layer in leaves(model) if layer.compute_dtype in ("bfloat16", "float16")]
     for layer in half:

@@ -33,8 +33,8 @@ SPLITS = ("valid", "test")
 KINDS = ("plain", "tta")
 """The kinds of prediction: of the image as it is, and with test-time augmentation."""
 
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Amount = Annotated[float, Field(ge=0, le=1e12)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 _Kind = Annotated[str, Field(pattern="^(plain|tta)$")]
 _Loss = Annotated[float, Field(allow_inf_nan=True)] | None
 
@@ -48,9 +48,9 @@ class Epoch(TypedDict):
     epoch: NotRequired[int]
     train_loss: NotRequired[_Loss]
     valid_loss: NotRequired[_Loss]
-    accuracy: _Share
-    images_per_s: _Amount
-    seconds: _Amount
+    accuracy: _Fraction
+    images_per_s: _NonNegative
+    seconds: _NonNegative
 
 
 class DataSummary(BaseModel):
@@ -122,12 +122,12 @@ class RunResult(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
-    accuracy: _Share
-    stages: dict[str, _Share]
-    tta_accuracy: _Share | None
-    test_accuracy: dict[_Kind, _Share] | None
-    suggested_lrs: dict[str, dict[str, _Amount]]
-    seconds: dict[str, _Amount]
+    accuracy: _Fraction
+    stages: dict[str, _Fraction]
+    tta_accuracy: _Fraction | None
+    test_accuracy: dict[_Kind, _Fraction] | None
+    suggested_lrs: dict[str, dict[str, _NonNegative]]
+    seconds: dict[str, _NonNegative]
     seed: int
     batch_size: int | None = None
     data: DataSummary
@@ -137,7 +137,7 @@ class RunResult(BaseModel):
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistent(self) -> Self:
         if not set(self.stages) <= {row["stage"] for row in self.history}:
             raise ValueError("a stage has no epoch in its history")
         if not {"valid", *(["test"] if self.test_accuracy else [])} <= set(self.data.images):
@@ -175,7 +175,7 @@ class RunResult(BaseModel):
         try:
             return cls.model_validate({**stored, "folder": folder} if isinstance(stored, dict) else stored)
         except ValidationError as error:
-            raise InputError(_damage(folder, error)) from None
+            raise InputError(_damage_message(folder, error)) from None
 
 
 BaselineResult = RunResult
@@ -208,7 +208,7 @@ class RunRecord:
         """
         scored: dict[str, dict[str, Evaluation]] = {}
         for split in self.splits:
-            fitted = temperatures(scored["valid"]) if scored else {}
+            fitted = fitted_temperatures(scored["valid"]) if scored else {}
             labels = self.arrays[f"{split}_labels"]
             scored[split] = {
                 kind: evaluate_predictions(self.arrays[name], labels, self.class_names, temperature=fitted.get(kind))
@@ -223,7 +223,7 @@ class RunRecord:
         return tuple(split for split in SPLITS if f"{split}_labels" in self.arrays)
 
 
-def temperatures(by_kind: Mapping[str, Evaluation]) -> dict[str, float]:
+def fitted_temperatures(by_kind: Mapping[str, Evaluation]) -> dict[str, float]:
     """The temperature fitted on each kind of prediction."""
     return {kind: found.calibration.temperature for kind, found in by_kind.items()}
 
@@ -261,7 +261,7 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _damage(folder: Path, error: ValidationError) -> str:
+def _damage_message(folder: Path, error: ValidationError) -> str:
     """What is wrong with a `result.json`, in one line."""
     display_name = f"run {str(folder)!r}"
     found = error.errors(include_url=False, include_input=False)

@@ -18,7 +18,7 @@ from kbaseline.console.format import interval, percent
 from kbaseline.data import ImageData, Split
 from kbaseline.errors import with_kind
 from kbaseline.gradcam import grad_cam
-from kbaseline.metrics import Evaluation, compare_paired, final
+from kbaseline.metrics import Evaluation, compare_paired, final_evaluation
 from kbaseline.render.images import SMALL, chart, heat_picture, picture
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.render.templates import html_template
@@ -74,7 +74,7 @@ def render_report(report: ReportData) -> str:
     """The page as HTML."""
     data, split = report.data, "test" if "test" in report.evaluations else "valid"
     by_kind = report.evaluations[split]
-    last = final(by_kind)
+    last = final_evaluation(by_kind)
     return html_template("report").render(
         config=report.config,
         data=data,
@@ -144,7 +144,7 @@ def _charts(report: ReportData) -> list[dict[str, str]]:
     ]
     for name, sweep in report.sweeps.items():
         chosen = "no rate was chosen" if sweep.chosen is None else f"the rate chosen is {sweep.chosen:.1e}"
-        figure = plot_lr_find([sweep.panel("")], _WIDTH)
+        figure = plot_lr_find([sweep.plot_data("")], _WIDTH)
         charts.append(_chart(f"Learning-rate finder, {name}", figure, f"loss against learning rate; {chosen}"))
     return charts
 

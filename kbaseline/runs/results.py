@@ -14,7 +14,7 @@ from kbaseline.console.format import clock, percent, plain_table
 from kbaseline.data import ImageData
 from kbaseline.devices.xla import environment
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation, final
+from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.runs.record import DataSummary, RunResult, Step
 from kbaseline.storage.run_folder import RunFolder
@@ -34,7 +34,7 @@ class Sweep:
     suggestions: Mapping[str, float]
     chosen: float | None = None
 
-    def panel(self, title: str) -> dict[str, Any]:
+    def plot_data(self, title: str) -> dict[str, Any]:
         """What `plot_lr_find` draws."""
         return {
             "title": title,
@@ -46,7 +46,7 @@ class Sweep:
         }
 
 
-def draw_up_result(
+def build_result(
     stages: dict[str, float],
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     sweeps: Mapping[str, Sweep],
@@ -70,7 +70,7 @@ def draw_up_result(
     """
     valid, test = evaluations["valid"], evaluations.get("test")
     return RunResult(
-        accuracy=final(test or valid).accuracy,
+        accuracy=final_evaluation(test or valid).accuracy,
         stages=stages,
         tta_accuracy=valid["tta"].accuracy if "tta" in valid else None,
         test_accuracy={kind: found.accuracy for kind, found in test.items()} if test else None,
@@ -110,7 +110,7 @@ def write_results(
         evaluations: split -> kind of prediction -> its evaluation; `valid` and perhaps `test`.
         applied: one row a step: its learning rate and momentum.
     """
-    shown = final(evaluations.get("test", evaluations["valid"]))
+    shown = final_evaluation(evaluations.get("test", evaluations["valid"]))
     arrays: dict[str, np.ndarray] = {"class_names": np.array(shown.class_names)}
     for split, by_kind in evaluations.items():
         arrays[f"{split}_labels"] = by_kind["plain"].labels.astype(np.int32)
@@ -128,7 +128,7 @@ def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
     """`lr_find.csv` and `lr_find.png`: every stage's sweep, by the stage's name."""
     rows = [{"stage": name, **row} for name, sweep in sweeps.items() for row in sweep.curve.rows()]
     folder.write_csv("lr_find.csv", rows)
-    folder.write_figure("lr_find.png", plot_lr_find([sweep.panel(name) for name, sweep in sweeps.items()]))
+    folder.write_figure("lr_find.png", plot_lr_find([sweep.plot_data(name) for name, sweep in sweeps.items()]))
 
 
 def accuracy_table(steps: Sequence[Step]) -> Table:

@@ -58,7 +58,7 @@ class SavedRun:
         flip_safe = self.result.data.flip_safe
         return predict_views(self.model, images, self.config, flip_safe, self.console, batch_size)[1]
 
-    def forget(self) -> None:
+    def clear_compiled(self) -> None:
         """Drops the compiled programs of plain prediction: one for each size of images, which adds up."""
         self.model.make_predict_function(force=True)
 

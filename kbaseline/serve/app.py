@@ -50,7 +50,7 @@ _LINGER = 2.0
 """Seconds in which what a refused client still sends is thrown away: closed at once, TCP may drop the answer too."""
 
 
-def application(answers: Predictor, max_bytes: int, loopback: str | None) -> Starlette:
+def application(predictor: Predictor, max_bytes: int, loopback: str | None) -> Starlette:
     """The ASGI application.
 
     Args:
@@ -58,7 +58,7 @@ def application(answers: Predictor, max_bytes: int, loopback: str | None) -> Sta
         max_bytes: the most a request's body may hold.
         loopback: the name or address it listens on if that is this machine's own, None if others can reach it.
     """
-    endpoints = _Endpoints(answers, max_bytes)
+    endpoints = _Endpoints(predictor, max_bytes)
     # A page of another site can have its own name point to 127.0.0.1 (DNS rebinding) and would then read answers as if
     # they were its own. Its requests still name it in Host, which no page can set. Who listens to other machines is
     # reached under names that nobody here knows.
@@ -70,7 +70,7 @@ def application(answers: Predictor, max_bytes: int, loopback: str | None) -> Sta
             Route("/predict", endpoints.predict, methods=["POST"]),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
-        exception_handlers=dict.fromkeys((*_EXPECTED, Exception), _refused),
+        exception_handlers=dict.fromkeys((*_EXPECTED, Exception), _error_response),
     )
     app.router.redirect_slashes = False
     return app
@@ -79,8 +79,8 @@ def application(answers: Predictor, max_bytes: int, loopback: str | None) -> Sta
 class _Endpoints:
     """What is answered; see the module."""
 
-    def __init__(self, answers: Predictor, max_bytes: int) -> None:
-        self.answers, self.max_bytes = answers, max_bytes
+    def __init__(self, predictor: Predictor, max_bytes: int) -> None:
+        self.predictor, self.max_bytes = answers, max_bytes
         script = importlib.resources.files("kbaseline").joinpath("render/pages/serve.js").read_text(encoding="utf-8")
         self._page, self._script = html_template("serve"), Markup(script)  # noqa: S704 - our own
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -106,20 +106,20 @@ class _Endpoints:
         if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
             raise HTTPException(403, f"origin {origin[:80]!r}: only this server's own page may ask; open it.")
         try:
-            encoded = await self._picture(request)
-            tta, top = self._asked(request)
-            return JSONResponse(await self.answers.answer(encoded, tta, top))
+            encoded = await self._image_bytes(request)
+            tta, top = self._query(request)
+            return JSONResponse(await self.predictor.predict(encoded, tta, top))
         except asyncio.CancelledError:
             raise HTTPException(503, "the server is shutting down.") from None
 
     def _about(self) -> dict[str, Any]:
         limits = {"formats": sorted(FORMATS), "max_bytes": self.max_bytes}
-        about = self.answers.about()
+        about = self.predictor.about()
         return {**about, "input": about["input"] | limits, "kbaseline": environment()["kbaseline"]}
 
-    def _asked(self, request: Request) -> tuple[bool, int]:
+    def _query(self, request: Request) -> tuple[bool, int]:
         """`tta` and `top`."""
-        query, has_tta = request.query_params, self.answers.has_tta
+        query, has_tta = request.query_params, self.predictor.has_tta
         for name in query:
             if name not in ("tta", "top"):
                 hint = did_you_mean(name, ("tta", "top"))
@@ -134,7 +134,7 @@ class _Endpoints:
             raise HTTPException(400, f"query top: must be a whole number, at least 1; got {top[:40]!r}.")
         return tta == "true", int(top)
 
-    async def _picture(self, request: Request) -> bytes:
+    async def _image_bytes(self, request: Request) -> bytes:
         """The encoded picture: the body, or the form's field."""
         if int(request.headers.get("content-length", 0)) > self.max_bytes:
             raise self._too_large()
@@ -184,7 +184,7 @@ class _InMemory(MultiPartParser):
             file.close()
 
 
-class _LastWord(JSONResponse):
+class _ClosingResponse(JSONResponse):
     """An answer to a client that is still sending; what comes is thrown away for a moment, then the line is closed."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,14 +197,14 @@ class _LastWord(JSONResponse):
         await send({"type": "http.response.body"})
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     """One line for whatever went wrong; only the server's own errors reach its log, and none the client."""
     if isinstance(error, HTTPException):
         line = error.detail
         if error.status_code in (404, 405):
             line = f"{line}: there are GET /, GET /about and POST /predict."
         if error.status_code == 413:
-            return _LastWord({"error": line}, 413, {"Connection": "close"})
+            return _ClosingResponse({"error": line}, 413, {"Connection": "close"})
         return JSONResponse({"error": line}, error.status_code, error.headers)
     if isinstance(error, BadImageError):
         return JSONResponse({"error": f"image: cannot be read ({error})."}, 422)

@@ -101,7 +101,7 @@ class Predictor:
 
     def _predict(self, pixels: np.ndarray, *, tta: bool) -> np.ndarray:
         if pixels.shape not in self._sizes and len(self._sizes) >= _SIZES:
-            self._run.forget()
+            self._run.clear_compiled()
             self._sizes.clear()
         self._sizes.add(pixels.shape)
         probabilities: np.ndarray = self._run.predict(pixels, tta=tta)[0]

@@ -17,10 +17,10 @@ from kbaseline.runs.run import load
 from kbaseline.serve.app import application
 from kbaseline.serve.predictor import Predictor
 
-_AT_ONCE = 64
+_MAX_CONNECTIONS = 64
 """Connections at once; with the limit of a picture's size this bounds the memory that uploads take."""
 
-_GRACE = 3
+_SHUTDOWN_SECONDS = 3
 """Seconds that Ctrl-C leaves to the requests under way."""
 
 
@@ -46,8 +46,8 @@ def serve_run(
         address, number = listener.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
         with console.status("loading and compiling"):
-            answers = Predictor(load(folder))
-            answers.warm_up()
+            predictor = Predictor(load(folder))
+            predictor.warm_up()
         if not loopback:
             line = f"{host}: other machines can reach it, and there is no password; without --host this one alone can"
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -55,8 +55,8 @@ def serve_run(
         console.print(f"ready on {url} (Ctrl-C ends)", markup=False, highlight=False, soft_wrap=True)
         if open_browser:
             webbrowser.open(url)
-        with answers:
-            server(application(answers, round(max_mb * 1e6), host if loopback else None)).run(sockets=[listener])
+        with predictor:
+            server(application(predictor, round(max_mb * 1e6), host if loopback else None)).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,7 +90,7 @@ def server(app: Starlette) -> uvicorn.Server:
         proxy_headers=False,
         server_header=False,
         headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")],
-        limit_concurrency=_AT_ONCE,
-        timeout_graceful_shutdown=_GRACE,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     return uvicorn.Server(config)

@@ -24,7 +24,7 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.runs import report
 from kbaseline.runs.report import ReportData, render_report, write_report
-from kbaseline.runs.results import Sweep, draw_up_result
+from kbaseline.runs.results import Sweep, build_result
 from kbaseline.storage.run_folder import RunFolder
 
 EVIL = "<script>document.title='pwned'</script>"
@@ -61,7 +61,7 @@ def contents(names=NAMES, number=60, size=12, wrong=20, tta=True, split="valid",
         }
         for stage, accuracy in stages.items()
     ]
-    result = draw_up_result(stages, evaluations, sweeps, history, seconds, data, config, Path("runs/trial"))
+    result = build_result(stages, evaluations, sweeps, history, seconds, data, config, Path("runs/trial"))
     applied = [{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)]
     return ReportData(result, config, data, model, evaluations, sweeps, applied)
 

@@ -355,7 +355,7 @@ class Slow(SavedRun):
         type(self).log.append("ends")
         return np.full((1, 3), 1 / 3, np.float32)
 
-    def forget(self) -> None:
+    def clear_compiled(self) -> None:
         type(self).log.append("forgets")
 
 
