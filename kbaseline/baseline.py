@@ -23,7 +23,7 @@ from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mea
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
-from kbaseline.runs.record import RunResult, read_run, fitted_temperatures
+from kbaseline.runs.record import RunResult, fitted_temperatures, read_run
 from kbaseline.runs.report import ReportData, write_report
 from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
 from kbaseline.storage.run_folder import RunFolder
@@ -261,7 +261,9 @@ class _Run:
         if problem is not None and needed:
             raise problem
         rates = ", ".join(f"{rule} {value:.2e}" for rule, value in suggestions.items())
-        self._print(f"{title}: suggested rates: {rates}" if rates else f"{title}: {problem}", None if rates else "yellow")
+        self._print(
+            f"{title}: suggested rates: {rates}" if rates else f"{title}: {problem}", None if rates else "yellow"
+        )
 
     def _stage(self, stage: StageConfig, *, trained: bool) -> None:
         """Sweeps and trains; if an earlier process `trained` the stage, the learner only restores its history."""
@@ -307,4 +309,4 @@ class _Run:
     def _print_accuracies(self, last: Evaluation, result: RunResult) -> None:
         self.console.print(accuracy_table(result.steps))
         self._print(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
-        self._print(f"model, figures and report.html: {self.folder.path}")
+        self._print(f"model, plots and report.html: {self.folder.path}")

@@ -50,7 +50,7 @@ MaxLR = float | slice | tuple[float | None, float]
 
 
 class Learner:
-    """Trains a classifier with the article's verbs: find a rate, fit one cycle, unfreeze, fit again, average over views.
+    """Trains a classifier with the article's verbs: find a rate, fit one cycle, unfreeze, fit again, predict with TTA.
 
     >>> from rich.console import Console
     >>> from kbaseline import ImageData, Learner
@@ -286,7 +286,9 @@ class Learner:
         rates = layer_group_lrs(max_lr, 3)
         start = 0 if self._optimizer is None else int(self._optimizer.iterations)
         cycle = OneCycle(rates[-1], epochs * len(self._batches), pct_start, div, final_div, start)
-        return self._train(self._make_optimizer(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title)
+        return self._train(
+            self._make_optimizer(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title
+        )
 
     def _make_optimizer(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
         """An optimizer with these rates and momentum, continuing the state of the last one if there is one."""

@@ -183,6 +183,8 @@ def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms
         if isinstance(layer, RandomTransforms) and layer.input is model.inputs[0]:
             return layer, keras.Model(layer.output, model.outputs[0])
     if not hasattr(model, "output_shape"):
-        raise InputError(f"model {model.name!r}: must be a functional or sequential model with an input, not a subclass.")
+        raise InputError(
+            f"model {model.name!r}: must be a functional or sequential model with an input, not a subclass."
+        )
     size = (shape[0], shape[1])
     return RandomTransforms(size, max_rotate=0.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0), model

@@ -30,18 +30,18 @@ def diagnose(config: Config, console: Console | None = None) -> None:
 
 
 def weights_status(config: Config) -> tuple[bool, str]:
-    """Whether the backbone's weights are on this machine, and where they are or what to do."""
+    """Whether the backbone's weights are on this machine, and their path or what to do."""
     backbone, weights = config.model.backbone, config.model.weights
     named = {"auto", "none"} | {row.pretrained for row in ZOO.values()}
     if backbone.endswith(".keras") or weights not in named:
         path = Path(weights if weights not in named else backbone).expanduser()
         return path.is_file(), str(path) if path.is_file() else f"no file {path}"
     if backbone not in ZOO:
-        return False, f"no backbone {backbone!r}; known are {', '.join(ZOO)}"
+        return False, f"backbone {backbone!r}: must be one of {', '.join(ZOO)}"
     row = ZOO[backbone]
     if weights not in ("auto", "none", row.pretrained):
-        return False, f"{backbone} has no weights {weights!r}; give auto, {row.pretrained} or none"
+        return False, f"weights {weights!r}: must be auto, {row.pretrained} or none for {backbone}"
     if weights == "none":
-        return True, f"none wanted for {backbone}"
+        return True, f"{backbone} starts from random weights"
     file = row.weights_file
-    return file.is_file(), str(file) if file.is_file() else f"{file} is not there; `kbaseline fit` downloads it"
+    return file.is_file(), str(file) if file.is_file() else f"no file {file}; `kbaseline fit` downloads it"

@@ -15,7 +15,7 @@ from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
 from kbaseline.render.plots import plot_confusion
-from kbaseline.runs.record import RunRecord, read_run, fitted_temperatures
+from kbaseline.runs.record import RunRecord, fitted_temperatures, read_run
 from kbaseline.storage.run_folder import RunFolder
 
 

@@ -109,7 +109,7 @@ class Inspection:
         if self.misnamed:
             name, kind = next(iter(self.misnamed.items()))
             lines.append(
-                f"Formats: {len(self.misnamed):,} of {len(self.headers):,} files have another format than their suffix: "
+                f"Formats: {len(self.misnamed):,} of {len(self.headers):,} files differ in format from their suffix: "
                 f"{name} ({kind}), ... They may be placeholders that a site sent in place of a removed photo."
             )
         train = {name: row["train"] for name, row in self.counts.items() if row["train"]}
@@ -182,7 +182,9 @@ def write_inspection(inspection: Inspection, out: Path | None) -> Path:
 
     folder = RunFolder.create(out, f"data-{file_name(inspection.data.source, 70)}")
     folder.write_json("data.json", inspection.to_dict())
-    folder.write_figure("samples.png", plot_contact_sheet(inspection.data, inspection.config.transforms, inspection.config.seed))
+    folder.write_figure(
+        "samples.png", plot_contact_sheet(inspection.data, inspection.config.transforms, inspection.config.seed)
+    )
     return folder.path
 
 

@@ -47,7 +47,7 @@ class FilePredictions:
         return rows
 
     def to_csv(self, top: int) -> str:
-        """One line per file under a header: the image, then class and probability of the `top` most probable classes."""
+        """CSV with a header and one line per file: the image, then class and probability of its `top` classes."""
         top = min(top, len(self.class_names))
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")

@@ -141,7 +141,7 @@ def _first_problem(error: ValidationError, tree: Any) -> str:
     key = ".".join(shown)
     if first["type"] == "extra_forbidden":
         known = _known_keys(shown[:-1])
-        return f"unknown key {key!r}; known here: {', '.join(known)}.{did_you_mean(shown[-1], known)}"
+        return f"unknown key {key!r}; must be one of {', '.join(known)}.{did_you_mean(shown[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] in ("missing", "value_error") else f"; got {node!r}"
     return f"{key or 'configuration'}: {message}{got}. `kbaseline config` lists every key with its meaning."

@@ -234,7 +234,9 @@ def read_run(folder: Path) -> RunRecord:
     display_name = f"run {str(folder)!r}"
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise InputError(f"{display_name}: no such folder; give the folder of a finished run, for instance runs/baseline.")
+        raise InputError(
+            f"{display_name}: no such folder; give the folder of a finished run, for instance runs/baseline."
+        )
     for name in ("config.yaml", "result.json", "predictions.npz"):
         if not (folder / name).is_file():
             raise InputError(f"{display_name}: has no {name}; it is not a run folder, or the run is not finished.")
@@ -244,9 +246,7 @@ def read_run(folder: Path) -> RunRecord:
         arrays = _read_predictions(folder / "predictions.npz")
         names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"{display_name}: its files are damaged ({one_line(error)}). Run it again."
-        ) from None
+        raise InputError(f"{display_name}: its files are damaged ({one_line(error)}). Run it again.") from None
     return RunRecord(folder, config, result, names, arrays)
 
 

@@ -82,7 +82,7 @@ def render_report(report: ReportData) -> str:
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
         with_tta="tta" in by_kind,
         steps=_steps(report.result),
-        figures=_figures(by_kind),
+        scores=_scores(by_kind),
         paired=compare_paired(by_kind["plain"], last) if "tta" in by_kind else None,
         charts=_charts(report),
         confusion=_confusion(last),
@@ -106,9 +106,8 @@ def _steps(result: RunResult) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(kinds: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
+def _scores(by_kind: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
     """Rows of scores: (name, formatted values by kind of prediction)."""
-    found = list(kinds.values())
     columns = [
         {
             "accuracy": percent(one.accuracy),
@@ -118,10 +117,10 @@ def _figures(kinds: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
             f"top-{one.top_k} accuracy": percent(one.top_k_accuracy),
             "loss, in nats": f"{one.loss:.4f}",
             "calibration error (ECE)": percent(one.calibration.error),
-            "temperature": f"{one.calibration.temperature:.2f}",
+            "fitted temperature": f"{one.calibration.temperature:.2f}",
             "ECE at that temperature": percent(one.calibration.error_at_temperature),
         }
-        for one in found
+        for one in by_kind.values()
     ]
     return [(name, [column[name] for column in columns]) for name in columns[0]]
 
@@ -157,7 +156,9 @@ def _confusion(evaluation: Evaluation) -> dict[str, str]:
 def _examples(split: Split, shown: Iterable[int], evaluation: Evaluation) -> list[dict[str, Any]]:
     """These images, each with its name, picture, true and predicted class, and the probabilities of both."""
     small = max(split.images.shape[1:3]) <= SMALL
-    examples = [{**evaluation.example(int(index)), "picture": picture(np.asarray(split.images[index]))} for index in shown]
+    examples = [
+        {**evaluation.example(int(index)), "picture": picture(np.asarray(split.images[index]))} for index in shown
+    ]
     return [
         {**one, "name": split.name(one["index"]), "small": small, "right": one["predicted"] == one["actual"]}
         for one in examples

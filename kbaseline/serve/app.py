@@ -104,7 +104,9 @@ class _Endpoints:
         # Any page in the user's browser can send a form here, although it cannot read the response.
         origin = request.headers.get("origin")
         if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            raise HTTPException(403, f"origin {origin[:80]!r}: only this server's own page may send requests; open that page.")
+            raise HTTPException(
+                403, f"origin {origin[:80]!r}: only this server's own page may send requests; open that page."
+            )
         try:
             encoded = await self._image_bytes(request)
             tta, top = self._query(request)
@@ -170,7 +172,9 @@ class _Endpoints:
             yield chunk
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"body: more than {self.max_bytes / 1e6:g} MB; send a smaller image, or raise --max-mb.")
+        return HTTPException(
+            413, f"body: more than {self.max_bytes / 1e6:g} MB; send a smaller image, or raise --max-mb."
+        )
 
 
 class _InMemory(MultiPartParser):
@@ -210,5 +214,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": f"image: cannot be read ({error})."}, 422)
     if isinstance(error, MultiPartException | FormParserError | ClientDisconnect):
         return JSONResponse({"error": f"form: cannot be read ({error or 'truncated'})."}, 400)
-    line = str(error) if isinstance(error, KBaselineError) else f"unexpected {type(error).__name__}; see the server's log."
+    line = (
+        str(error) if isinstance(error, KBaselineError) else f"unexpected {type(error).__name__}; see the server's log."
+    )
     return JSONResponse({"error": line}, 500)

@@ -100,7 +100,9 @@ class RunFolder:
             if out is not None:
                 _refuse_used(Path(out).expanduser())
         except OSError as error:
-            raise InputError(f"run folder {str(out)!r}: cannot be read ({one_line(error)}). Choose another with --out.") from None
+            raise InputError(
+                f"run folder {str(out)!r}: cannot be read ({one_line(error)}). Choose another with --out."
+            ) from None
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[Path]:

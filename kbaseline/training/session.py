@@ -143,7 +143,9 @@ class Session:
     def _check_checkpoint(self, start: Checkpoint) -> None:
         """Refuses an intact checkpoint that a run of this configuration cannot have written."""
         try:
-            _CheckpointRecord.model_validate({"stage": start.stage, "epoch": start.epoch, "batch": start.batch, **start.record})
+            _CheckpointRecord.model_validate(
+                {"stage": start.stage, "epoch": start.epoch, "batch": start.batch, **start.record}
+            )
             if not start.epoch <= self._config.stages[start.stage].epochs:
                 raise ValueError(f"epoch {start.epoch} of {self._config.stages[start.stage].epochs}")
         except (ValueError, TypeError, IndexError, RecursionError) as error:

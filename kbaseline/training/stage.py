@@ -86,7 +86,9 @@ def train(
         parts.append((begin + len(parts), stage.epochs, 0))
     if start is not None:
         table.resume(start.record["history"][len(history) :], start.record["elapsed"])
-    callback_list = _StageCallbacks(model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start)
+    callback_list = _StageCallbacks(
+        model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start
+    )
     earlier = batches.epoch
     with table, session.interrupts.deferred() if session else nullcontext():
         for first, last, callback_list.skipped in parts:

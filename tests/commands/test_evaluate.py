@@ -117,7 +117,9 @@ def test_tta_stands_beside_plain(run, photos):
     found, written = evaluate_run(run, f"folder:{photos}", out=run.parent / "mine")
     assert written == run.parent / "mine"
     assert set(found.evaluations) == set(found.seconds) == {"plain", "tta"}
-    np.testing.assert_allclose(found.evaluations["tta"].probabilities, found.evaluations["plain"].probabilities, atol=1e-5)
+    np.testing.assert_allclose(
+        found.evaluations["tta"].probabilities, found.evaluations["plain"].probabilities, atol=1e-5
+    )
     assert found.paired.p_value == 1.0
 
 
