@@ -140,7 +140,7 @@ def resume(folder: Path) -> str:
     text, _ = process.communicate()
     if process.returncode:
         raise click.ClickException(f"{folder}: could not be resumed: {text}")
-    found = re.search(r"goes on (.*)|(starts anew)|(is finished)", text)
+    found = re.search(r"continues (.*)|(starts from the beginning)|(is finished)", text)
     return found[1] or found[2] or found[3] if found else "?"
 
 

@@ -91,7 +91,7 @@ def test_no_tta_leaves_plain_alone(finished_run):
     assert evaluate_kept(run, tta=False).paired is None
     plain = read_run(finished_run("plain", tta=False))
     assert set(evaluate_kept(plain).evaluations) == {"plain"}
-    with pytest.raises(InputError, match="kept no predictions with test-time augmentation"):
+    with pytest.raises(InputError, match="has no predictions with test-time augmentation"):
         evaluate_kept(plain, tta=True)
 
 
@@ -146,7 +146,7 @@ def test_what_the_run_learnt_from_is_told(finished_run, photos):
     console = Console(width=80)
     with console.capture() as shown:
         print_evaluation(found, console)
-    assert "learnt from some of these images" in shown.get()
+    assert "Some of these images were used for training; the scores are optimistic." in shown.get()
 
 
 def test_nothing_is_predicted_for_a_folder_in_use(run, photos):
@@ -158,7 +158,7 @@ def test_nothing_is_predicted_for_a_folder_in_use(run, photos):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "test"], r"kept its predictions of valid, not of test.*kbaseline evaluate .* digits --split test"),
+        (["--split", "test"], r"has saved predictions of valid, not of test.*kbaseline evaluate .* digits --split test"),
         (["folder:nowhere"], "no such folder"),
         (["digits", "--split", "test"], "digits: has no split 'test'"),
     ],
@@ -190,5 +190,5 @@ def test_tables_fit_80_columns(rng):
     assert "…" not in text
     assert "worst 30 of 40" in text
     assert "skipped: 9 images in all" in text
-    for word in ("top-5 accuracy", "balanced accuracy", "macro F1", "best temperature", "McNemar's exact test"):
+    for word in ("top-5 accuracy", "balanced accuracy", "macro F1", "fitted temperature", "McNemar's exact test"):
         assert word in text

@@ -92,7 +92,7 @@ def test_a_placeholder_among_photos_is_remarked(photos):
     found = look(photos)
     assert found.misnamed == found.to_dict()["misnamed"] == {"train/dog/gone.jpg": "GIF"}
     (remark,) = found.notes()
-    assert "1 of 16 files hold another format than their name says: train/dog/gone.jpg (GIF)" in remark
+    assert "1 of 16 files differ in format from their suffix: train/dog/gone.jpg (GIF)" in remark
 
 
 def test_a_leak_is_loud(photos):
@@ -118,9 +118,9 @@ def test_repeats_and_contradictions(photos):
     found = look(photos)
     assert found.repeats == {"train": 3}
     assert found.duplicates.leaks == {}
-    assert found.notes()[0] == "Repeats: 3 of 13 train images are there already, pixel for pixel."
+    assert found.notes()[0] == "Repeats: 3 of 13 train images repeat another, pixel for pixel."
     (warning,) = found.warnings()
-    assert warning.startswith("LABELS: equal images stand under several classes (1 times)")
+    assert warning.startswith("LABELS: identical images have different classes (1 times)")
 
 
 def test_duplicates_against_brute_force(rng):

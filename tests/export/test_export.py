@@ -187,7 +187,7 @@ def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch
     monkeypatch.setattr(export, "get_format", lambda name: damaged(damage))
     done = CliRunner().invoke(main, ["export", str(run), "--format", "keras"])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert re.search(r"model\.keras does not agree .* nothing was written\. Try another format\.\n$", done.stderr)
+    assert re.search(r"model\.keras disagrees with .* nothing was written\. Try another format\.\n$", done.stderr)
     assert sorted(run.rglob("*")) == before
 
 
@@ -215,7 +215,7 @@ def test_what_a_converter_does_not_know_is_one_line(run: Path, monkeypatch: pyte
         raise NotImplementedError("no plugin\nfor primitive 'fft'")
 
     monkeypatch.setattr(export, "get_format", lambda name: replace(FORMATS["keras"], write=write))
-    with pytest.raises(RunError, match=r"cannot be made \(NotImplementedError: no plugin for primitive 'fft'\)"):
+    with pytest.raises(RunError, match=r"cannot be created \(NotImplementedError: no plugin for primitive 'fft'\)"):
         export_run(run, "keras")
     assert not (run / "exports").exists()
 
@@ -252,7 +252,7 @@ def test_without_its_data_a_run_is_checked_on_photographs(run: Path, tmp_path: P
     (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     done = CliRunner().invoke(main, ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "kept")])
     assert done.exit_code == 0, done.stderr
-    assert "pieces of scikit-learn's photographs (the run's data: no folder /gone)" in done.stdout
+    assert "crops of scikit-learn's photographs (the run's data: no folder /gone)" in done.stdout
     assert "uint8 (batch, 12, 10, 3) in" in done.stdout
     asked = ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "asked"), "--input-size", "9", "20"]
     assert "uint8 (batch, 9, 20, 3) in" in CliRunner().invoke(main, asked).stdout
