@@ -135,7 +135,7 @@ def kill(config: Path, folder: Path, phase: str, delay: float) -> float:
 
 
 def resume(folder: Path) -> str:
-    """Resumes a run to its end; where it said that it goes on."""
+    """Resumes a run to its end; returns where it continued."""
     process = started("--resume", folder)
     text, _ = process.communicate()
     if process.returncode:

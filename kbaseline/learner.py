@@ -120,7 +120,7 @@ class Learner:
             rank0_first(
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
-        self.model = self._build_model() if run is None else self._load_model(run)
+        self.model = self._build_model() if run is None else self._saved_model(run)
         self.config = resolve_batch_size(self.config, self.model, data, self.console)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
@@ -154,7 +154,7 @@ class Learner:
         return learn
 
     @on_all_devices
-    def _load_model(self, run: Path) -> keras.Model:
+    def _saved_model(self, run: Path) -> keras.Model:
         return load(run).model
 
     @on_all_devices

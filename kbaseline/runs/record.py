@@ -246,7 +246,7 @@ def read_run(folder: Path) -> RunRecord:
         arrays = _read_predictions(folder / "predictions.npz")
         names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise InputError(f"{display_name}: its files are damaged ({one_line(error)}). Run it again.") from None
+        raise InputError(f"{display_name}: its files cannot be read ({one_line(error)}). Run it again.") from None
     return RunRecord(folder, config, result, names, arrays)
 
 

@@ -96,7 +96,7 @@ def test_what_is_no_run_is_refused(finished_run, tmp_path):
     with pytest.raises(InputError, match=r"has no config\.yaml; it is not a run folder"):
         read_run(tmp_path)
     for name, text, message in (
-        ("result.json", "{", "its files are damaged"),
+        ("result.json", "{", "files cannot be read"),
         ("result.json", "{}", "result.json lacks accuracy, data, environment, history, seconds"),
         ("predictions.npz", "no zip", "files cannot be read"),
     ):

@@ -158,7 +158,10 @@ def test_nothing_is_predicted_for_a_folder_in_use(run, photos):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "test"], r"has saved predictions of valid, not of test.*kbaseline evaluate .* digits --split test"),
+        (
+            ["--split", "test"],
+            r"has saved predictions of valid, not of test.*kbaseline evaluate .* digits --split test",
+        ),
         (["folder:nowhere"], "no such folder"),
         (["digits", "--split", "test"], "digits: has no split 'test'"),
     ],

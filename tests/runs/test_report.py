@@ -159,7 +159,8 @@ def test_figures_are_those_of_the_last_step(run, page):
     assert right == 40
     low, high = run.evaluations["valid"]["tta"].interval
     assert (
-        f"{100 * right / 60:.2f} % of 60 validation images are correct with test-time augmentation, 20 wrong" in page.text
+        f"{100 * right / 60:.2f} % of 60 validation images are correct with test-time augmentation, 20 wrong"
+        in page.text
     )
     assert f"The 95 % interval is {100 * low:.2f} – {100 * high:.2f} %" in page.text
     assert (

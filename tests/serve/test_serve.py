@@ -390,7 +390,10 @@ def test_an_unexpected_error_shows_no_traceback(run, monkeypatch, caplog):
     Slow.go.set()
     saved = load(run)
     with served(Slow(saved.folder, saved.config, saved.model, ("cat",), saved.result)) as port:
-        assert refusal(port, "POST", "/predict", PICTURES["alpha"]) == (500, "unexpected IndexError; see the server's log.")
+        assert refusal(port, "POST", "/predict", PICTURES["alpha"]) == (
+            500,
+            "unexpected IndexError; see the server's log.",
+        )
         assert request(port, "GET", "/about")[0] == 200
     assert [record.exc_info is not None for record in caplog.records] == [True]
 

@@ -152,7 +152,7 @@ def test_what_resume_refuses(recipe, tmp_path):
     with pytest.raises(InputError, match=r"only runtime\.devices, .* may change"):
         resume_run(tmp_path, seed=4)
     with (
-        pytest.raises(InputError, match=r"leave out config and out"),
+        pytest.raises(InputError, match=r"omit config and out"),
         pytest.warns(DeprecationWarning, match="resume_run"),
     ):
         run_baseline(recipe, resume=tmp_path)
@@ -205,7 +205,7 @@ def test_bfloat16_variables_are_restored(tmp_path):
     variable = keras.Variable(keras.ops.cast([0.0, 0.0], "bfloat16"), dtype="bfloat16")
     _restore([variable], [np.frombuffer(np.uint16([0x3FC0, 0x4000]).tobytes(), "V2")])
     assert keras.ops.convert_to_numpy(variable).astype("float32").tolist() == [1.5, 2.0]
-    with pytest.raises(InputError, match="does not belong to this model"):
+    with pytest.raises(InputError, match="does not match this model"):
         _restore([variable], [np.zeros(3)])
 
 

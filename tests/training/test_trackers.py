@@ -131,7 +131,9 @@ def test_a_service_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
         raise RuntimeError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr("kbaseline.training.trackers._TensorBoard", refuse)
-    with pytest.raises(InputError, match=r"'tensorboard': cannot be started \(RuntimeError: No API key.* Use") as caught:
+    with pytest.raises(
+        InputError, match=r"'tensorboard': cannot be started \(RuntimeError: No API key.* Use"
+    ) as caught:
         tracking(tmp_path, CONFIG, QUIET).__enter__()
     assert "\n" not in str(caught.value)
 
