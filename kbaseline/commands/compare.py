@@ -159,7 +159,7 @@ def _cells(step: dict[str, Any]) -> tuple[Text | str, ...]:
 
 
 def _differences(result: dict[str, Any]) -> Table:
-    table = plain_table("difference")
+    table = plain_table("what differs")
     for run in result["runs"]:
         table.add_column(Text(run["run"]), overflow="fold")
     for key, values in result["differences"].items():
