@@ -135,12 +135,12 @@ def kill(config: Path, folder: Path, phase: str, delay: float) -> float:
 
 
 def resume(folder: Path) -> str:
-    """Resumes a run to its end; where it said that it goes on."""
+    """Resumes a run to its end; returns where it continued."""
     process = started("--resume", folder)
     text, _ = process.communicate()
     if process.returncode:
         raise click.ClickException(f"{folder}: could not be resumed: {text}")
-    found = re.search(r"goes on (.*)|(starts anew)|(is finished)", text)
+    found = re.search(r"continues (.*)|(starts from the beginning)|(is finished)", text)
     return found[1] or found[2] or found[3] if found else "?"
 
 

@@ -1,4 +1,4 @@
-"""`run_baseline`: the recipe, a list of stages, from a configuration to a run folder."""
+"""`run_baseline`: runs the recipe, a list of stages, from a configuration to a run folder."""
 
 import time
 import warnings
@@ -22,17 +22,17 @@ from kbaseline.devices.parallel import device_summary
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation, final
-from kbaseline.runs.record import RunResult, read_run, temperatures
+from kbaseline.metrics import Evaluation, final_evaluation
+from kbaseline.runs.record import RunResult, fitted_temperatures, read_run
 from kbaseline.runs.report import ReportData, write_report
-from kbaseline.runs.results import Sweep, accuracy_table, draw_up_result, write_results, write_sweeps
+from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
 from kbaseline.storage.run_folder import RunFolder
-from kbaseline.training.checkpoint import finished
-from kbaseline.training.session import PLACE, Session
+from kbaseline.training.checkpoint import is_finished
+from kbaseline.training.session import PLACEMENT_KEYS, Session
 from kbaseline.training.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 def run_baseline(
@@ -43,7 +43,7 @@ def run_baseline(
     console: Console | None = None,
     **overrides: Any,
 ) -> RunResult:
-    """Runs the whole recipe: data, model, each stage with its learning-rate finder, test-time augmentation, run folder.
+    """Runs the whole recipe: data, model, all stages with the learning-rate finder, test-time augmentation, results.
 
     >>> from rich.console import Console
     >>> from kbaseline import run_baseline
@@ -53,20 +53,21 @@ def run_baseline(
 
     Args:
         config: a `Config`, a mapping, a YAML file, the name of a bundled one, or None for the article's recipe.
-        out: the run folder; default `runs/<name>`, numbered if there is one already.
+        out: the run folder; default: `runs/<name>`, numbered if it exists.
         resume: deprecated; call `resume_run(folder)`.
-        console: where progress goes; default: standard output.
-        **overrides: keys of the configuration: `data={"limit": 500}` or `**{"data.limit": 500}` changes that key alone.
+        console: where progress is printed; default: standard output.
+        **overrides: configuration keys: `data={"limit": 500}` or `**{"data.limit": 500}` changes only that key.
 
     Raises:
-        InputError: configuration, data or model break a rule, or another process is in the folder; nothing was written.
-        RunError: a download, the training, or the finder behind a rate of `auto` failed.
-        KeyboardInterrupt: SIGINT or SIGTERM; `resume_run` continues it.
+        InputError: the configuration, data or model is invalid, or another process is using the folder; nothing was
+            written.
+        RunError: a download, the training, or the finder for a rate of `auto` failed.
+        KeyboardInterrupt: SIGINT or SIGTERM; `resume_run` continues the run.
     """
     if resume is not None:
         warnings.warn("run_baseline(resume=folder) is now resume_run(folder).", DeprecationWarning, stacklevel=2)
         if config is not None or out is not None:
-            raise InputError("resume: the run folder holds the configuration; leave out config and out.")
+            raise InputError("resume: the run folder holds the configuration; omit config and out.")
         return resume_run(resume, console=console, **overrides)
     return _run_new(config, out, console, overrides)
 
@@ -77,14 +78,15 @@ def _run_new(
 ) -> RunResult:
     settings = load_config(config, flattened(overrides, lists=False))
     require_trackers(settings.runtime.log)
-    return _Run(settings, out, console).whole_recipe()
+    return _Run(settings, out, console).run_recipe()
 
 
 @fail_together()
 def resume_run(folder: str | Path, *, console: Console | None = None, **overrides: Any) -> RunResult:
-    """Continues a run that was killed, stopped or cut short; of a finished one, reads the result.
+    """Continues a run that was killed or stopped; of a finished run, reads the result.
 
-    The result is that of a run never interrupted: on a CPU with the same versions and devices bit by bit, times apart.
+    The result equals that of an uninterrupted run. On a CPU with the same versions and devices it is bitwise equal,
+    except for times.
 
     >>> from rich.console import Console
     >>> from kbaseline import resume_run
@@ -94,29 +96,29 @@ def resume_run(folder: str | Path, *, console: Console | None = None, **override
 
     Args:
         folder: the run folder. It holds the configuration.
-        console: where progress goes; default: standard output.
-        **overrides: where the run goes on: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. No other
+        console: where progress is printed; default: standard output.
+        **overrides: where the run continues: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. No other
             key may change.
 
     Raises:
-        InputError: no run has begun there, another process is in the folder, or the configuration or data changed.
+        InputError: the folder holds no run, another process is using it, or the configuration or data changed.
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
-    places = flattened(overrides, lists=False)
-    if not places.keys() <= {f"runtime.{name}" for name in PLACE}:
+    changes = flattened(overrides, lists=False)
+    if not changes.keys() <= {f"runtime.{name}" for name in PLACEMENT_KEYS}:
         raise InputError(
-            f"resume: the run folder holds the configuration; change nothing but runtime.{', '.join(PLACE)}."
+            f"resume: the run folder holds the configuration; only runtime.{', '.join(PLACEMENT_KEYS)} may change."
         )
-    there = RunFolder.reopen(Path(folder))
-    settings = load_config(there.path / "config.yaml", places)
+    run_folder = RunFolder.reopen(Path(folder))
+    settings = load_config(run_folder.path / "config.yaml", changes)
     init_distributed(settings.runtime, console)
-    there.written = is_first()
-    if finished(there):
-        there.tidy()
-        rank0_console(console).print(f"{there.path}: this run is finished", markup=False, highlight=False)
-        return read_run(there.path).result
+    run_folder.writable = is_first()
+    if is_finished(run_folder):
+        run_folder.tidy()
+        rank0_console(console).print(f"{run_folder.path}: this run is finished", markup=False, highlight=False)
+        return read_run(run_folder.path).result
     require_trackers(settings.runtime.log)
-    return _Run(settings, None, console, there).whole_recipe()
+    return _Run(settings, None, console, run_folder).run_recipe()
 
 
 @fail_together()
@@ -128,18 +130,18 @@ def find_learning_rate(
     console: Console | None = None,
     **overrides: Any,
 ) -> LRCurve:
-    """Sweeps the learning rate as a stage of the recipe would, and trains nothing.
+    """Runs the learning-rate finder of one stage of the recipe, without training.
 
     Args:
-        config, out, console, **overrides: as for `run_baseline`. The folder gets `lr_find.csv` and `lr_find.png`.
-        stage: the stage whose frozen layers are used; default: the first.
+        config, out, console, **overrides: as for `run_baseline`. `lr_find.csv` and `lr_find.png` go to the folder.
+        stage: name of the stage, which decides what is frozen; default: the first.
 
     Returns:
-        The curve; `curve.suggest("valley")` reads a rate off it.
+        The curve; `curve.suggest("valley")` suggests a rate.
 
     Raises:
-        InputError: as for `run_baseline`, or there is no such stage.
-        LRFinderError: too few points, or a loss that never falls or is not finite.
+        InputError: as for `run_baseline`, or the stage does not exist.
+        LRFinderError: there are too few points, or the loss never falls or is not finite.
     """
     settings = load_config(config, flattened(overrides, lists=False))
     stages = {item.name: item for item in settings.stages}
@@ -147,11 +149,11 @@ def find_learning_rate(
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
     chosen = stages[stage] if stage else settings.stages[0]
     name = f"{settings.name}-find-lr"
-    return _Run(settings.model_copy(update={"name": name}), out, console).only_sweep(chosen)
+    return _Run(settings.model_copy(update={"name": name}), out, console).run_sweep(chosen)
 
 
 class _Run:
-    """One run of the recipe; what it writes becomes visible file by file, each whole."""
+    """One run of the recipe. Its files are written atomically, one by one."""
 
     def __init__(
         self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
@@ -163,33 +165,32 @@ class _Run:
         self.accuracy: dict[str, float] = {}
         if is_first():
             RunFolder.check(None if out is None else Path(out))
-        # Locked first where there is a folder, which is made last where there is none: a run that cannot begin leaves
-        # none.
-        session = Session(resumed, config, self._say, resumed=True) if resumed else None
+        # An existing folder is locked first. A new one is created last, so that a run that fails to start leaves none.
+        session = Session(resumed, config, self._print, resumed=True) if resumed else None
         try:
             keras.utils.set_random_seed(config.seed)
             load = partial(load_source, config.data, config.seed, self.console)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
-            self._say_data()
+            self._print_data()
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
-            config = self.config = self.learner.config  # `data.batch_size: auto` is a number from here on.
+            config = self.config = self.learner.config  # `data.batch_size: auto` is now a number
             if line := device_summary(self.learner.distribution, config.data.batch):
-                self._say(line)
+                self._print(line)
             if session is None:
-                folder = RunFolder.create(None if out is None else Path(out), config.name, written=is_first())
-                session = Session(folder, config, self._say, resumed=False)
+                folder = RunFolder.create(None if out is None else Path(out), config.name, writable=is_first())
+                session = Session(folder, config, self._print, resumed=False)
             self.learner.session = self.session = session
             self.folder = session.folder
             session.begin(self.data, self.seconds)
-            barrier("begun")  # all have read what an earlier process left before the first writes more
+            barrier("begun")  # every process has read the folder before the first one writes to it
         except BaseException:
             if session is not None:
                 session.close()
             raise
 
-    def only_sweep(self, stage: StageConfig) -> LRCurve:
-        """A stage's learning-rate sweep, and its files."""
-        self.session.interrupts.advice = "nothing was trained"
+    def run_sweep(self, stage: StageConfig) -> LRCurve:
+        """Runs a stage's learning-rate sweep and writes its files."""
+        self.session.interrupts.hint = "nothing was trained"
         with self.session:
             self._set_frozen(stage)
             try:
@@ -198,8 +199,8 @@ class _Run:
                 self.session.finish()
         return self.sweeps[stage.name].curve
 
-    def whole_recipe(self) -> RunResult:
-        """Trains every stage, predicts, writes, and tells the trackers."""
+    def run_recipe(self) -> RunResult:
+        """Trains every stage, scores and writes the results, and logs them to the trackers."""
         with self.session, tracking(self.folder.path, self.config, self.console) as trackers:
             self.learner.callbacks += trackers
             for tracker in trackers:
@@ -208,18 +209,25 @@ class _Run:
             logged = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
             for tracker in trackers:
                 tracker.log({name: value for name, value in logged.items() if value is not None})
-        self._say_accuracies(final(evaluations.get("test") or evaluations["valid"]), result)
+        self._print_accuracies(final_evaluation(evaluations.get("test") or evaluations["valid"]), result)
         return result
 
     def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
         for number, stage in enumerate(self.config.stages):
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
-        evaluations = {"valid": self._predict("valid", {})}
+        evaluations = {"valid": self._evaluate("valid", {})}
         if "test" in self.data.splits:
-            evaluations["test"] = self._predict("test", temperatures(evaluations["valid"]))
+            evaluations["test"] = self._evaluate("test", fitted_temperatures(evaluations["valid"]))
         learner, data, config = self.learner, self.data, self.config
-        result = draw_up_result(
-            self.accuracy, evaluations, self.sweeps, learner.history, self.seconds, data, config, self.folder.path
+        result = build_result(
+            stages=self.accuracy,
+            evaluations=evaluations,
+            sweeps=self.sweeps,
+            history=learner.history,
+            seconds=self.seconds,
+            data=data,
+            config=config,
+            folder=self.folder.path,
         )
         write_results(self.folder, result, evaluations, learner.applied)
         report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied)
@@ -227,18 +235,18 @@ class _Run:
         self.session.finish()
         return evaluations, result
 
-    def _timed(self, name: str, work: Callable[[], Found]) -> Found:
+    def _timed(self, name: str, work: Callable[[], T]) -> T:
         begin = time.perf_counter()
-        done = work()
+        result = work()
         self.seconds[name] = time.perf_counter() - begin
-        return done
+        return result
 
     def _set_frozen(self, stage: StageConfig) -> None:
         if self.learner.frozen != stage.freeze:
             (self.learner.freeze if stage.freeze else self.learner.unfreeze)()
 
     def _sweep(self, stage: StageConfig, *, needed: bool) -> None:
-        """Sweeps and writes the curve; one that suggests nothing ends the run only if a suggestion is needed."""
+        """Sweeps and writes the curve; a curve without a suggestion ends the run only if one is `needed`."""
         title = f"{stage.name} lr_find"
         curve = self.session.curve(stage.name, lambda: self._timed(title, self.learner.lr_sweep))
         suggestions: dict[str, float] = {}
@@ -252,11 +260,13 @@ class _Run:
         write_sweeps(self.folder, self.sweeps)
         if problem is not None and needed:
             raise problem
-        found = ", ".join(f"{rule} {value:.2e}" for rule, value in suggestions.items())
-        self._say(f"{title}: suggested rates: {found}" if found else f"{title}: {problem}", None if found else "yellow")
+        rates = ", ".join(f"{rule} {value:.2e}" for rule, value in suggestions.items())
+        self._print(
+            f"{title}: suggested rates: {rates}" if rates else f"{title}: {problem}", None if rates else "yellow"
+        )
 
     def _stage(self, stage: StageConfig, *, trained: bool) -> None:
-        """Sweeps and trains; of a stage that an earlier process `trained`, the learner takes what it needs."""
+        """Sweeps and trains; if an earlier process `trained` the stage, the learner only restores its history."""
         learner, before = self.learner, len(self.learner.history)
         self._set_frozen(stage)
         if stage.lr_find:
@@ -273,30 +283,30 @@ class _Run:
                 self.folder.write_csv("history.csv", learner.history)
         self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]
-        if not trained and self.folder.written:
-            # After every stage, so that what a later one loses is only its own.
+        if not trained and self.folder.writable:
+            # Saved after every stage, so that a failure in a later one loses only that stage.
             with self.folder.atomic("model.keras") as path:
                 learner.save(path)
 
-    def _predict(self, split: str, fitted: Mapping[str, float]) -> dict[str, Evaluation]:
-        """Predictions of a split, scored by kind; calibrated by temperatures `fitted` elsewhere if there are any."""
+    def _evaluate(self, split: str, temperatures: Mapping[str, float]) -> dict[str, Evaluation]:
+        """Evaluations of a split by kind of prediction; `temperatures` by kind were fitted on another split."""
         if self.config.tta is None:
-            return {"plain": self.learner.evaluate(split, temperature=fitted.get("plain"))}
-        found = self._timed(f"{split} tta", lambda: self.learner.tta(split, temperatures=fitted))
-        return {"plain": found.plain, "tta": found.tta}
+            return {"plain": self.learner.evaluate(split, temperature=temperatures.get("plain"))}
+        result = self._timed(f"{split} tta", lambda: self.learner.tta(split, temperatures=temperatures))
+        return {"plain": result.plain, "tta": result.tta}
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _say_data(self) -> None:
-        self._say(repr(self.data))
+    def _print_data(self) -> None:
+        self._print(repr(self.data))
         lines = [f"skipped: {line}" for line in self.data.skipped[:5]]
         if len(self.data.skipped) > 5:
-            lines.append(f"skipped: {len(self.data.skipped)} images in all; result.json names them")
+            lines.append(f"skipped: {len(self.data.skipped)} images in all; result.json lists them")
         for line in filter(None, [*lines, leak_warning(self.data)]):
-            self._say(line, "yellow")
+            self._print(line, "yellow")
 
-    def _say_accuracies(self, last: Evaluation, result: RunResult) -> None:
+    def _print_accuracies(self, last: Evaluation, result: RunResult) -> None:
         self.console.print(accuracy_table(result.steps))
-        self._say(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
-        self._say(f"model, figures and report.html: {self.folder.path}")
+        self._print(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
+        self._print(f"model, plots and report.html: {self.folder.path}")

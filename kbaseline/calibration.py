@@ -1,7 +1,7 @@
-"""Calibration: how far probabilities lie from what comes true, and the temperature that brings them nearer.
+"""Calibration: expected calibration error and temperature scaling.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks" (https://arxiv.org/abs/1706.04599), sections 2 and 4.2.
-Knows neither the model nor Keras: it takes arrays.
+Works on NumPy arrays, without Keras.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST = 1e-7
-"""Probabilities below it count as it, as in Keras, so that one confident mistake does not make the loss infinite."""
+"""Probabilities are clipped to at least this, as in Keras, so that one confident mistake gives no infinite loss."""
 
 BINS = 15
-"""Bins of equal width of the calibration error, as in the paper."""
+"""Equal-width bins of the calibration error, as in the paper."""
 
 _TEMPERATURES = (0.1, 10.0)
-"""Between these a temperature is sought: predictions without a mistake have none, they only grow surer towards 0."""
+"""Search range. Without it, predictions without a mistake would give temperature 0: their loss falls all the way."""
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -24,15 +24,15 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities can be taken at their word, as they are and at a temperature.
+    """Calibration of predicted probabilities, before and after temperature scaling.
 
     Attributes:
-        error: expected calibration error of the probabilities as they are, 0 to 1.
-        temperature: what logits are divided by before the softmax, 0.1 to 10; above 1, the network was too sure.
-        error_at_temperature: the expected calibration error after that.
-        loss_at_temperature: mean of -log of the probability of an image's own class after that, in nats.
-        cross_fitted: whether the temperature was fitted on these same predictions. Then the two figures at
-            temperature are taken crosswise: each half of the images at the temperature fitted on the other half.
+        error: expected calibration error (ECE) of the probabilities as predicted, 0 to 1.
+        temperature: divides the logits before the softmax, 0.1 to 10; above 1, the network was overconfident.
+        error_at_temperature: ECE after temperature scaling.
+        loss_at_temperature: mean cross-entropy after temperature scaling, in nats.
+        cross_fitted: whether the temperature was fitted on these same predictions. If so, the two scores at
+            temperature are cross-fitted: each half of the images is scaled by the temperature of the other half.
     """
 
     error: float
@@ -48,7 +48,7 @@ def calibrate(probabilities: Floats, labels: Labels, temperature: float | None =
     Args:
         probabilities: (images, classes), 0 to 1.
         labels: (images,).
-        temperature: one fitted on other predictions of the same network; None fits it on these.
+        temperature: fitted on other predictions of the same network; None fits it on these.
     """
     if temperature is None:
         scaled = np.empty_like(probabilities)
@@ -68,23 +68,23 @@ def calibrate(probabilities: Floats, labels: Labels, temperature: float | None =
 
 
 def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int = BINS) -> float:
-    """Mean distance between how sure predictions are and how often they are right, 0 to 1 (equation 3).
+    """Expected calibration error: mean distance between confidence and accuracy, 0 to 1 (equation 3).
 
-    Images are put into `bins` of equal width by the probability of their most probable class; the distance of each
-    bin counts by its images.
+    Images are grouped into `bins` equal-width bins by the probability of their most probable class. Each bin is
+    weighted by its number of images.
     """
-    sure = probabilities.max(axis=1)
+    confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    # Bins hold their upper edge, as the paper's do.
-    place = np.digitize(sure, np.linspace(0, 1, bins + 1)[1:-1], right=True)
-    return float(np.abs(np.bincount(place, right - sure)).sum() / len(labels))
+    # Bins include their upper edge, as in the paper.
+    place = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+    return float(np.abs(np.bincount(place, right - confidence)).sum() / len(labels))
 
 
 def fit_temperature(probabilities: Floats, labels: Labels) -> float:
-    """The temperature with the least loss, between 0.1 and 10; 1 for no images at all."""
+    """The temperature with the lowest loss, between 0.1 and 10; 1 if there are no images."""
     if not len(labels):
         return 1.0
-    # SciPy takes half a second to import; help and configuration do without.
+    # SciPy takes half a second to import; help and configuration do not need it.
     from scipy.optimize import minimize_scalar
 
     logits = _logits(probabilities)
@@ -92,30 +92,30 @@ def fit_temperature(probabilities: Floats, labels: Labels) -> float:
 
     def loss(log_temperature: float) -> float:
         beta = np.exp(-log_temperature)
-        # The greatest logit is 0 and stays it, so the sum of exponentials lies between 1 and the number of classes.
+        # The largest logit is always 0, so the sum of exponentials lies between 1 and the number of classes.
         return float(np.log(np.exp(beta * logits).sum(axis=1)).mean() - beta * own)
 
-    # The loss is convex in 1 / temperature, so it has one valley and a bounded search finds it.
-    found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x))
+    # The loss is convex in 1 / temperature, so a bounded search finds the only minimum.
+    minimum = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(minimum.x))
 
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """The probabilities of the same logits divided by `temperature`, float64 (images, classes)."""
+    """Probabilities after dividing the logits by `temperature`, float64 (images, classes)."""
     powers = np.exp(_logits(probabilities) / temperature)
     scaled: Floats = powers / powers.sum(axis=1, keepdims=True)
     return scaled
 
 
 def losses(probabilities: Floats, labels: Labels) -> Floats:
-    """-log of the probability of each image's own class, float64 (images,), in nats."""
+    """Cross-entropy of each image, float64 (images,), in nats."""
     own = probabilities[np.arange(len(labels)), labels]
     return np.asarray(-np.log(np.clip(own, SMALLEST, 1.0)), dtype=np.float64)
 
 
 def _logits(probabilities: Floats) -> Floats:
-    """Logits of probabilities, up to a constant that makes the greatest of each row 0."""
-    # What float32 rounded to 0 counts as its smallest number.
+    """Logits of probabilities, shifted so that the largest of each row is 0."""
+    # Probabilities that float32 rounded to 0 are replaced by its smallest number.
     logs = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     logits: Floats = logs - logs.max(axis=1, keepdims=True)
     return logits

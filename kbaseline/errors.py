@@ -1,12 +1,12 @@
 """The exceptions a user can meet.
 
     KBaselineError                 everything kbaseline raises on purpose
-    ├── InputError                 what was asked cannot be done; exit code 2
+    ├── InputError                 an argument or setting is invalid; exit code 2
     │   ├── ConfigError            a configuration key or value
     │   ├── DataError              a data source, image, label or split
     │   └── ModelError             a backbone, its weights or a saved model
-    └── RunError                   what was asked failed on the way; exit code 1
-        ├── DownloadError          data or weights could not be fetched
+    └── RunError                   a valid request failed while it ran; exit code 1
+        ├── DownloadError          data or weights could not be downloaded
         └── LRFinderError          the sweep gave no usable curve
 
 Every message is one line that names the thing, its value, the rule and the remedy.
@@ -17,26 +17,26 @@ import importlib.util
 from collections.abc import Iterable
 
 LONGEST = 1200
-"""Characters of a message."""
+"""Most characters in a message."""
 
 
 class KBaselineError(Exception):
     """Base of every error kbaseline raises on purpose; `exit_code` is what the command line returns.
 
-    Names and values in a message come from anywhere; it stays one line, and one that can be read, whatever they hold.
+    A message may quote names and values from any source. It is always one line of bounded length.
     """
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        # Only what breaks a line is replaced: a path may hold two blanks.
+        # Replace line breaks only: a path may contain two spaces.
         line = " ".join(message.splitlines())
-        # Cut in the middle: the thing stands at the beginning, the remedy at the end.
+        # Cut in the middle: the subject comes first and the remedy last.
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}")
 
 
 class InputError(KBaselineError):
-    """What was asked cannot be done: the argument, not the run, is at fault."""
+    """An argument or setting is invalid; the run never started."""
 
     exit_code = 2
 
@@ -54,11 +54,11 @@ class ModelError(InputError):
 
 
 class RunError(KBaselineError):
-    """A run that was asked for correctly failed on the way."""
+    """A valid request failed while it ran."""
 
 
 class DownloadError(RunError):
-    """Data or weights could not be fetched."""
+    """Data or weights could not be downloaded."""
 
 
 class LRFinderError(RunError):
@@ -72,36 +72,36 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """What an error says, in one line of at most `most` characters; its kind where it says nothing.
+    """An error's message in one line of at most `most` characters, or its type if the message is empty.
 
-    Of one of the system's, the system's words alone: the file it is about stands in the message already.
+    For an `OSError`, the system's reason without the file name, which the caller's message names already.
     """
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return " ".join(said.split())[:most] or type(error).__name__
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split())[:most] or type(error).__name__
 
 
 def with_kind(error: BaseException, most: int = 160) -> str:
-    """`ValueError: what it says`, for an error of somebody else's code."""
+    """`ValueError: its message`, for an error raised by other code."""
     return f"{type(error).__name__}: {one_line(error, most)}"
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """`'cat', 'dog' and 3 more`: names for a message, at most `most` of them, each of at most 40 characters."""
+    """`'cat', 'dog' and 3 more`: at most `most` names for a message, each cut to 40 characters."""
     every = list(names)
     shown = ", ".join(repr(name[:40]) for name in every[:most])
     return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def require(what: str, extra: str, *modules: str) -> None:
-    """Refuses what needs a package that is not installed, before anything long is begun.
+    """Checks that optional packages are installed, before any long work starts.
 
     Args:
-        what: needs it, for the message.
-        extra: of kbaseline, which brings it.
-        modules: the packages, by the names they are imported by.
+        what: the feature that needs them, for the message.
+        extra: the extra of kbaseline that installs them.
+        modules: their import names.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is not installed.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:

@@ -1,10 +1,10 @@
-"""Homographies, and the one bilinear resample that shows an image through them.
+"""Homographies, and the bilinear resampling of images by them.
 
-Composing the geometry into a single matrix and sampling the source pixels once, as fastai v1 does (`vision/image.py`),
-keeps the sharpness that a chain of resamples loses.
+As in fastai v1 (`vision/image.py`), all geometry is composed into one matrix and the source pixels are sampled once.
+A chain of resamples would blur the image.
 
-Coordinates are (x, y) with -1 and 1 at the centres of the edge pixels (align-corners). A matrix maps a place in the
-output to the place in the source it shows.
+Coordinates are (x, y), with -1 and 1 at the centres of the edge pixels (align-corners). A matrix maps a point of the
+output to the point of the source that it shows.
 """
 
 import math
@@ -15,28 +15,28 @@ from keras import ops
 
 
 def identity(count: int) -> Any:
-    """`count` homographies that change nothing, float32 `(count, 3, 3)`."""
+    """`count` identity homographies, float32 `(count, 3, 3)`."""
     return ops.tile(ops.eye(3)[None], (count, 1, 1))
 
 
 def rotation(degrees: Any) -> Any:
-    """Rotations by `degrees` `(batch,)`; float32 `(batch, 3, 3)`, to be made isotropic by `for_aspect`."""
+    """Rotations by `degrees` `(batch,)`; float32 `(batch, 3, 3)`, for square images. See `for_aspect`."""
     angle = ops.cast(degrees, "float32") * (math.pi / 180)
     cos, sin = ops.cos(angle), ops.sin(angle)
     return _matrix([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]], ops.shape(cos)[0])
 
 
 def for_aspect(affines: Any, height: int, width: int) -> Any:
-    """Affine maps that keep angles on images of `height` x `width` pixels, whose coordinates are both -1..1.
+    """Corrects affine maps for images of `height` x `width` pixels, so that rotations preserve angles.
 
-    fastai's `_affine_mult`: where a map mixes x and y, it does so in pixels; where it shifts, it is left alone.
+    As fastai's `_affine_mult`: the terms that mix x and y are scaled by the aspect ratio, translations are unchanged.
     """
     ratio = height / width
     return affines * ops.convert_to_tensor([[1.0, ratio, 1.0], [1 / ratio, 1.0, 1.0], [1.0, 1.0, 1.0]], "float32")
 
 
 def zoom(scale: Any, row_pct: Any, col_pct: Any) -> Any:
-    """Magnifications by `scale` into the place at `row_pct`, `col_pct` (0 top or left, 1 bottom or right).
+    """Zooms by `scale` towards the point at `row_pct`, `col_pct` (0 top or left, 1 bottom or right).
 
     All three are `(batch,)`; returns float32 `(batch, 3, 3)`.
     """
@@ -48,7 +48,7 @@ def zoom(scale: Any, row_pct: Any, col_pct: Any) -> Any:
 
 
 def flip(mirror: Any) -> Any:
-    """Left-right mirrors where `mirror` `(batch,)` is true; float32 `(batch, 3, 3)`."""
+    """Left-right flips where `mirror` `(batch,)` is true; float32 `(batch, 3, 3)`."""
     sign = ops.where(mirror, -1.0, 1.0)
     return _matrix([[sign, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], ops.shape(sign)[0])
 
@@ -63,10 +63,10 @@ def dihedral(k: Any) -> Any:
 
 
 def symmetric_warp(magnitudes: Any) -> Any:
-    """Perspective warps by four `magnitudes` `(batch, 4)` of the corners; float32 `(batch, 3, 3)`.
+    """Perspective warps by the displacements `magnitudes` `(batch, 4)` of the corners; float32 `(batch, 3, 3)`.
 
-    Each is the homography that sends the moved corners `targ` back to the image's own corners (fastai's
-    `_find_coeffs`), found as the ratio of two maps from the unit square (P. Heckbert, 1989), which needs no solver.
+    Each is the homography that maps the moved corners back to the corners of the image (fastai's `_find_coeffs`). It
+    is composed of two closed-form maps from the unit square (P. Heckbert, 1989), so no linear solver is needed.
     """
     m0, m1, m2, m3 = (magnitudes[:, i] for i in range(4))
     top_left, bottom_left = (-1 - m3, -1 - m1), (-1 - m2, 1 + m1)
@@ -75,10 +75,10 @@ def symmetric_warp(magnitudes: Any) -> Any:
 
 
 def perspective(corners: list[tuple[Any, Any]]) -> Any:
-    """Homographies sending four corners to those of the image; float32 `(batch, 3, 3)`, lower right element 1.
+    """Homographies that map four points to the corners of the image; float32 `(batch, 3, 3)`, lower right element 1.
 
     Args:
-        corners: (x, y), each `(batch,)`, that top left, bottom left, top right and bottom right come from.
+        corners: the points (x, y), each `(batch,)`, for top left, bottom left, top right and bottom right.
     """
     (x0, y0), (x3, y3), (x1, y1), (x2, y2) = corners
     dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
@@ -87,7 +87,7 @@ def perspective(corners: list[tuple[Any, Any]]) -> Any:
     g, h = (dx3 * dy2 - dx2 * dy3) / det, (dx1 * dy3 - dx3 * dy1) / det
     a, b, c = x1 - x0 + g * x1, x3 - x0 + h * x3, x0
     d, e, f = y1 - y0 + g * y1, y3 - y0 + h * y3, y0
-    # The adjugate inverts the unit-square-to-corners map up to a factor, which a homography does not see.
+    # The adjugate inverts the unit-square-to-corners map up to a factor, which does not matter to a homography.
     unit = [
         [e - f * h, c * h - b, b * f - c * e],
         [f * g - d, a - c * g, c * d - a * f],
@@ -100,9 +100,9 @@ def perspective(corners: list[tuple[Any, Any]]) -> Any:
 
 
 def compose(*matrices: Any) -> Any:
-    """Product of `(batch, 3, 3)` matrices, the first one the last to act on a place in the output.
+    """Product of `(batch, 3, 3)` matrices; the last one is applied first to a point of the output.
 
-    In full float32, which a GPU's matrix units would not give: a coordinate rounded to bfloat16 is off by pixels.
+    Computed in full float32, without a GPU's matrix units: a coordinate rounded to bfloat16 is off by pixels.
     """
     product, *rest = matrices
     for matrix in rest:
@@ -111,15 +111,15 @@ def compose(*matrices: Any) -> Any:
 
 
 def resample(images: Any, matrices: Any, height: int, width: int) -> Any:
-    """Samples images bilinearly, once, with reflection about the centres of the edge pixels.
+    """Samples images bilinearly, with reflection at the centres of the edge pixels.
 
     Args:
         images: uint8 or float `(batch, source_height, source_width, channels)`.
-        matrices: float32 `(batch, 3, 3)`, from places in the output to places in the source.
-        height, width: of the output, in pixels.
+        matrices: float32 `(batch, 3, 3)`, from points of the output to points of the source.
+        height, width: size of the output, in pixels.
 
     Returns:
-        float32 `(batch, height, width, channels)` in the images' range.
+        Float32 `(batch, height, width, channels)` in the range of the images.
     """
     batch, source_height, source_width, channels = ops.shape(images)
     x, y = np.meshgrid(_centres(width), _centres(height))
@@ -144,14 +144,14 @@ def resample(images: Any, matrices: Any, height: int, width: int) -> Any:
 
 
 def shrink(images: Any, height: int, width: int) -> Any:
-    """Averages images that are more than twice the target, so that the bilinear resample does not skip pixels.
+    """Downscales images larger than twice the target with antialiasing, so that bilinear sampling skips no pixels.
 
     Args:
         images: `(batch, source_height, source_width, channels)`.
-        height, width: what the images will be resampled to.
+        height, width: the size the images will be resampled to.
 
     Returns:
-        The images untouched, or float32 ones of about twice the target.
+        The images unchanged, or float32 images of about twice the target size.
     """
     source_height, source_width = images.shape[1:3]
     factor = min(source_height / height, source_width / width) / 2
@@ -162,9 +162,9 @@ def shrink(images: Any, height: int, width: int) -> Any:
 
 
 def resize(images: Any, height: int, width: int) -> Any:
-    """Plain bilinear align-corners resize, what validation images get; float32 `(batch, height, width, channels)`.
+    """Bilinear align-corners resize, as used in validation; float32 `(batch, height, width, channels)`.
 
-    Made of stock Keras operations at places known beforehand, so that it also runs on symbolic images of known size.
+    Uses stock Keras operations at constant positions, so it also works on symbolic images of known size.
     """
     images = ops.cast(shrink(images, height, width), "float32")
     return _stretch(_stretch(images, 2, width), 1, height)
@@ -193,9 +193,9 @@ def _centres(count: int) -> np.ndarray:
 
 
 def _pixels(place: Any, count: int, numbers: Any = ops) -> Any:
-    """Places in -1..1 in pixels, 0..count-1; float32's noise about a pixel's centre goes, so that no move is exact.
+    """Converts positions in -1..1 to pixels, 0..count-1, snapped to pixel centres so that an identity map is exact.
 
-    `numbers` computes it, Keras' operations or NumPy, with the same bits.
+    `numbers` is the library to compute with, Keras' `ops` or NumPy; both give the same bits.
     """
     position = (place + 1) * ((count - 1) / 2)
     nearest = numbers.round(position)

@@ -1,4 +1,4 @@
-"""`Learner`: data, model and optimizer under the article's verbs: find a rate, fit, unfreeze, fit, tta, predict."""
+"""`Learner`: data, model and optimizer with the article's verbs: lr_find, fit, unfreeze, fit, tta, predict."""
 
 import math
 import time
@@ -43,14 +43,14 @@ from kbaseline.training.session import Session
 from kbaseline.training.signals import stoppable
 from kbaseline.training.stage import Stage, applied_rates, train
 
-PLAIN_RATE = 3e-3
-"""fastai's rate where none is given: of the head; a tenth of it for the body."""
+DEFAULT_LR = 3e-3
+"""Default learning rate of the head, as in fastai; the body uses a tenth of it."""
 
 MaxLR = float | slice | tuple[float | None, float]
 
 
 class Learner:
-    """Trains a classifier by the article's verbs: find a rate, fit one cycle, unfreeze, fit again, average over views.
+    """Trains a classifier with the article's verbs: find a rate, fit one cycle, unfreeze, fit again, predict with TTA.
 
     >>> from rich.console import Console
     >>> from kbaseline import ImageData, Learner
@@ -62,31 +62,31 @@ class Learner:
     >>> learn.tta().probabilities.shape
     (359, 10)
 
-    A backbone with weights starts frozen. The optimizer's state goes on from fit to fit and starts afresh after
-    `freeze` and `unfreeze`, as in fastai v1's `basic_train.py`.
+    A backbone with pretrained weights starts frozen. The optimizer keeps its state from fit to fit; `freeze` and
+    `unfreeze` reset it, as in fastai v1's `basic_train.py`.
 
     Args:
-        data: what to learn from.
+        data: training and validation images.
         backbone: a name from the zoo or the path of a `.keras` model; default: the configuration's.
-        weights: `"auto"` for those the backbone comes with, `"none"` or a file; default: the configuration's.
-        config: everything else, as `load_config` takes it: a `Config`, a mapping, a YAML file. Its `data` section
-            gives only the batch size and the class weights here.
-        console: where progress goes; default: standard output. `Console(quiet=True)` keeps silent.
+        weights: `"auto"` for the backbone's pretrained weights, `"none"` or a file; default: the configuration's.
+        config: all other settings, as `load_config` accepts them: a `Config`, a mapping, a YAML file. Of its `data`
+            section only the batch size and the class weights are used.
+        console: where progress is printed; default: standard output. `Console(quiet=True)` prints nothing.
 
     Attributes:
-        model: the Keras model, uint8 images in, float32 logits out.
-        history: one row an epoch, over all fits.
-        applied: one row a step, over all fits: stage, step, learning rate of each layer group, momentum.
-        callbacks: Keras callbacks of every fit, for instance trackers; empty, for you to add to.
-        distribution: what spreads every batch over several devices, or None.
-        session: keeps checkpoints of the fits and knows where an earlier process got to; None keeps none.
+        model: the Keras model, from uint8 images to float32 logits.
+        history: one row per epoch, over all fits.
+        applied: one row per step, over all fits: stage, step, learning rate of each layer group, momentum.
+        callbacks: Keras callbacks added to every fit, for instance trackers; initially empty.
+        distribution: distributes every batch over several devices, or None.
+        session: saves checkpoints of the fits and holds the one to resume from; None saves none.
 
     Raises:
         ModelError: see `build_classifier`.
-        DataError: fewer training images than a batch, or a class weight for no class.
+        DataError: there are fewer training images than a batch, or a class weight names an unknown class.
         DownloadError: see `build_classifier`.
         RunError: `data.batch_size` is `auto`, and not even one image fits into the accelerator's memory.
-        InputError: devices that are not there, or that cannot share a batch equally.
+        InputError: a device does not exist, or the devices cannot share a batch equally.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Learner:
         given = {"model.backbone": backbone, "model.weights": weights}
         own = {"data.source": data.source, "data.size": data.size}
         settings = load_config(config, {**{key: value for key, value in given.items() if value is not None}, **own})
-        self._begin(data, settings, console, None)
+        self._setup(data, settings, console, None)
 
-    def _begin(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
-        """Makes the learner ready: with a new model, or with that of a finished `run`."""
+    def _setup(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
+        """Initializes the learner with a new model, or with the model of a finished `run`."""
         self.config = config
         if self.config.runtime.compilation_cache:
             enable_compilation_cache()
@@ -116,11 +116,11 @@ class Learner:
         self.data = data
         self.console = rank0_console(console)
         if run is None and are_several():
-            # Two downloads of one file would meet in it; the first process alone fetches.
+            # Only the first process downloads: two downloads to one file would collide.
             rank0_first(
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
-        self.model = self._build() if run is None else self._take(run)
+        self.model = self._build_model() if run is None else self._saved_model(run)
         self.config = resolve_batch_size(self.config, self.model, data, self.console)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
@@ -135,30 +135,30 @@ class Learner:
 
     @classmethod
     def load(cls, run: str | Path, *, console: Console | None = None) -> Self:
-        """A learner that goes on where a finished run ended: its model, frozen or not, and its data, read again.
+        """A learner with the model of a finished run, frozen as in its last stage, and the data read again.
 
-        History and the optimizer's state start afresh.
+        History and optimizer state start empty.
 
         Args:
-            run: the run's folder.
+            run: the run folder.
             console: as for the class.
 
         Raises:
-            InputError: it is no finished run's folder, or its model or its data cannot be read any more.
+            InputError: the folder holds no finished run, or its model or data can no longer be read.
             DownloadError, RunError: as `ImageData.from_source`.
         """
         read = read_run(Path(run))
         learn = cls.__new__(cls)
-        cls._begin(learn, read_data(read, console or Console()), read.config, console, read.folder)
+        cls._setup(learn, read_data(read, console or Console()), read.config, console, read.folder)
         (learn.freeze if read.config.stages[-1].freeze else learn.unfreeze)()
         return learn
 
     @on_all_devices
-    def _take(self, run: Path) -> keras.Model:
+    def _saved_model(self, run: Path) -> keras.Model:
         return load(run).model
 
     @on_all_devices
-    def _build(self) -> keras.Model:
+    def _build_model(self) -> keras.Model:
         settings = self.config.model
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(dtype_policy(self.config.runtime.precision))
@@ -179,13 +179,13 @@ class Learner:
 
     @on_all_devices
     def _train_batches(self, seed: int) -> ImageBatches:
-        """The training images in orders fixed by `seed`, weighed by class where the configuration asks for it."""
+        """The training images, shuffled with `seed`, with class weights if configured."""
         train, settings = self.data.train, self.config.data
         weights = class_weights(settings.class_weights, train.labels, self.data.class_names)
         return ImageBatches(train.images, train.labels, settings.batch, class_weights=weights, shuffle=True, seed=seed)
 
     def freeze(self) -> None:
-        """Freezes the backbone; its BatchNorm goes on training if `model.train_bn` says so."""
+        """Freezes the backbone, except its BatchNorm layers if `model.train_bn` is true."""
         freeze(self.model, self.config.model.train_bn)
         self.frozen, self._optimizer = True, None
 
@@ -195,71 +195,73 @@ class Learner:
         self.frozen, self._optimizer = False, None
 
     def lr_find(self, out: str | Path | None = None, *, title: str = "lr_find") -> LRCurve:
-        """Sweeps the learning rate, the same for all layers, prints what it suggests, and leaves no trace in the model.
+        """Runs the learning-rate finder with one rate for all layers, prints its suggestions and restores the model.
 
         Args:
-            out: a folder that takes the curve as `lr_find.csv` and `lr_find.png`, suggestions marked.
-            title: stands before the suggestions.
+            out: folder for the curve, as `lr_find.csv` and `lr_find.png` with the suggestions marked.
+            title: printed before the suggestions.
 
         Returns:
-            The curve; `curve.suggest("valley")` reads a rate off it.
+            The curve; `curve.suggest("valley")` suggests a rate.
 
         Raises:
-            LRFinderError: too few points, or a loss that never falls or is not finite.
+            LRFinderError: there are too few points, or the loss never falls or is not finite.
         """
         curve = self.lr_sweep()
         suggestions = curve.suggestions()
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)
             write_sweeps(RunFolder(Path(out), is_first()), {title: Sweep(curve, suggestions)})
-        found = ", ".join(f"{rule} {rate:.2e}" for rule, rate in suggestions.items())
-        self.console.print(f"[bold]{title}[/]: suggested rates: {found}", highlight=False, soft_wrap=True)
+        rates = ", ".join(f"{rule} {rate:.2e}" for rule, rate in suggestions.items())
+        self.console.print(f"[bold]{title}[/]: suggested rates: {rates}", highlight=False, soft_wrap=True)
         return curve
 
     @on_all_devices
     def lr_sweep(self) -> LRCurve:
-        """The sweep of `lr_find` alone, whose curve may be one that suggests nothing."""
+        """The sweep of `lr_find` without suggestions; its curve may be unusable."""
         settings = self.config.lr_find
         finder = LRFinder(settings.start_lr, settings.end_lr, settings.steps, stop_factor=settings.stop_factor)
-        # In an order of their own, so that the sweep moves no later draw.
+        # Shuffled with another seed, so that the sweep does not change later random draws.
         batches = self._train_batches(self.config.seed + 1)
         kept = self._optimizer
-        self._compile(self._at_rates([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept.schedules[1]))
+        self._compile(
+            self._make_optimizer([1.0, 1.0, 1.0], settings.start_lr, 0.9 if kept is None else kept.schedules[1])
+        )
         bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
-            with bar, self._stoppable() as stop, self._memory("learning-rate sweep"):
+            with bar, self._stoppable() as stop, self._explain_oom("learning-rate sweep"):
                 self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar, *stop])
         finally:
             finder.restore()
             self._optimizer = kept
-            self._compile(kept or self._at_rates([*[PLAIN_RATE / 10] * 2, PLAIN_RATE], PLAIN_RATE, 0.9))
+            self._compile(kept or self._make_optimizer([*[DEFAULT_LR / 10] * 2, DEFAULT_LR], DEFAULT_LR, 0.9))
             self._optimizer = kept
         return finder.curve
 
     @on_all_devices
-    def fit(self, epochs: int, lr: MaxLR = slice(PLAIN_RATE), *, title: str = "fit") -> list[dict[str, Any]]:
-        """Trains at constant rates, beta_1 0.9.
+    def fit(self, epochs: int, lr: MaxLR = slice(DEFAULT_LR), *, title: str = "fit") -> list[dict[str, Any]]:
+        """Trains at constant rates, with beta_1 = 0.9.
 
         Args:
             epochs: passes over the training images.
             lr: as `max_lr` of `fit_one_cycle`.
-            title: names the rows of the history.
+            title: stage name in the history.
 
         Returns:
-            One row an epoch.
+            One row per epoch.
 
         Raises:
-            RunError: the loss is not finite, or the accelerator's memory does not suffice.
+            RunError: the loss is not finite, or the accelerator runs out of memory.
         """
         rates = layer_group_lrs(lr, 3)
         beta_1 = 0.9 if self._optimizer is None else self._optimizer.schedules[1]
-        return self._train(self._at_rates(rates, rates[-1], beta_1), epochs, title)
+        return self._train(self._make_optimizer(rates, rates[-1], beta_1), epochs, title)
 
     @on_all_devices
     def fit_one_cycle(
         self,
         epochs: int,
-        max_lr: MaxLR = slice(PLAIN_RATE),
+        max_lr: MaxLR = slice(DEFAULT_LR),
         *,
         pct_start: float = 0.3,
         div: float = 25.0,
@@ -270,26 +272,28 @@ class Learner:
 
         Args:
             epochs: passes over the training images.
-            max_lr: peak rate: a float for all layers; `slice(lo, hi)` spread geometrically over early body, late
-                body and head; `slice(hi)` for `hi` in the head and a tenth of it in the body.
+            max_lr: peak rate: a float for all layers; `slice(lo, hi)` for rates spaced geometrically over early body,
+                late body and head; `slice(hi)` for `hi` in the head and a tenth of it in the body.
             pct_start: fraction of the steps in which the rate rises.
-            div: the first rate is the peak over this.
-            final_div: the last rate is the peak over this.
-            title: names the rows of the history.
+            div: the first rate is the peak divided by this.
+            final_div: the last rate is the peak divided by this.
+            title: stage name in the history.
 
         Returns:
-            One row an epoch.
+            One row per epoch.
 
         Raises:
-            RunError: the loss is not finite, or the accelerator's memory does not suffice.
+            RunError: the loss is not finite, or the accelerator runs out of memory.
         """
         rates = layer_group_lrs(max_lr, 3)
         start = 0 if self._optimizer is None else int(self._optimizer.iterations)
         cycle = OneCycle(rates[-1], epochs * len(self._batches), pct_start, div, final_div, start)
-        return self._train(self._at_rates(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title)
+        return self._train(
+            self._make_optimizer(rates, cycle, cycle.momentum(*self.config.optimizer.momentum)), epochs, title
+        )
 
-    def _at_rates(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
-        """The optimizer, going on from the last one if there is one, with new rates and momentum."""
+    def _make_optimizer(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
+        """An optimizer with these rates and momentum, continuing the state of the last one if there is one."""
         trainable = {layer.name for layer in leaves(self.model) if layer.trainable_variables}
         groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
         names, multipliers = [list(g) for g, _ in groups], [rate / rates[-1] for _, rate in groups]
@@ -322,7 +326,7 @@ class Learner:
         self._fits += 1
         before, start = len(self.history), self.session.start if self.session else None
         if start is not None and start.stage > stage.number:
-            # An earlier process trained it; the state comes with a later stage.
+            # An earlier process trained this stage; the checkpoint's state is restored in a later one.
             optimizer.build(self.model.trainable_variables)
             optimizer.iterations.assign(stage.first + epochs * train_steps)
             self._batches.go_to(self._batches.epoch + 1 + epochs)
@@ -331,20 +335,20 @@ class Learner:
             table = StageTable(title, epochs, train_steps * size, self.console)
             valid, earlier = self.data.valid, list(self.history)
             try:
-                with self._memory(title):
+                with self._explain_oom(title):
                     train(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks)
             finally:
                 self.history += table.rows
-        self._record(optimizer, stage)
+        self._record_rates(optimizer, stage)
         return self.history[before:]
 
     def _stoppable(self) -> AbstractContextManager[list[keras.callbacks.Callback]]:
         return stoppable(self.session.interrupts if self.session else None)
 
-    def _memory(self, what: str) -> AbstractContextManager[None]:
+    def _explain_oom(self, what: str) -> AbstractContextManager[None]:
         return explain_oom(what, self.config.data.batch)
 
-    def _record(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
+    def _record_rates(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
         lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))
         offset = len(self.applied)
         for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
@@ -354,17 +358,17 @@ class Learner:
 
     @on_all_devices
     def predict(self, images: np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """Probabilities of classes.
+        """Class probabilities.
 
         Args:
             images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
-            batch_size: images at once; default: twice that of training.
+            batch_size: images per batch; default: twice the training batch size.
 
         Returns:
             Float32 `(number, classes)`.
 
         Raises:
-            DataError: no images, or values outside 0-255.
+            DataError: there are no images, or values outside 0-255.
         """
         with self._stoppable() as stop:
             return predict_plain(self.model, images, self.config, self.console, batch_size, stop)
@@ -377,47 +381,48 @@ class Learner:
             temperature: see `metrics.evaluate_predictions`.
 
         Raises:
-            DataError: there is no such split.
+            DataError: the split does not exist.
         """
-        held = self._split(split)
-        found = self.predict(held.images)
-        return evaluate_predictions(found, held.labels, self.data.class_names, temperature=temperature)
+        part = self._split(split)
+        probabilities = self.predict(part.images)
+        return evaluate_predictions(probabilities, part.labels, self.data.class_names, temperature=temperature)
 
     @on_all_devices
     def tta(self, split: str = "valid", *, temperatures: Mapping[str, float] | None = None) -> TTAResult:
-        """Predicts a split with test-time augmentation, as the configuration's `tta` section says, and scores it.
+        """Predicts a split with test-time augmentation, configured by the `tta` section, and scores it.
 
         Args:
             split: `"train"`, `"valid"` or `"test"`.
-            temperatures: of the kinds `plain` and `tta`, fitted on other predictions; None fits them on these.
+            temperatures: for the kinds `plain` and `tta`, fitted on other predictions; None fits them on these.
 
         Raises:
-            DataError: there is no such split.
-            InputError: the configuration leaves test-time augmentation out.
+            DataError: the split does not exist.
+            InputError: the configuration turns test-time augmentation off.
         """
-        held = self._split(split)
-        given = (self.model, held.images, self.config, self.data.source, self.console)
+        part = self._split(split)
         begin = time.perf_counter()
         with self._stoppable() as stop:
-            plain, mixed = predict_views(*given, callbacks=stop)
+            plain, augmented = predict_views(
+                self.model, part.images, self.config, self.data.source, self.console, callbacks=stop
+            )
         seconds = time.perf_counter() - begin
         fitted, names = temperatures or {}, self.data.class_names
         result = TTAResult(
-            plain=evaluate_predictions(plain, held.labels, names, temperature=fitted.get("plain")),
-            tta=evaluate_predictions(mixed, held.labels, names, temperature=fitted.get("tta")),
+            plain=evaluate_predictions(plain, part.labels, names, temperature=fitted.get("plain")),
+            tta=evaluate_predictions(augmented, part.labels, names, temperature=fitted.get("tta")),
             seconds=seconds,
         )
         text = f"tta on {split}: {result.tta.accuracy:.2%}, plain {result.plain.accuracy:.2%}"
-        remark = "" if result.helped else "; worse than plain: look at tta.flip and tta.scale of its config"
-        self.console.print(text + remark, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
+        hint = "" if result.helped else "; worse than plain: check tta.flip and tta.scale in the configuration"
+        self.console.print(text + hint, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
         return result
 
     def _split(self, name: str) -> Split:
         if name not in self.data.splits:
-            raise DataError(f"split {name!r}: there is none; this data has {', '.join(self.data.splits)}.")
+            raise DataError(f"split {name!r}: does not exist; this data has {', '.join(self.data.splits)}.")
         return self.data.splits[name]
 
     def save(self, path: str | Path) -> Self:
-        """Writes the model, optimizer included, as a `.keras` file."""
+        """Saves the model, including the optimizer, as a `.keras` file."""
         self.model.save(path)
         return self

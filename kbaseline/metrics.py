@@ -1,6 +1,6 @@
-"""From probabilities and labels to numbers: accuracy and its interval, calibration, tables, the worst images.
+"""Metrics from probabilities and labels: accuracy and its interval, calibration, per-class scores, worst images.
 
-Knows neither the model nor Keras: it takes arrays.
+Works on NumPy arrays, without Keras.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,29 +14,29 @@ from kbaseline.calibration import Calibration, calibrate, losses
 from kbaseline.errors import InputError
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 _MOST_TOP = 5
-"""Top-k accuracy is top-5, or fewer where five classes would be all of them."""
+"""Top-k accuracy is top-5, or fewer where there are five classes or fewer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What predictions are worth.
+    """Scores of predicted probabilities.
 
     Attributes:
-        accuracy: fraction of the images whose most probable class is theirs, 0 to 1.
+        accuracy: fraction of images whose most probable class is the label, 0 to 1.
         interval: 95 % confidence interval of the accuracy; see `accuracy_interval`.
         balanced_accuracy: mean recall of the classes that have images, 0 to 1.
         macro_f1: mean F1 of the classes that have images or predictions, 0 to 1.
-        top_k: 5, or one less than the classes there are.
-        top_k_accuracy: fraction of the images whose class is among the `top_k` most probable, 0 to 1.
-        loss: mean of -log of the probability of an image's own class, in nats.
-        calibration: expected calibration error, before and after a temperature.
+        top_k: 5, or one less than the number of classes.
+        top_k_accuracy: fraction of images whose label is among the `top_k` most probable classes, 0 to 1.
+        loss: mean cross-entropy, in nats.
+        calibration: expected calibration error, before and after temperature scaling.
         per_class: for each class its `class` (name), `precision`, `recall`, `f1` (0 to 1; 0 where undefined)
             and `support` (images).
         confusion: int64 (classes, classes): images by actual class (row) and predicted class (column).
-        class_names: the names, by label.
+        class_names: names by label.
         probabilities: float64 (images, classes).
         labels: int64 (images,).
     """
@@ -78,7 +78,7 @@ class Evaluation:
         }
 
     def most_confused(self, min_count: int = 1) -> list[tuple[str, str, int]]:
-        """(actual, predicted, images) of every mistake made at least `min_count` times, the commonest first."""
+        """(actual, predicted, images) of every confusion made at least `min_count` times, most frequent first."""
         pairs = [
             (self.class_names[row], self.class_names[column], int(self.confusion[row, column]))
             for row, column in np.argwhere(self.confusion >= max(min_count, 1))
@@ -87,7 +87,7 @@ class Evaluation:
         return sorted(pairs, key=lambda pair: -pair[2])
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, the table and the confusion matrix in plain Python, for JSON; not the single images."""
+        """Every score, the per-class table and the confusion matrix as plain Python, for JSON; no single images."""
         return {
             "images": len(self.labels),
             "accuracy": self.accuracy,
@@ -105,13 +105,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two ways of predicting the same images, compared image by image.
+    """Two predictions of the same images, compared image by image.
 
     Attributes:
-        difference: accuracy of the second less that of the first, -1 to 1.
-        only_first: images that only the first has right.
-        only_second: images that only the second has right.
-        p_value: of McNemar's exact test: how often chance alone would make them differ at least as much.
+        difference: accuracy of the second minus that of the first, -1 to 1.
+        only_first: images that only the first predicts correctly.
+        only_second: images that only the second predicts correctly.
+        p_value: of McNemar's exact test: the probability of a difference at least this large by chance.
     """
 
     difference: float
@@ -129,16 +129,15 @@ def evaluate_predictions(
         probabilities: (images, classes), 0 to 1, every row summing to 1.
         labels: integers (images,), 0 to classes - 1.
         class_names: a name for each class.
-        temperature: one fitted on other predictions of the network, for the figures of calibration; None fits it on
-            these, crosswise (see `Calibration`).
+        temperature: for the calibration scores, fitted on other predictions of the same network; None fits it on
+            these, cross-fitted (see `Calibration`).
 
     Raises:
-        InputError: shapes that do not belong together, labels outside the classes, or rows that are no
-            probabilities.
+        InputError: the shapes do not match, a label is out of range, or a row is not a probability distribution.
     """
     names = tuple(class_names)
     p, y = _checked(np.asarray(probabilities), np.asarray(labels), len(names))
-    # scikit-learn takes a second to import; help and configuration do without.
+    # scikit-learn takes a second to import; help and configuration do not need it.
     from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
     predicted, every = p.argmax(axis=1), np.arange(len(names))
@@ -149,11 +148,11 @@ def evaluate_predictions(
     return Evaluation(
         accuracy=right / len(y),
         interval=accuracy_interval(right, len(y)),
-        # scikit-learn's balanced_accuracy_score is this mean, with a warning where a class has no images.
+        # The same as scikit-learn's balanced_accuracy_score, which warns where a class has no images.
         balanced_accuracy=float(recall[support > 0].mean()),
         macro_f1=float(f1_score(y, predicted, average="macro", zero_division=0)),
         top_k=top_k,
-        # scikit-learn's top_k_accuracy_score lets the last of equals lead, where argmax takes the first.
+        # scikit-learn's top_k_accuracy_score breaks ties in favour of the last class; argmax takes the first.
         top_k_accuracy=float((leading == y[:, None]).any(axis=1).mean()),
         loss=float(losses(p, y).mean()),
         calibration=calibrate(p, y, temperature),
@@ -169,13 +168,13 @@ def evaluate_predictions(
 
 
 def accuracy_interval(right: int, images: int) -> tuple[float, float]:
-    """95 % confidence interval of an accuracy, both ends 0 to 1: Wilson's score interval, which stays inside 0 to 1.
+    """95 % confidence interval of an accuracy: Wilson's score interval, whose ends lie in 0 to 1.
 
-    It tells how far the figure would move with other images of the same kind, not with another seed.
+    It covers the variation between samples of images from the same distribution, not between training seeds.
 
     Args:
-        right: images predicted right.
-        images: all of them, at least 1.
+        right: images predicted correctly.
+        images: images in all, at least 1.
     """
     from scipy.stats import binomtest
 
@@ -184,16 +183,16 @@ def accuracy_interval(right: int, images: int) -> tuple[float, float]:
 
 
 def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
-    """Compares two predictions of the same images, the first perhaps plain and the second with TTA.
+    """Compares two predictions of the same images, for instance plain and with TTA.
 
     Raises:
-        InputError: they are not of the same images.
+        InputError: their labels differ, so the images do too.
     """
     if not np.array_equal(first.labels, second.labels):
-        raise InputError("paired comparison: both must predict the same images; their labels differ.")
+        raise InputError("paired comparison: both must predict the same images, but their labels differ.")
     from scipy.stats import binomtest
 
-    a, b = (found.probabilities.argmax(axis=1) == found.labels for found in (first, second))
+    a, b = (one.probabilities.argmax(axis=1) == one.labels for one in (first, second))
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     differing = only_first + only_second
     return PairedComparison(
@@ -204,35 +203,35 @@ def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
     )
 
 
-def final(by_kind: Mapping[str, Evaluation]) -> Evaluation:
-    """Of the evaluations of one set of images by kind of prediction, the one with TTA, or else the plain one."""
+def final_evaluation(by_kind: Mapping[str, Evaluation]) -> Evaluation:
+    """The evaluation with TTA if there is one, else the plain one, of evaluations by kind of prediction."""
     return by_kind.get("tta") or by_kind["plain"]
 
 
 def _checked(
     probabilities: NDArray[Any], labels: NDArray[Any], classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Both as float64 and int64, or an InputError that says what is wrong with them."""
+    """Validates both and converts them to float64 and int64."""
     if probabilities.ndim != 2 or probabilities.shape[1] != classes or not len(probabilities):
         raise InputError(
-            f"probabilities must have shape (images, {classes}), one column a class name, and at least one image; "
+            f"probabilities: must have shape (images, {classes}), one column per class name, with at least one image; "
             f"got {probabilities.shape}."
         )
     if labels.shape != probabilities.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"labels must be {len(probabilities)} integers, one a row of probabilities; "
+            f"labels: must be {len(probabilities)} integers, one per row of probabilities; "
             f"got {labels.dtype} {labels.shape}."
         )
     if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"labels must lie in 0 to {classes - 1}; got {labels.min()} to {labels.max()}.")
+        raise InputError(f"labels: must lie in 0 to {classes - 1}; got {labels.min()} to {labels.max()}.")
     p = probabilities.astype(np.float64)
     sums = p.sum(axis=1)
-    # NaN fails every comparison, so what must hold is asked, not what must not.
+    # NaN fails every comparison, so test for valid rows, not for invalid ones.
     good = (p >= 0).all(axis=1) & (np.abs(sums - 1) <= 1e-3)
     if not good.all():
         first = int(np.argmin(good))
         raise InputError(
-            f"probabilities: every row must be at least 0 and sum to 1; row {first} sums to {sums[first]:.6g} "
-            f"with a least value of {p[first].min():.6g}. Apply softmax to logits first."
+            f"probabilities: every row must be non-negative and sum to 1; row {first} sums to {sums[first]:.6g} "
+            f"and its smallest value is {p[first].min():.6g}. Apply softmax to logits first."
         )
     return p, labels.astype(np.int64)

@@ -1,7 +1,7 @@
-"""Test-time augmentation: zoomed corner views, mirrored or not, whose probabilities are averaged on the accelerator.
+"""Test-time augmentation: average the probabilities of an image and of zoomed, mirrored views of it.
 
-fastai v1's `vision/tta.py`: four corners and their mirrors, each with the random warp, rotation and lighting of
-training; final = beta · plain + (1 - beta) · mean of the views.
+Views and weights follow fastai v1's `vision/tta.py`: four corners and their mirror images, each with the random warp,
+rotation and lighting of training; result = beta · plain + (1 - beta) · mean of the views.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,25 @@ from kbaseline.transforms import RandomTransforms
 
 
 class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
-    """Probabilities of the plain image and of its views, from images of any size, 0-255.
+    """Layer that predicts the plain image and its views, from images of any size, 0-255.
 
-    View i zooms by `scale` into the corner at row i & 1, column (i >> 1) & 1; every second four views are mirrored
-    if `flip` is set. Draws depend on the seed, the view and the place in the batch alone.
+    View i zooms by `scale` into the corner at row i & 1, column (i >> 1) & 1. With `flip`, views 4-7, 12-15, ... are
+    mirrored. Random draws depend only on the seed, the view and the position in the batch.
 
-    Takes `(batch, height, width, channels)`; gives float32 `(batch, 2, classes)`: the plain image's, then the mean
-    over its views.
+    Input: `(batch, height, width, channels)`. Output: float32 probabilities `(batch, 2, classes)`, first of the plain
+    image, then the mean over its views.
 
     Args:
-        transforms: the layer whose warp, rotation and lighting the views keep.
-        network: from that layer's output to logits or probabilities.
-        views: the views' numbers.
+        transforms: the layer whose warp, rotation and lighting the views use.
+        network: maps that layer's output to logits or probabilities.
+        views: numbers of the views.
         scale: magnification, at least 1.
         flip: whether views 4-7 (12-15, ...) are mirrored.
-        from_logits: whether the network gives logits.
-        seed: fixes the draws.
+        from_logits: whether the network outputs logits.
+        seed: seed of the random draws.
     """
 
-    __test__ = False  # not a test, whatever its name says to pytest
+    __test__ = False  # pytest would collect the class because of its name
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
         self.scale, self.flip, self.from_logits, self.seed = scale, flip, from_logits, seed
 
     def call(self, images: Any) -> Any:
-        """See the class."""
-        looks = [self.transforms(images, training=False), *(self.view(images, number) for number in self.views)]
-        # One pass over all looks: one program to compile, and full batches for the accelerator.
-        outputs = ops.cast(self.network(ops.concatenate(looks), training=False), "float32")
+        """Probabilities `(batch, 2, classes)` of images `(batch, height, width, channels)`."""
+        inputs = [self.transforms(images, training=False), *(self.view(images, number) for number in self.views)]
+        # One pass over the image and all views: one program to compile, and full batches for the accelerator.
+        outputs = ops.cast(self.network(ops.concatenate(inputs), training=False), "float32")
         outputs = ops.softmax(outputs) if self.from_logits else outputs
-        outputs = ops.reshape(outputs, (len(looks), -1, outputs.shape[-1]))
+        outputs = ops.reshape(outputs, (len(inputs), -1, outputs.shape[-1]))
         return ops.stack([outputs[0], ops.mean(outputs[1:], axis=0)], axis=1)
 
     def view(self, images: Any, number: int) -> Any:
@@ -96,9 +96,9 @@ def tta_predict(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Predicts with test-time augmentation: probabilities averaged over the image and zoomed, mirrored views of it.
 
-    A model that begins with `RandomTransforms` has its views sampled from the source pixels in one resample, with that
-    layer's warp, rotation and lighting. Any other model from images to one vector of classes gets corners and mirrors
-    alone, at the images' own size. Views and weights are those of fastai v1's `vision/tta.py`.
+    If the model begins with `RandomTransforms`, each view is resampled once from the source pixels, with that layer's
+    warp, rotation and lighting. For any other image classifier the views are plain zooms and mirror images at the
+    size of the images. Views and weights follow fastai v1's `vision/tta.py`.
 
     >>> from kbaseline import tta_predict
     >>> import keras
@@ -113,39 +113,41 @@ def tta_predict(
     Args:
         model: a functional or sequential Keras model from images to logits or probabilities `(batch, classes)`.
         images: uint8 or float `(number, height, width, channels)`, 0-255, all of one size.
-        views: how many, at least 1, or which: view i zooms into the corner at row i & 1, column (i >> 1) & 1.
-        beta: weight of the plain prediction, in [0, 1]; None gives both parts.
+        views: the number of views, at least 1, or which ones: view i zooms into the corner at row i & 1, column
+            (i >> 1) & 1.
+        beta: weight of the plain prediction, in [0, 1]; None returns both parts.
         scale: magnification of a view, at least 1.
         flip: mirror views 4-7 (12-15, ...). Wrong for text and digits.
-        from_logits: whether the model gives logits rather than probabilities; None: unless its last layer is a
-            softmax.
-        batch_size: looks (images times 1 + views) the network sees at once; one image at least.
-        seed: fixes the draws.
-        callbacks: Keras callbacks for `predict`, for a progress bar.
+        from_logits: whether the model outputs logits; None: it does unless its last layer is a softmax.
+        batch_size: images per forward pass, where each image counts 1 + views times; at least one image is predicted
+            at a time.
+        seed: seed of the random draws.
+        callbacks: Keras callbacks for `predict`, such as a progress bar.
 
     Returns:
         Float32 probabilities `(number, classes)`: `beta * plain + (1 - beta) * mean`; with `beta=None` the pair
         (plain, mean over the views).
 
     Raises:
-        InputError: an argument outside its range, no images, or a model that is neither functional nor sequential.
+        InputError: an argument is out of range, there are no images, or the model is neither functional nor
+            sequential.
     """
     numbers = tuple(range(views)) if isinstance(views, int) else tuple(views)
     if not numbers or min(numbers) < 0:
-        raise InputError(f"views: give at least one, numbered from 0; got {views!r}.")
+        raise InputError(f"views: must be at least 1, or a list of view numbers from 0; got {views!r}.")
     if beta is not None and not 0 <= beta <= 1:
-        raise InputError(f"beta must lie in [0, 1] or be None; got {beta}.")
+        raise InputError(f"beta: must lie in [0, 1] or be None; got {beta}.")
     if scale < 1:
-        raise InputError(f"scale must be at least 1; got {scale}.")
+        raise InputError(f"scale: must be at least 1; got {scale}.")
     if not len(images):
-        raise InputError("images: there are none; give at least one.")
+        raise InputError("images: must hold at least one image; got none.")
     if images.dtype == np.float64:
-        images = images.astype(np.float32)  # as Keras does with arrays; JAX would warn
+        images = images.astype(np.float32)  # as Keras converts arrays; JAX would warn
     from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
     predictor = _predictor(model, images.shape[1:], images.dtype.name, numbers, scale, flip, from_logits, seed)
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
-    found = predict_batches(predictor, batches, callbacks)
-    plain, mean = found[:, 0], found[:, 1]
+    probabilities = predict_batches(predictor, batches, callbacks)
+    plain, mean = probabilities[:, 0], probabilities[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 
 
@@ -160,14 +162,14 @@ def _predictor(
     from_logits: bool,
     seed: int,
 ) -> keras.Model:
-    """From images to the plain prediction and the mean over the views; kept, so that the next split compiles nothing.
+    """A model from images to the plain prediction and the mean over the views; cached, so the next split reuses it.
 
-    It shares its layers with the model, so that further training reaches it.
+    It shares its layers with `model`, so further training changes both.
     """
     transforms, network = _split(model, shape[:2])
-    looks = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
+    layer = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
     source = keras.Input(shape, dtype=dtype)
-    return keras.Model(source, looks(source))
+    return keras.Model(source, layer(source))
 
 
 def _ends_in_softmax(model: keras.Model) -> bool:
@@ -176,11 +178,13 @@ def _ends_in_softmax(model: keras.Model) -> bool:
 
 
 def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms, keras.Model]:
-    """The transforms a model begins with, and the rest of it; identity transforms for a model without them."""
+    """The transforms at the beginning of a model and the rest of it; identity transforms if it has none."""
     for layer in model.layers:
         if isinstance(layer, RandomTransforms) and layer.input is model.inputs[0]:
             return layer, keras.Model(layer.output, model.outputs[0])
     if not hasattr(model, "output_shape"):
-        raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it is a subclass.")
+        raise InputError(
+            f"model {model.name!r}: must be a functional or sequential model with an input, not a subclass."
+        )
     size = (shape[0], shape[1])
     return RandomTransforms(size, max_rotate=0.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0), model

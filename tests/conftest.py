@@ -24,7 +24,7 @@ from small_run import save_tiny_backbone
 
 from kbaseline.config.load import load_config
 from kbaseline.devices.xla import environment
-from kbaseline.metrics import Evaluation, evaluate_predictions, final
+from kbaseline.metrics import Evaluation, evaluate_predictions, final_evaluation
 from kbaseline.runs.record import DataSummary, RunResult
 from kbaseline.runs.results import write_results
 from kbaseline.storage.run_folder import RunFolder
@@ -91,7 +91,7 @@ def _finished_run(
     folder.write_text("config.yaml", config.to_yaml())
     counts = {split: len(found["plain"].labels) for split, found in kept.items()}
     result = RunResult(
-        accuracy=final(scored or valid).accuracy,
+        accuracy=final_evaluation(scored or valid).accuracy,
         stages=stages,
         tta_accuracy=valid["tta"].accuracy if tta else None,
         test_accuracy={kind: found.accuracy for kind, found in scored.items()} if scored else None,

@@ -1,1 +1,1 @@
-"""What one does with a finished run or a source: evaluate, compare, predict, inspect, check the machine."""
+"""Commands on finished runs and data sources: evaluate, compare, predict, inspect, check the machine."""

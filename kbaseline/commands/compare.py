@@ -1,4 +1,4 @@
-"""Several finished runs side by side: accuracy by step, what differs between their configurations, one plot."""
+"""Compares finished runs: accuracy by step, differences between their configurations, one plot."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,15 +25,15 @@ _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, GREY)
 
 
 def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Figures of runs in plain Python, for JSON.
+    """The results of runs as plain Python, for JSON.
 
     Returns:
-        `runs`: for each its `run` (name), `folder`, `backbone`, `size`, `seed`, `seconds` (of all its parts),
+        `runs`: for each run its `run` (name), `folder`, `backbone`, `size`, `seed`, `seconds` (of all its parts),
             `images_per_s` (median of its epochs) and `steps`: `name` and `accuracy` of each stage, of test-time
             augmentation and of the test split, with the 95 % `interval`, `images` scored, `seconds` and
-            `images_per_s`, None where there is none.
-        `differences`: dotted key of the configuration -> its value in each run, for the keys that differ.
-        `same_images`: whether all were scored on images with the same labels in the same order.
+            `images_per_s`, each None if unknown.
+        `differences`: dotted configuration key -> its value in each run, for the keys that differ.
+        `same_images`: whether all runs were scored on images with the same labels in the same order.
     """
     settings = [flattened(run.config.model_dump(mode="json", exclude={"name"})) for run in runs]
     keys = dict.fromkeys(key for values in settings for key in values)
@@ -46,26 +46,26 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-def print_comparison(found: dict[str, Any], console: Console) -> None:
-    """Prints what `comparison` found as tables that fit 80 columns."""
-    console.print(_accuracies(found["runs"]))
-    if found["differences"]:
+def print_comparison(result: dict[str, Any], console: Console) -> None:
+    """Prints the result of `comparison` as tables that fit 80 columns."""
+    console.print(_accuracies(result["runs"]))
+    if result["differences"]:
         console.print()
-        console.print(_differences(found))
-    if not found["same_images"]:
-        console.print("Not all were scored on the same images: part of every difference is chance; see the intervals.")
+        console.print(_differences(result))
+    if not result["same_images"]:
+        console.print("The runs were scored on different images, so part of every difference is chance; see intervals.")
 
 
-def plot_comparison(found: dict[str, Any], runs: Sequence[RunRecord]) -> Figure:
-    """The last step of every run with its interval, and the way there: accuracy against seconds of training.
+def plot_comparison(result: dict[str, Any], runs: Sequence[RunRecord]) -> Figure:
+    """Plots the final accuracy of every run with its interval, and accuracy against seconds of training.
 
     Args:
-        found: what `comparison` found.
+        result: the result of `comparison`.
         runs: the same runs.
     """
     figure = Figure(figsize=(6.9, max(3.4, 1.6 + 0.4 * len(runs))), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
-    for number, (summary, run) in enumerate(zip(found["runs"], runs, strict=True)):
+    for number, (summary, run) in enumerate(zip(result["runs"], runs, strict=True)):
         colour, marker = _COLOURS[number % len(_COLOURS)], "osD^v"[number % 5]
         last = summary["steps"][-1]
         low, high = last["interval"]
@@ -83,7 +83,7 @@ def plot_comparison(found: dict[str, Any], runs: Sequence[RunRecord]) -> Figure:
         seconds = np.cumsum([row["seconds"] for row in run.result.history])
         accuracy = [row["accuracy"] for row in run.result.history]
         right.plot(seconds, accuracy, color=colour, marker=marker, markersize=4, linewidth=1.8)
-    names = [shortened(summary["run"], 18) for summary in found["runs"]]
+    names = [shortened(summary["run"], 18) for summary in result["runs"]]
     left.set_yticks(range(len(runs)), names, parse_math=False)
     left.set_ylim(len(runs) - 0.5, -0.7)
     left.margins(x=0.25)
@@ -100,19 +100,19 @@ def plot_comparison(found: dict[str, Any], runs: Sequence[RunRecord]) -> Figure:
 
 
 def write_plot(path: Path, figure: Figure) -> None:
-    """Writes a figure as a PNG, whole at any moment.
+    """Writes a figure as a PNG, atomically.
 
     Raises:
-        InputError: the name is not that of a PNG.
-        RunError: it cannot be written.
+        InputError: the file name does not end in .png.
+        RunError: the file cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise InputError(f"--out {str(path)!r}: is a plot and must end in .png.")
+        raise InputError(f"--out {str(path)!r}: must end in .png.")
     RunFolder(path.expanduser().parent).write_figure(path.name, figure)
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """Folder names where they tell the runs apart, else whole paths."""
+    """Folder names if they are unique, else full paths."""
     short = [run.folder.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
@@ -158,10 +158,10 @@ def _cells(step: dict[str, Any]) -> tuple[Text | str, ...]:
     )
 
 
-def _differences(found: dict[str, Any]) -> Table:
+def _differences(result: dict[str, Any]) -> Table:
     table = plain_table("what differs")
-    for run in found["runs"]:
+    for run in result["runs"]:
         table.add_column(Text(run["run"]), overflow="fold")
-    for key, values in found["differences"].items():
+    for key, values in result["differences"].items():
         table.add_row(key, *(Text("-" if value is None else str(value)) for value in values))
     return table

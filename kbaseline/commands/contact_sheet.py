@@ -1,4 +1,4 @@
-"""A contact sheet of training images: each as it is, and as training may show it."""
+"""A contact sheet of training images: each resized, and with random augmentation."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,26 +10,26 @@ from kbaseline.render.plots import GREY, INK
 from kbaseline.transforms import RandomTransforms
 
 ROWS = 12
-"""Most images on a sheet, shared evenly among the classes; of more classes these many, evenly spaced, are on it."""
+"""Most images on a sheet, divided evenly among the classes; of more classes, this many evenly spaced ones are shown."""
 
 VIEWS = 5
 """Augmented views of each image."""
 
 _WIDTH, _LABEL = 6.9, 0.9
-"""Inches: of the sheet, as every figure of `report`, and of the class names on its left."""
+"""Widths in inches: of the sheet, as of every plot, and of the class names on its left."""
 
 
 def sheet_images(data: ImageData, transforms: TransformsConfig, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the sheet shows.
+    """Selects the images of the sheet and augments them.
 
     Args:
-        data: its training images are drawn from, by class.
+        data: training images are drawn from it by class.
         transforms: the augmentation.
-        seed: fixes the images and the augmentation.
+        seed: seed of the selection and the augmentation.
 
     Returns:
-        Labels int32 `(images,)`; the images resized alone, as validation sees them, uint8 0-255
-        `(images, size, size, 3)`; and augmented, uint8 0-255 `(images, VIEWS, size, size, 3)`.
+        Labels int32 `(images,)`; the images resized as for validation, uint8 0-255 `(images, size, size, 3)`; and
+        augmented, uint8 0-255 `(images, VIEWS, size, size, 3)`.
     """
     rng, present = np.random.default_rng(seed), np.unique(data.train.labels)
     classes = present[np.linspace(0, len(present) - 1, min(ROWS, len(present))).round().astype(int)]
@@ -44,14 +44,14 @@ def sheet_images(data: ImageData, transforms: TransformsConfig, seed: int) -> tu
 
 
 def plot_contact_sheet(data: ImageData, transforms: TransformsConfig, seed: int) -> Figure:
-    """Draws the sheet, a row an image: resized alone, then augmented; see `sheet_images`."""
+    """Draws the sheet, one row per image: resized, then augmented; see `sheet_images`."""
     labels, plain, augmented = sheet_images(data, transforms, seed)
     cell = (_WIDTH - _LABEL) / (VIEWS + 1)
     height = cell * len(labels) + 0.4
     figure = Figure(figsize=(_WIDTH, height), facecolor="white")
     for row, label in enumerate(labels):
         for column, image in enumerate((plain[row], *augmented[row])):
-            # A narrow gap parts what is as it is from what was changed.
+            # A narrow gap separates the resized image from the augmented ones.
             left = _LABEL + column * cell + (0.06 if column else 0)
             bottom = height - 0.4 - (row + 1) * cell
             box = (left / _WIDTH, bottom / height, (cell - 0.08) / _WIDTH, (cell - 0.08) / height)
@@ -70,5 +70,5 @@ def plot_contact_sheet(data: ImageData, transforms: TransformsConfig, seed: int)
 
 def _pixels(images: object) -> np.ndarray:
     """Float images 0-255 as uint8."""
-    found: np.ndarray = np.rint(np.clip(np.asarray(images), 0, 255)).astype(np.uint8)
-    return found
+    pixels: np.ndarray = np.rint(np.clip(np.asarray(images), 0, 255)).astype(np.uint8)
+    return pixels

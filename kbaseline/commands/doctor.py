@@ -1,4 +1,4 @@
-"""`kbaseline doctor`: versions, devices, and whether the data and weights of a configuration are here already."""
+"""`kbaseline doctor`: versions, devices, and whether the data and weights of a configuration are on this machine."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,16 +15,16 @@ def diagnose(config: Config, console: Console | None = None) -> None:
     """Prints what a run of `config` would find on this machine; downloads nothing.
 
     Args:
-        config: the run.
-        console: where to; default: standard output.
+        config: the configuration of the run.
+        console: where to print; default: standard output.
     """
     table = plain_table("", "")
     table.show_header = False
     for name, value in environment().items():
         table.add_row(name, str(value))
     table.add_row("cache", str(config.data.cache_folder))
-    for name, (found, remark) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
-        table.add_row(name, f"[green]here[/]: {escape(remark)}" if found else f"[yellow]missing[/]: {escape(remark)}")
+    for name, (here, detail) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
+        table.add_row(name, f"[green]here[/]: {escape(detail)}" if here else f"[yellow]missing[/]: {escape(detail)}")
     (console or Console()).print(table)
 
 
@@ -35,5 +35,5 @@ def weights_status(config: Config) -> tuple[bool, str]:
     except ModelError as error:
         return False, str(error)
     if file is None:
-        return True, f"none wanted for {config.model.backbone}"
-    return file.is_file(), str(file) if file.is_file() else f"{file} is not there; `kbaseline fit` downloads it"
+        return True, f"{config.model.backbone} starts from random weights"
+    return file.is_file(), str(file) if file.is_file() else f"no file {file}; `kbaseline fit` downloads it"

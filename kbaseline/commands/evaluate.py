@@ -1,4 +1,4 @@
-"""A finished run judged: on the predictions it kept, or on the labelled images of another source."""
+"""Evaluates a finished run on its saved predictions, or on the labelled images of another source."""
 
 import time
 from collections.abc import Mapping
@@ -13,58 +13,58 @@ from kbaseline.console.format import file_name
 from kbaseline.data.prepare import load_labelled
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
-from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final
+from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
 from kbaseline.render.plots import plot_confusion
-from kbaseline.runs.record import RunRecord, read_run, temperatures
+from kbaseline.runs.record import RunRecord, fitted_temperatures, read_run
 from kbaseline.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationReport:
-    """What a run is worth on some images.
+    """The evaluation of a run on a set of images.
 
     Attributes:
-        run: the run's folder.
-        source: where the images came from.
-        split: which of its images they are.
-        figures: by kind of prediction: `plain`, `tta` or both.
-        seconds: what each kind of prediction took; empty where they were kept by the run.
-        skipped: one line for each unreadable image that was left out.
-        seen: whether the network was trained on some of these images, as far as is known.
+        run: the run folder.
+        source: source of the images.
+        split: split of the source.
+        evaluations: by kind of prediction: `plain`, `tta` or both.
+        seconds: duration of each kind of prediction; empty for predictions saved by the run.
+        skipped: one line for each unreadable image.
+        seen_in_training: whether some of these images are known to have been used for training.
     """
 
     run: Path
     source: str
     split: str
-    figures: Mapping[str, Evaluation]
+    evaluations: Mapping[str, Evaluation]
     seconds: Mapping[str, float] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
-    seen: bool = False
+    seen_in_training: bool = False
 
     @property
     def last(self) -> Evaluation:
-        """The figures with test-time augmentation, or the plain ones if there are no others."""
-        return final(self.figures)
+        """The evaluation with test-time augmentation if there is one, else the plain one."""
+        return final_evaluation(self.evaluations)
 
     @property
     def paired(self) -> PairedComparison | None:
-        """Test-time augmentation against plain, or None where there is only one of them."""
-        if len(self.figures) < 2:
+        """Test-time augmentation against plain, or None if only one was evaluated."""
+        if len(self.evaluations) < 2:
             return None
-        return compare_paired(self.figures["plain"], self.figures["tta"])
+        return compare_paired(self.evaluations["plain"], self.evaluations["tta"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain Python, for `evaluation.json`."""
+        """The report as plain Python, for `evaluation.json`."""
         return {
             "run": str(self.run),
             "source": self.source,
             "split": self.split,
             "class_names": list(self.last.class_names),
-            "figures": {kind: found.to_dict() for kind, found in self.figures.items()},
+            "figures": {kind: one.to_dict() for kind, one in self.evaluations.items()},
             "tta_against_plain": asdict(self.paired) if self.paired else None,
             "seconds": dict(self.seconds),
             "skipped": list(self.skipped),
-            "seen_in_training": self.seen,
+            "seen_in_training": self.seen_in_training,
             "environment": environment(),
         }
 
@@ -77,106 +77,106 @@ def evaluate_run(
     out: Path | None = None,
     console: Console | None = None,
 ) -> tuple[EvaluationReport, Path | None]:
-    """Judges a finished run, and writes what it found if it predicted something or `out` says where to.
+    """Evaluates a finished run, and writes the report if a source or `out` is given.
 
     Args:
-        folder: the run's.
-        source, split, tta, console: see `evaluate_kept` where there is no source, else `evaluate_source`.
+        folder: the run folder.
+        source, split, tta, console: see `evaluate_source`; without a source, see `evaluate_kept`.
         out: see `write_evaluation`.
 
     Returns:
-        What was found, and the folder it was written to or None.
+        The report, and the folder it was written to or None.
 
     Raises:
-        InputError, RunError: as those three.
+        InputError, RunError: as those three functions.
     """
     RunFolder.check(out)
     run = read_run(folder)
-    found = evaluate_kept(run, split, tta) if source is None else evaluate_source(run, source, split, tta, console)
-    return found, write_evaluation(found, out) if source or out else None
+    report = evaluate_kept(run, split, tta) if source is None else evaluate_source(run, source, split, tta, console)
+    return report, write_evaluation(report, out) if source or out else None
 
 
 def evaluate_kept(run: RunRecord, split: str | None = None, tta: bool | None = None) -> EvaluationReport:
-    """Scores the predictions a run kept; needs no model.
+    """Scores the predictions that a run saved, without its model.
 
     Args:
         run: the run.
-        split: `valid` or `test`; None for test if the run had one besides validation, else valid.
-        tta: with test-time augmentation beside plain, or plain alone; None for what there is.
+        split: `valid` or `test`; None for test if the run has it besides validation, else valid.
+        tta: True for plain and augmented predictions, False for plain only; None for all that were saved.
 
     Raises:
-        InputError: the run did not keep these predictions.
+        InputError: the run did not save these predictions.
     """
     chosen = split or run.splits[-1]
     if chosen not in run.splits:
         raise InputError(
-            f"run {str(run.folder)!r}: kept its predictions of {' and '.join(run.splits)}, not of {chosen}; to "
-            f"predict others name their source: kbaseline evaluate {run.folder} {run.config.data.source} "
+            f"run {str(run.folder)!r}: has saved predictions of {' and '.join(run.splits)}, not of {chosen}; to "
+            f"predict it, name the source: kbaseline evaluate {run.folder} {run.config.data.source} "
             f"--split {chosen}."
         )
     kept = run.evaluations[chosen]
     if tta and "tta" not in kept:
-        raise InputError(f"run {str(run.folder)!r}: kept no predictions with test-time augmentation; leave --tta out.")
-    wanted = {kind: found for kind, found in kept.items() if kind == "plain" or tta is not False}
+        raise InputError(f"run {str(run.folder)!r}: has no predictions with test-time augmentation; omit --tta.")
+    wanted = {kind: evaluation for kind, evaluation in kept.items() if kind == "plain" or tta is not False}
     return EvaluationReport(run.folder, run.config.data.source, chosen, wanted)
 
 
 def evaluate_source(
     run: RunRecord, source: str, split: str | None = None, tta: bool | None = None, console: Console | None = None
 ) -> EvaluationReport:
-    """Has a run's network predict the images of a source, and scores that.
+    """Predicts the images of a source with a run's network, and scores the predictions.
 
     Args:
         run: the run.
-        source: `folder:PATH`, `tfds:NAME` or the like, with classes of the run's names.
+        source: `folder:PATH`, `tfds:NAME` or the like, with the class names of the run.
         split: see `load_labelled`.
-        tta: with test-time augmentation beside plain, or plain alone; None for what the run did.
+        tta: True for plain and augmented predictions, False for plain only; None as the run was configured.
         console: where to show progress; None shows nothing.
 
     Raises:
         DataError, DownloadError, RunError: as `load_labelled`.
-        InputError: the model cannot be loaded, or test-time augmentation is asked for and the run had none.
+        InputError: the model cannot be loaded, or `tta` is true and the run's configuration turns it off.
     """
     if tta and run.config.tta is None:
-        raise InputError(f"run {str(run.folder)!r}: its configuration has no test-time augmentation; leave --tta out.")
+        raise InputError(f"run {str(run.folder)!r}: its configuration has no test-time augmentation; omit --tta.")
     settings = run.config.data.model_copy(update={"source": source})
     images = load_labelled(settings, run.class_names, split, console)
-    # Keras takes seconds to import; kept predictions are scored without.
+    # Keras takes seconds to import, and saved predictions are scored without it.
     from kbaseline.runs.run import load
 
     saved = load(run.folder)
-    fitted, seconds, figures = temperatures(run.evaluations["valid"]), {}, {}
+    fitted, seconds, evaluations = fitted_temperatures(run.evaluations["valid"]), {}, {}
     for kind in ("plain", "tta") if tta is not False and run.config.tta else ("plain",):
         begin = time.perf_counter()
         probabilities = saved.predict(images.images, tta=kind == "tta")
         seconds[kind] = time.perf_counter() - begin
-        figures[kind] = evaluate_predictions(
+        evaluations[kind] = evaluate_predictions(
             probabilities, images.labels, run.class_names, temperature=fitted.get(kind)
         )
     seen = images.split in (ALL, "train") and _same_source(source, run.config.data.source)
-    return EvaluationReport(run.folder, source, images.split, figures, seconds, images.skipped, seen)
+    return EvaluationReport(run.folder, source, images.split, evaluations, seconds, images.skipped, seen)
 
 
-def write_evaluation(found: EvaluationReport, out: Path | None) -> Path:
-    """Writes `evaluation.json` and `confusion.png` into a folder of their own and returns it.
+def write_evaluation(report: EvaluationReport, out: Path | None) -> Path:
+    """Writes `evaluation.json` and `confusion.png` to a new folder and returns it.
 
     Args:
-        found: what to write.
-        out: the folder, absent or empty; None for a new one in `evaluations/` of the run.
+        report: the report to write.
+        out: the folder, new or empty; None for a new one in `evaluations/` of the run folder.
 
     Raises:
-        InputError: the folder holds something already, or cannot be made.
+        InputError: the folder is not empty, or cannot be created.
         RunError: it cannot be written to.
     """
-    name = file_name(f"{found.source.rstrip('/')}-{found.split}")
-    folder = RunFolder.create(out, name, under=found.run / "evaluations")
-    folder.write_figure("confusion.png", plot_confusion(found.last.confusion, found.last.class_names))
-    folder.write_json("evaluation.json", found.to_dict())
+    name = file_name(f"{report.source.rstrip('/')}-{report.split}")
+    folder = RunFolder.create(out, name, under=report.run / "evaluations")
+    folder.write_figure("confusion.png", plot_confusion(report.last.confusion, report.last.class_names))
+    folder.write_json("evaluation.json", report.to_dict())
     return folder.path
 
 
 def _same_source(one: str, other: str) -> bool:
-    """Whether two sources are the same; a folder is, however its path is written."""
+    """Whether two sources are the same; paths of folders and CSV files are resolved first."""
     kind, _, path = one.partition(":")
     if kind in ("folder", "csv") and other.startswith(f"{kind}:"):
         return Path(path).expanduser().resolve() == Path(other.partition(":")[2]).expanduser().resolve()

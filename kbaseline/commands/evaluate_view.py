@@ -1,4 +1,4 @@
-"""What `kbaseline evaluate` prints: figures, classes and confusions as tables that fit 80 columns."""
+"""The output of `kbaseline evaluate`: scores, classes and confusions as tables that fit 80 columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,77 +12,78 @@ from kbaseline.console.format import interval, percent, plain_table
 from kbaseline.metrics import Evaluation
 
 _MOST_ROWS = 30
-"""Classes that are all shown; of more than these only the worst are."""
+"""Most classes shown; of more, only the worst."""
 
 _MOST_PAIRS = 10
-"""Confused pairs shown."""
+"""Most confused pairs shown."""
 
 
-def print_evaluation(found: EvaluationReport, console: Console) -> None:
-    """Prints what was found."""
-    kind = " with TTA" if "tta" in found.figures else ""
-    images = "1 image" if len(found.last.labels) == 1 else f"{len(found.last.labels):,} images"
-    part = "all of it" if found.split == ALL else f"{DISPLAY_NAMES[found.split]} split"
-    title = f"{found.run} on {found.source}, {part}: {images}"
+def print_evaluation(report: EvaluationReport, console: Console) -> None:
+    """Prints an evaluation report."""
+    kind = " with TTA" if "tta" in report.evaluations else ""
+    images = "1 image" if len(report.last.labels) == 1 else f"{len(report.last.labels):,} images"
+    part = "all images" if report.split == ALL else f"{DISPLAY_NAMES[report.split]} split"
+    title = f"{report.run} on {report.source}, {part}: {images}"
     console.print(Text(title, style="bold"), soft_wrap=True)
-    for line in found.skipped[:5]:
+    for line in report.skipped[:5]:
         console.print(Text(f"skipped: {line}", style="yellow"), soft_wrap=True)
-    if len(found.skipped) > 5:
-        console.print(Text(f"skipped: {len(found.skipped)} images in all; --json names them", style="yellow"))
-    if found.seen:
-        console.print(Text("The run learnt from some of these images: the figures flatter it.", style="yellow"))
-    console.print("", _figures_table(found.figures), "")
-    for remark in _remarks(found):
-        console.print(Text(remark, style="dim"))
+    if len(report.skipped) > 5:
+        console.print(Text(f"skipped: {len(report.skipped)} images in all; --json lists them", style="yellow"))
+    if report.seen_in_training:
+        line = "Some of these images were used for training; the scores are optimistic."
+        console.print(Text(line, style="yellow"))
+    console.print("", _scores_table(report.evaluations), "")
+    for note in _notes(report):
+        console.print(Text(note, style="dim"))
     console.print(Text(f"\nClasses{kind}", style="bold"))
-    console.print(_classes_table(found.last))
-    if pairs := found.last.most_confused():
+    console.print(_classes_table(report.last))
+    if pairs := report.last.most_confused():
         console.print(Text(f"\nMost confused{kind}", style="bold"))
         console.print(_confused_table(pairs))
 
 
-def _figures_table(figures: Mapping[str, Evaluation]) -> Table:
-    """A row a figure, a column a kind of prediction."""
-    some = figures["plain"]
+def _scores_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """One row per score, one column per kind of prediction."""
+    top_k = evaluations["plain"].top_k
     rows: list[tuple[str, Callable[[Evaluation], str]]] = [
-        ("accuracy", lambda found: percent(found.accuracy)),
-        ("95 % interval", lambda found: interval(found.interval)),
-        ("balanced accuracy", lambda found: percent(found.balanced_accuracy)),
-        ("macro F1", lambda found: percent(found.macro_f1)),
-        *([(f"top-{some.top_k} accuracy", lambda found: percent(found.top_k_accuracy))] if some.top_k > 1 else []),
-        ("loss", lambda found: f"{found.loss:.4f}"),
-        ("calibration error", lambda found: percent(found.calibration.error)),
-        ("best temperature", lambda found: f"{found.calibration.temperature:.2f}"),
-        ("  loss then", lambda found: f"{found.calibration.loss_at_temperature:.4f}"),
-        ("  calibration error then", lambda found: percent(found.calibration.error_at_temperature)),
+        ("accuracy", lambda one: percent(one.accuracy)),
+        ("95 % interval", lambda one: interval(one.interval)),
+        ("balanced accuracy", lambda one: percent(one.balanced_accuracy)),
+        ("macro F1", lambda one: percent(one.macro_f1)),
+        *([(f"top-{top_k} accuracy", lambda one: percent(one.top_k_accuracy))] if top_k > 1 else []),
+        ("loss", lambda one: f"{one.loss:.4f}"),
+        ("calibration error", lambda one: percent(one.calibration.error)),
+        ("fitted temperature", lambda one: f"{one.calibration.temperature:.2f}"),
+        ("  loss", lambda one: f"{one.calibration.loss_at_temperature:.4f}"),
+        ("  calibration error", lambda one: percent(one.calibration.error_at_temperature)),
     ]
-    table = plain_table("", figures=list(figures), gap=3)
+    table = plain_table("", figures=list(evaluations), gap=3)
     for name, text in rows:
-        table.add_row(name, *(text(found) for found in figures.values()), style="bold" if name == "accuracy" else "")
+        table.add_row(name, *(text(one) for one in evaluations.values()), style="bold" if name == "accuracy" else "")
     return table
 
 
-def _remarks(found: EvaluationReport) -> list[str]:
-    """What the figures need to be read rightly."""
+def _notes(report: EvaluationReport) -> list[str]:
+    """How to interpret the scores."""
     lines = []
-    if paired := found.paired:
+    if paired := report.paired:
         lines.append(
-            f"TTA against plain: {100 * paired.difference:+.2f} points; {paired.only_second} images are right only "
+            f"TTA against plain: {100 * paired.difference:+.2f} points; {paired.only_second} images are correct only "
             f"with TTA, {paired.only_first} only without (McNemar's exact test: p = {paired.p_value:.2g})."
         )
-    if found.last.calibration.cross_fitted:
+    if report.last.calibration.cross_fitted:
         lines.append(
-            "The temperature is fitted on these same images. The figures below it are taken crosswise: each half of "
-            "the images at the temperature fitted on the other half."
+            "The temperature was fitted on these images. The scores below it are cross-fitted: each half of the "
+            "images is scaled by the temperature of the other half."
         )
     else:
-        lines.append("The temperature is fitted on the run's validation images.")
+        lines.append("The temperature was fitted on the run's validation images.")
     return lines
 
 
-def _classes_table(found: Evaluation) -> Table:
-    """Precision, recall and F1 of each class, or of the worst."""
-    rows = [row for row in found.per_class if row["support"]]
+def _classes_table(evaluation: Evaluation) -> Table:
+    """Precision, recall and F1 of each class, or of the worst ones."""
+    rows = [row for row in evaluation.per_class if row["support"]]
     heading = "class"
     if len(rows) > _MOST_ROWS:
         heading = f"class (the worst {_MOST_ROWS} of {len(rows)})"
@@ -95,7 +96,7 @@ def _classes_table(found: Evaluation) -> Table:
 
 
 def _confused_table(pairs: Sequence[tuple[str, str, int]]) -> Table:
-    """The commonest mistakes."""
+    """The most frequent confusions."""
     table = plain_table("actual", "predicted", figures=("images",), gap=3)
     for actual, predicted, images in pairs[:_MOST_PAIRS]:
         table.add_row(Text(actual), Text(predicted), f"{images:,}")

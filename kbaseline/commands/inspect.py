@@ -1,4 +1,4 @@
-"""What a source holds, before anything is trained on it: counts, sizes, bad files, images that stand twice."""
+"""Inspects a data source before training: class counts, image sizes, bad files, duplicate images."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,22 +23,21 @@ from kbaseline.data.pictures import FilePictures
 from kbaseline.storage.run_folder import RunFolder
 
 IMBALANCE = 3.0
-"""Training images of the commonest class for one of the rarest, from which on a remark is made; a convention."""
-
+"""Ratio of training images, largest class to smallest, from which on the imbalance is noted; a convention."""
 
 _SAME_FORMAT = {"MPO": "JPEG"}
-"""Pillow's name for what a name need not tell: a telephone writes several pictures into one .jpg."""
+"""Formats that may bear the suffix of another: some phones store several images in one .jpg, which Pillow calls MPO."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What was found in a source.
+    """The content of a data source.
 
     Attributes:
         config: the configuration the images were loaded with.
-        data: the images, split as a run would split them.
-        headers: name -> what the image file says of itself; empty where the source is not made of files.
-        duplicates: images that are the same pixel by pixel.
+        data: the images, split as for a run.
+        headers: file name -> image header; empty if the source does not consist of files.
+        duplicates: groups of images with identical pixels.
     """
 
     config: Config
@@ -50,12 +49,12 @@ class Inspection:
     def counts(self) -> dict[str, dict[str, int]]:
         """Class -> split -> number of images."""
         splits, names = self.data.splits, self.data.class_names
-        found = {name: np.bincount(split.labels, minlength=len(names)).tolist() for name, split in splits.items()}
-        return {name: {split: found[split][label] for split in splits} for label, name in enumerate(names)}
+        counts = {name: np.bincount(split.labels, minlength=len(names)).tolist() for name, split in splits.items()}
+        return {name: {split: counts[split][label] for split in splits} for label, name in enumerate(names)}
 
     @cached_property
     def files(self) -> dict[str, Any] | None:
-        """Width, height (min, median and max, in pixels) and formats of the image files; None without files."""
+        """Width and height (min, median and max, in pixels) and formats of the image files; None without files."""
         if not self.headers:
             return None
         headers = self.headers.values()
@@ -68,71 +67,71 @@ class Inspection:
 
     @cached_property
     def misnamed(self) -> dict[str, str]:
-        """File -> its format, where that is another one than its name says."""
-        said = Image.registered_extensions()
+        """File -> its format, where that contradicts the file's suffix."""
+        formats = Image.registered_extensions()
         return {
             name: header.format
             for name, header in self.headers.items()
-            if said.get(Path(name).suffix.lower()) not in (None, _SAME_FORMAT.get(header.format, header.format))
+            if formats.get(Path(name).suffix.lower()) not in (None, _SAME_FORMAT.get(header.format, header.format))
         }
 
     @cached_property
     def repeats(self) -> dict[str, int]:
-        """Split -> how many of its images stand in it already; splits without any are left out."""
-        found: Counter[str] = Counter()
+        """Split -> number of images that repeat another one of the split; only splits that have some."""
+        repeats: Counter[str] = Counter()
         for group in self.duplicates.groups:
             for split, number in Counter(place.split for place in group).items():
-                found[split] += number - 1
-        return {split: number for split, number in found.items() if number}
+                repeats[split] += number - 1
+        return {split: number for split, number in repeats.items() if number}
 
     @property
     def leaking(self) -> tuple[tuple[Place, ...], ...]:
-        """The groups of equal images that stand in more than one split."""
+        """Groups of identical images that appear in more than one split."""
         return tuple(group for group in self.duplicates.groups if len({place.split for place in group}) > 1)
 
     def warnings(self) -> list[str]:
-        """What makes the accuracy of a run look better, or its labels wrong."""
+        """Problems that make a run's accuracy too optimistic or its labels wrong."""
         lines = [
             f"LEAK: {count:,} of {len(self.data.splits[split]):,} {split} images are also in {EARLIER[split]}, pixel "
-            "for pixel. Accuracy on them is no evidence; remove one copy of each."
+            "for pixel. Accuracy on them proves nothing; remove one copy of each."
             for split, count in self.duplicates.leaks.items()
         ]
         if wrong := len(self.duplicates.contradictions):
-            lines.append(f"LABELS: equal images stand under several classes ({wrong:,} times); correct the labels.")
+            lines.append(f"LABELS: identical images have different classes ({wrong:,} times); correct the labels.")
         return lines
 
-    def remarks(self) -> list[str]:
-        """What is worth knowing, without being wrong."""
+    def notes(self) -> list[str]:
+        """Observations that need no correction."""
         lines = [
-            f"Repeats: {count:,} of {len(self.data.splits[split]):,} {split} images are there already, pixel for pixel."
+            f"Repeats: {count:,} of {len(self.data.splits[split]):,} {split} images repeat another, pixel for pixel."
             for split, count in self.repeats.items()
         ]
         if self.misnamed:
             name, kind = next(iter(self.misnamed.items()))
             lines.append(
-                f"Formats: {len(self.misnamed):,} of {len(self.headers):,} files hold another format than their name "
-                f"says: {name} ({kind}), ... Some sites answer with a placeholder where a photo is gone."
+                f"Formats: {len(self.misnamed):,} of {len(self.headers):,} files differ in format from their suffix: "
+                f"{name} ({kind}), ... They may be placeholders that a site sent in place of a removed photo."
             )
         train = {name: row["train"] for name, row in self.counts.items() if row["train"]}
         rare, common = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
         if train[common] >= IMBALANCE * train[rare] and self.config.data.class_weights == "none":
             lines.append(
                 f"Imbalance: {common!r} has {train[common]:,} training images, {rare!r} {train[rare]:,}. Try --set "
-                "data.class_weights=auto, and read balanced accuracy beside accuracy."
+                "data.class_weights=auto, and check balanced accuracy as well as accuracy."
             )
         return lines
 
     def label(self, place: Place) -> str:
-        """The class of an image."""
+        """Class name of an image."""
         return self.data.class_names[place.label]
 
     def name(self, place: Place) -> str:
-        """What to call an image: its file, or its number in its split."""
+        """Name of an image: its file, or its split and number."""
         split = self.data.splits[place.split]
         return split.name(place.row) if split.provenance else f"{place.split} {split.name(place.row)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in plain Python, for `data.json`."""
+        """The inspection as plain Python, for `data.json`."""
         groups = [
             [{"image": self.name(place), "split": place.split, "class": self.label(place)} for place in group]
             for group in self.duplicates.groups
@@ -148,15 +147,15 @@ class Inspection:
             "repeats": self.repeats,
             "duplicates": groups,
             "warnings": self.warnings(),
-            "remarks": self.remarks(),
+            "remarks": self.notes(),
         }
 
 
 def inspect_source(config: Config, console: Console | None = None) -> Inspection:
-    """Loads a source as a run would, and looks at it; what cannot be read is named, whatever `data.on_bad_image` says.
+    """Loads a source as a run would and inspects it. Unreadable images are always skipped and listed.
 
     Args:
-        config: its `data` section and seed count.
+        config: its `data` section and seed are used.
         console: where to show progress; None shows nothing.
 
     Raises:
@@ -167,47 +166,49 @@ def inspect_source(config: Config, console: Console | None = None) -> Inspection
     return Inspection(config, data, _headers(data, console), find_duplicates(data))
 
 
-def write_inspection(found: Inspection, out: Path | None) -> Path:
-    """Writes `data.json` and `samples.png`, the contact sheet, into a folder of their own and returns it.
+def write_inspection(inspection: Inspection, out: Path | None) -> Path:
+    """Writes `data.json` and `samples.png`, the contact sheet, to a new folder and returns it.
 
     Args:
-        found: what to write.
-        out: the folder, absent or empty; None for a new one in `runs/`, named after the source.
+        inspection: the inspection to write.
+        out: the folder, new or empty; None for a new one in `runs/`, named after the source.
 
     Raises:
-        InputError: the folder holds something already, or cannot be made.
+        InputError: the folder is not empty, or cannot be created.
         RunError: it cannot be written to.
     """
-    # Keras takes seconds to import; looking alone needs none.
+    # Keras takes seconds to import, and only the contact sheet needs it.
     from kbaseline.commands.contact_sheet import plot_contact_sheet
 
-    folder = RunFolder.create(out, f"data-{file_name(found.data.source, 70)}")
-    folder.write_json("data.json", found.to_dict())
-    folder.write_figure("samples.png", plot_contact_sheet(found.data, found.config.transforms, found.config.seed))
+    folder = RunFolder.create(out, f"data-{file_name(inspection.data.source, 70)}")
+    folder.write_json("data.json", inspection.to_dict())
+    folder.write_figure(
+        "samples.png", plot_contact_sheet(inspection.data, inspection.config.transforms, inspection.config.seed)
+    )
     return folder.path
 
 
 def _headers(data: ImageData, console: Console | None) -> dict[str, Header]:
-    """The headers of all image files that were decoded, by name."""
+    """Headers of all decoded image files, by file name."""
     known = [split.provenance for split in data.splits.values() if split.provenance is not None]
     files = [(p.pictures, n) for p in known if isinstance(p.pictures, FilePictures) for n in p.numbers.tolist()]
-    found: dict[str, Header] = {}
+    by_name: dict[str, Header] = {}
     with quiet(), Bar(console, "Reading headers", len(files)) as bar, ThreadPoolExecutor(8) as pool:
         headers = pool.map(lambda place: _header(place[0].open(place[1])), files)
         for (pictures, number), header in zip(files, headers, strict=True):
             if header is not None:
-                found[pictures.name(number)] = header
+                by_name[pictures.name(number)] = header
             bar.advance()
-    return found
+    return by_name
 
 
 def _header(file: Path) -> Header | None:
     try:
         return probe(file)
     except BadImageError:
-        return None  # Changed since it was decoded; a run takes the decoded copy.
+        return None  # the file changed since it was decoded; a run uses the decoded copy
 
 
 def _spread(values: Iterable[int]) -> dict[str, int]:
-    found = np.fromiter(values, int)
-    return {"min": int(found.min()), "median": int(np.median(found)), "max": int(found.max())}
+    numbers = np.fromiter(values, int)
+    return {"min": int(numbers.min()), "median": int(np.median(numbers)), "max": int(numbers.max())}

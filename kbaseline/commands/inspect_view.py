@@ -1,4 +1,4 @@
-"""What `kbaseline data` prints: classes and splits as a table, then what is wrong and what is worth knowing."""
+"""The output of `kbaseline data`: classes and splits as a table, then notes and warnings."""
 
 from rich.console import Console
 from rich.table import Table
@@ -8,50 +8,50 @@ from kbaseline.commands.inspect import Inspection
 from kbaseline.console.format import plain_table
 
 _MOST_ROWS = 30
-"""Classes that are all shown; of more than these only the rarest are."""
+"""Most classes shown; of more, only the rarest."""
 
 _MOST_LINES = 5
-"""Examples shown of bad files and of duplicates."""
+"""Most examples shown of bad files and of duplicates."""
 
 
-def print_inspection(found: Inspection, console: Console) -> None:
-    """Prints what was found, warnings last, where they are seen."""
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """Prints an inspection, with the warnings last, where they are noticed."""
 
-    def say(text: str, style: str = "") -> None:
+    def show(text: str, style: str = "") -> None:
         console.print(Text(text, style=style), soft_wrap=True)
 
-    say(repr(found.data), "bold")
-    if found.files:
-        width, height, formats = (found.files[name] for name in ("width", "height", "formats"))
+    show(repr(inspection.data), "bold")
+    if inspection.files:
+        width, height, formats = (inspection.files[name] for name in ("width", "height", "formats"))
         for side, spread in (("width", width), ("height", height)):
-            say(f"{side}: {spread['min']:,} to {spread['max']:,} pixels, median {spread['median']:,}")
-        say(f"formats: {', '.join(f'{name} {number:,}' for name, number in formats.items())}")
-    console.print("", _classes(found), "")
-    if skipped := found.data.skipped:
-        say(f"skipped: {len(skipped):,}", "yellow")
-        for line in skipped[:_MOST_LINES]:
-            say(f"  {line}", "yellow")
-    for remark in found.remarks():
-        say(remark, "yellow")
-    for warning in found.warnings():
-        say(warning, "bold red")
-    # Those that are wrong first.
-    wrong = dict.fromkeys([*found.leaking, *found.duplicates.contradictions, *found.duplicates.groups])
-    for group in list(wrong)[:_MOST_LINES]:
-        say("  " + " = ".join(f"{found.name(p)} ({p.split}, {found.label(p)})" for p in group[:4]))
-    if (more := len(wrong) - _MOST_LINES) > 0:
-        say(f"  and {more:,} more group{'s' * (more > 1)} of equal images; data.json names them all")
+            show(f"{side}: {spread['min']:,} to {spread['max']:,} pixels, median {spread['median']:,}")
+        show(f"formats: {', '.join(f'{name} {number:,}' for name, number in formats.items())}")
+    console.print("", _classes(inspection), "")
+    if skipped := inspection.data.skipped:
+        show(f"skipped: {len(skipped):,}", "yellow")
+        for reason in skipped[:_MOST_LINES]:
+            show(f"  {reason}", "yellow")
+    for note in inspection.notes():
+        show(note, "yellow")
+    for warning in inspection.warnings():
+        show(warning, "bold red")
+    # Leaks and contradictory labels first.
+    groups = dict.fromkeys([*inspection.leaking, *inspection.duplicates.contradictions, *inspection.duplicates.groups])
+    for group in list(groups)[:_MOST_LINES]:
+        show("  " + " = ".join(f"{inspection.name(p)} ({p.split}, {inspection.label(p)})" for p in group[:4]))
+    if (more := len(groups) - _MOST_LINES) > 0:
+        show(f"  and {more:,} more group{'s' * (more > 1)} of identical images; data.json lists them all")
 
 
-def _classes(found: Inspection) -> Table:
+def _classes(inspection: Inspection) -> Table:
     """Images by class and split."""
-    rows = list(found.counts.items())
+    rows = list(inspection.counts.items())
     heading = "class"
     if len(rows) > _MOST_ROWS:
         heading = f"class (the rarest {_MOST_ROWS} of {len(rows):,})"
         rows = sorted(rows, key=lambda row: row[1]["train"])[:_MOST_ROWS]
-    table = plain_table(heading, figures=list(found.data.splits), gap=3)
+    table = plain_table(heading, figures=list(inspection.data.splits), gap=3)
     for name, row in rows:
         table.add_row(Text(name), *(f"{number:,}" for number in row.values()))
-    table.add_row(Text("all", style="bold"), *(f"{len(split):,}" for split in found.data.splits.values()))
+    table.add_row(Text("all", style="bold"), *(f"{len(split):,}" for split in inspection.data.splits.values()))
     return table

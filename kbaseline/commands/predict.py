@@ -1,4 +1,4 @@
-"""Predicts image files with a finished run: files, folders and patterns in, one answer for each image out."""
+"""Predicts image files, given as files, folders or patterns, with a finished run."""
 
 import csv
 import glob
@@ -23,13 +23,13 @@ from kbaseline.runs.run import SavedRun
 
 @dataclass(frozen=True, eq=False)
 class FilePredictions:
-    """What a run says of image files.
+    """A run's predictions of image files.
 
     Attributes:
-        files: those that could be read, in the order asked for.
-        probabilities: float32 `(number, classes)`, a row for each of `files`.
-        class_names: the name of each column.
-        bad: file -> why it could not be read.
+        files: the readable files, in the given order.
+        probabilities: float32 `(number, classes)`, one row for each of `files`.
+        class_names: names of the columns.
+        bad: unreadable file -> reason.
     """
 
     files: list[Path]
@@ -38,7 +38,7 @@ class FilePredictions:
     bad: dict[Path, str]
 
     def rows(self, top: int) -> list[dict[str, Any]]:
-        """For each file `image`, `class`, `probability` (0 to 1), and as `top` that many classes, likeliest first."""
+        """For each file `image`, `class`, `probability` (0 to 1) and `top`, its `top` most probable classes."""
         rows = []
         for file, p in zip(self.files, self.probabilities, strict=True):
             best = np.argsort(-p, kind="stable")[: max(top, 1)]
@@ -47,7 +47,7 @@ class FilePredictions:
         return rows
 
     def to_csv(self, top: int) -> str:
-        """One line a file under a header: the image, then class and probability of each of the `top` likeliest."""
+        """CSV with a header and one line per file: the image, then class and probability of its `top` classes."""
         top = min(top, len(self.class_names))
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -60,54 +60,54 @@ class FilePredictions:
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
-    """The image files that files, folders (searched to any depth) and patterns stand for, each once.
+    """The image files given as files, folders (searched recursively) and glob patterns, each once.
 
-    A file named outright is taken whatever it is called; in folders only image files count.
+    A file that is named explicitly may have any suffix; in folders, only files with an image suffix count.
 
     Raises:
-        InputError: an argument that stands for nothing.
+        InputError: an argument matches no file.
     """
-    found: dict[Path, None] = {}
+    images: dict[Path, None] = {}
     for argument in arguments:
         path = Path(argument).expanduser()
-        # A file whose own name holds brackets is no pattern.
+        # An existing file with brackets in its name is not a pattern.
         matches = [] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob wants a root
-        places = [Path(name) for name in sorted(matches)] or [path]
+        paths = [Path(name) for name in sorted(matches)] or [path]
         files: list[Path] = []
-        for place in places:
+        for place in paths:
             inside = sorted(place.rglob("*")) if place.is_dir() else [place]
             files += [f for f in inside if f == place or (f.suffix.lower() in SUFFIXES and f.is_file())]
         files = [file for file in files if file.is_file()]
         if not files:
-            what = "holds no image" if path.is_dir() else "no such file, and no file matches it as a pattern"
+            what = "contains no image" if path.is_dir() else "no such file, and no file matches it as a pattern"
             raise InputError(f"{argument!r}: {what}; give image files ({', '.join(sorted(SUFFIXES))}) or their folder.")
-        found |= dict.fromkeys(files)
-    return list(found)
+        images |= dict.fromkeys(files)
+    return list(images)
 
 
 def predict_files(
     run: SavedRun, files: Sequence[Path], *, tta: bool = False, console: Console | None = None
 ) -> FilePredictions:
-    """Predicts image files, decoded and sized as the run's training images were.
+    """Predicts image files, decoded and resized like the run's training images.
 
     Args:
         run: see `load`.
         files: see `find_images`.
-        tta: with test-time augmentation, as the run's configuration says.
+        tta: use test-time augmentation, as the run was configured.
         console: where decoding shows its progress; None shows nothing.
 
     Raises:
         DataError: none of the files can be read.
-        InputError: `tta`, and the run's configuration leaves it out.
-        RunError: the system's folder for temporary files cannot be written.
+        InputError: `tta` is true, but the run's configuration turns it off.
+        RunError: the system's temporary folder cannot be written to.
     """
     data = run.config.data
     files = list(files)
-    # Of a copy that lasts for a moment nobody asks whether the files have changed.
+    # Size and modification time 0: they only matter to a cache that outlives this call.
     pictures = FilePictures(Path(), [File(str(file), 0, 0) for file in files])
     chosen = {"given": np.arange(len(files))}
     target = Target(data.size, data.resize, strict=False)
-    # On disk for the moment: memory stays bounded however many there are.
+    # Decoded to a temporary file, so that memory stays bounded for any number of images.
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         try:
             done = decoded(pictures, chosen, target, Path(scratch), console)["given"]
@@ -118,13 +118,13 @@ def predict_files(
     return FilePredictions(kept, probabilities, run.class_names, {files[i]: why for i, why in done.bad.items()})
 
 
-def print_predictions(found: FilePredictions, top: int, console: Console) -> None:
-    """A table for people: one line a file, its likeliest classes with their probabilities."""
+def print_predictions(predictions: FilePredictions, top: int, console: Console) -> None:
+    """Prints a table: one line per file, its most probable classes with their probabilities."""
     table = plain_table("image")
-    for rank in range(min(top, len(found.class_names))):
+    for rank in range(min(top, len(predictions.class_names))):
         table.add_column("class" if rank == 0 else f"{rank + 1}.", overflow="fold")
         table.add_column("", justify="right")
-    for row in found.rows(top):
+    for row in predictions.rows(top):
         cells = [cell for entry in row["top"] for cell in (Text(entry["class"]), percent(entry["probability"]))]
         table.add_row(Text(row["image"]), *cells)
     console.print(table)

@@ -1,7 +1,4 @@
-"""Settings as text: YAML read strictly, and dotted keys that reach into what it holds.
-
-Knows nothing of the settings themselves.
-"""
+"""Strict YAML, and dotted keys into nested mappings and lists; independent of the configuration's schema."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +11,7 @@ from kbaseline.errors import ConfigError, one_line
 
 
 class _Loader(yaml.SafeLoader):
-    """No key twice, and no aliases: a few lines of them stand for more than fits into any memory."""
+    """Rejects duplicate keys, and aliases: a few lines of them can expand beyond any memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -27,9 +24,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -41,22 +38,22 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """A text read as YAML, where `1e-3` is a number and no key stands twice.
+    """Parses YAML, with `1e-3` as a number and no duplicate keys.
 
     Raises:
-        ConfigError: no YAML; the message begins with `where`.
+        ConfigError: it is not valid YAML; the message begins with `where`.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not readable as YAML ({one_line(error, 300)}).") from None
+        raise ConfigError(f"{where}: not valid YAML ({one_line(error, 300)}).") from None
 
 
 def read_yaml(path: Path) -> Any:
-    """A file read as YAML; an empty one is an empty mapping.
+    """Reads a YAML file; an empty one is an empty mapping.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML.
+        ConfigError: it cannot be read, or is not valid YAML.
     """
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
@@ -65,29 +62,29 @@ def read_yaml(path: Path) -> Any:
 
 
 def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
-    """A copy of `tree` with the value at `parts` replaced, `whole` being the key in messages.
+    """A copy of `tree` with the value at `parts` replaced; `whole` is the dotted key for messages.
 
     Raises:
-        ConfigError: the key leads outside a list, or below a plain value.
+        ConfigError: an index is out of range, or the key continues below a plain value.
     """
     if not parts:
         return value
     head, rest = parts[0], parts[1:]
     if isinstance(tree, list | tuple):
-        # Not as a number: `²` is a digit that is none, and five thousand of them are no number to Python.
+        # Compared as strings: `int` refuses `²`, which is a digit to `isdigit`, and five thousand digits.
         if head not in map(str, range(len(tree))):
-            raise ConfigError(f"{whole}: {head!r} must be a position from 0 to {len(tree) - 1}.")
+            raise ConfigError(f"{whole}: {head!r} must be an index from 0 to {len(tree) - 1}.")
         return [with_override(item, rest, value, whole) if str(i) == head else item for i, item in enumerate(tree)]
     if not isinstance(tree, dict | type(None)):
-        raise ConfigError(f"{whole}: there is nothing called {head!r} below {tree!r}; shorten the key.")
+        raise ConfigError(f"{whole}: {tree!r} has no key {head!r}; shorten the key.")
     tree = dict(tree or {})
     return {**tree, head: with_override(tree.get(head), rest, value, whole)}
 
 
 def flattened(tree: Any, prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
-    """`{"stages": [{"epochs": 5}]}` -> `{"stages.0.epochs": 5}`: every plain value under its dotted key.
+    """`{"stages": [{"epochs": 5}]}` -> `{"stages.0.epochs": 5}`: every plain value by its dotted key.
 
-    With `lists` false a list counts as a plain value.
+    With `lists=False`, a list counts as a plain value.
     """
     items: Iterable[tuple[Any, Any]]
     if isinstance(tree, Mapping):

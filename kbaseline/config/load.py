@@ -1,6 +1,6 @@
-"""Configurations as text: loaded from YAML and dotted overrides, with one line on what is wrong; and explained.
+"""Loads a configuration from YAML and dotted overrides, with a one-line error, and prints it with every key explained.
 
-Loads neither Keras nor JAX, so that `--help` and a bad key answer at once.
+Imports neither Keras nor JAX, so that `--help` and an unknown key get an answer at once.
 """
 
 import math
@@ -47,10 +47,10 @@ def load_config(
         path = _config_file(source)
         where, tree = str(path), read_yaml(path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: the top level must be keys and values; got {type(tree).__name__}.")
+        raise ConfigError(f"{where}: the top level must be a mapping; got {type(tree).__name__}.")
     for key, value in (overrides or {}).items():
         if key.startswith("stages."):
-            # Whoever names none of their own changes one of the default stages.
+            # Without stages of its own, a configuration overrides the default ones.
             tree = {"stages": Config().model_dump(mode="json")["stages"], **tree}
         tree = with_override(tree, key.split("."), value, key)
     try:
@@ -63,13 +63,13 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`["stages.0.epochs=5"]` -> `{"stages.0.epochs": 5}`; values are read as YAML.
 
     Raises:
-        ConfigError: an item without `=`, or a value that is no YAML.
+        ConfigError: an item has no `=`, or a value is not valid YAML.
     """
     parsed = {}
     for item in assignments:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {item!r}: must read KEY=VALUE, for instance --set data.size=96.")
+            raise ConfigError(f"--set {item!r}: must be KEY=VALUE, for instance --set data.size=96.")
         parsed[key.strip()] = parse_yaml(text, f"--set {item!r}")
     return parsed
 
@@ -141,7 +141,7 @@ def _first_problem(error: ValidationError, tree: Any) -> str:
     key = ".".join(shown)
     if first["type"] == "extra_forbidden":
         known = _known_keys(shown[:-1])
-        return f"unknown key {key!r}; known here: {', '.join(known)}.{did_you_mean(shown[-1], known)}"
+        return f"unknown key {key!r}; must be one of {', '.join(known)}.{did_you_mean(shown[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] in ("missing", "value_error") else f"; got {node!r}"
     return f"{key or 'configuration'}: {message}{got}. `kbaseline config` lists every key with its meaning."

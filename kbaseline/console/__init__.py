@@ -1,1 +1,1 @@
-"""Console output: numbers and tables as text, progress bars, the table of epochs."""
+"""Console output: formatted numbers and tables, progress bars, the epoch table."""

@@ -1,4 +1,4 @@
-"""The progress bar of every long piece of work: a rate, the time left, and nothing left behind when it ends."""
+"""The progress bar used for all long work: rate and time left, erased when it ends."""
 
 import threading
 import time
@@ -22,11 +22,11 @@ from rich.text import Text
 from kbaseline.console.format import rate
 
 PATIENCE_SECONDS = 2.0
-"""Work done within this time shows no bar."""
+"""Work that ends within this time shows no bar."""
 
 
 class _Rate(ProgressColumn):
-    """`1,234 images/s`, or `12.3 MB/s` for bytes; nothing where it is not known."""
+    """`1,234 images/s`, or `12.3 MB/s` for bytes; empty while it is unknown."""
 
     def __init__(self, unit: str, per_step: float) -> None:
         super().__init__()
@@ -41,16 +41,16 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """A progress bar with rate and time left, in a terminal; a log file gets nothing.
+    """A progress bar with rate and time left, drawn only in a terminal and erased when it ends.
 
-    It leaves nothing behind when it ends. Any thread may move it.
+    Any thread may update it.
 
     Args:
         console: where to draw; None draws nothing.
-        label: what is being done.
-        total: how much there is to do, in steps; it may `grow`. None where nobody knows.
-        unit: what the rate counts.
-        per_step: how much of the unit a step is; given, the bar counts its steps, otherwise it shows percent.
+        label: text before the bar.
+        total: number of steps; `grow` adds to it. None if unknown.
+        unit: unit of the rate.
+        per_step: units per step. If given, the bar shows steps done, otherwise percent.
         patience: seconds before the bar appears; None for `PATIENCE_SECONDS`.
     """
 
@@ -83,26 +83,26 @@ class Bar:
         self.close()
 
     def close(self) -> None:
-        """Erases the bar for good and gives the terminal its cursor back."""
+        """Erases the bar for good and restores the terminal's cursor."""
         with self._lock:
             self._console = None
             self._hide()
 
     def grow(self, amount: int) -> None:
-        """Adds `amount` to what there is to do."""
+        """Adds `amount` to the total."""
         with self._lock:
             self._total = (self._total or 0) + amount
 
     def advance(self, amount: int = 1) -> None:
-        """Counts `amount` as done."""
+        """Counts `amount` more steps as done."""
         with self._lock:
             self._show(self._done + amount)
             if self._total and self._done >= self._total:
-                # Gone at once: another bar may follow before this block ends.
+                # Hidden at once: another bar may start before this block ends.
                 self._hide()
 
     def move_to(self, done: int, note: str = "") -> None:
-        """Moves the bar to `done` steps, never back, and shows `note` beside it until the next one."""
+        """Moves the bar to `done` steps, never back, and shows `note` beside it until the next note."""
         with self._lock:
             self._note = note or self._note
             self._show(done)

@@ -1,4 +1,4 @@
-"""How figures, names and tables are written, alike wherever a run shows them."""
+"""Formatting of numbers, names and tables, the same in every output."""
 
 import math
 import re
@@ -19,7 +19,7 @@ def interval(ends: Sequence[float]) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`01:23`, or `1:02:03` from an hour on; a dash for None and NaN."""
+    """`01:23`, or `1:02:03` from one hour; a dash for None and NaN."""
     if seconds is None or math.isnan(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -28,17 +28,17 @@ def clock(seconds: float | None) -> str:
 
 
 def rate(per_second: float) -> str:
-    """Three digits, or all if there are more: `1,234`, `56.7`, `0.123`."""
+    """A rate with three significant digits, or as a whole number from 100: `1,234`, `56.7`, `0.123`."""
     return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.3g}"
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most `most` characters, the last an ellipsis where some are missing."""
+    """A name cut to `most` characters, with an ellipsis if it was longer."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def file_name(text: str, most: int = 80) -> str:
-    """The last `most` characters of a text, as the name of a file on any system; a source string, for instance."""
+    """The last `most` characters of a text, such as a source string, as a file name that is valid on any system."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[-most:]
 
 
@@ -46,9 +46,9 @@ def plain_table(*texts: str, figures: Sequence[str] = (), gap: int = 2) -> Table
     """An empty table without lines.
 
     Args:
-        texts: headings of its columns of text, which come first.
-        figures: headings of its columns of figures, which are never broken.
-        gap: characters between two columns.
+        texts: headings of the text columns, which come first and may wrap.
+        figures: headings of the columns of numbers, right-aligned and never wrapped.
+        gap: spaces between two columns.
     """
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, gap, 0, 0))
     for heading in texts:

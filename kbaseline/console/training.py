@@ -1,7 +1,7 @@
 """Console output during training: progress bars and the epoch table.
 
-Only a terminal gets bars; a log file gets the same lines without them and without control characters. Keras may call
-the batch methods from other threads, so that reading a loss does not hold up the next step on the accelerator.
+Bars are drawn only in a terminal; a log file gets the same lines without bars or control characters. Keras may call
+the batch methods from other threads, so that reading a loss does not delay the next step on the accelerator.
 """
 
 import threading
@@ -18,22 +18,22 @@ from kbaseline.console.bars import Bar
 from kbaseline.console.format import clock, percent, rate
 
 _LOSS_EVERY = 0.5
-"""Seconds between two readings of the live loss: reading one waits for the accelerator."""
+"""Seconds between two updates of the shown loss: reading it waits for the accelerator."""
 
 _WIDTHS = {"epoch": 5, "train_loss": 10, "valid_loss": 10, "accuracy": 9, "images/s": 9, "time": 8}
-"""Columns of the epoch table, and their widths in characters."""
+"""Columns of the epoch table -> their widths in characters."""
 
 
 class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
-    """What the bars share: one at a time, erased when done, and never left behind.
+    """Base of the progress-bar callbacks: shows at most one bar at a time and erases it at the end.
 
-    A context manager, for Keras calls no method of a callback when training is interrupted.
+    It is a context manager because Keras calls no method of a callback when training is interrupted.
 
     Args:
-        console: where to draw; no bar is drawn unless it is a terminal that can.
+        console: where to draw; a bar is drawn only in an interactive terminal.
     """
 
-    # Tells Keras that batch methods may run in its threads. Without it, each step waits for its loss to be read.
+    # Tells Keras that batch methods may run in its threads. Without it, every step waits until its loss is read.
     async_safe = True
 
     def __init__(self, console: Console) -> None:
@@ -52,22 +52,22 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
         self.close()
 
     def close(self) -> None:
-        """Erases the bar and gives the terminal its cursor back; does nothing where there is no bar."""
+        """Erases the bar, if there is one, and restores the terminal's cursor."""
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.close()
 
     def _open(self, label: str, total: int | None, images_per_batch: float = 0.0) -> None:
-        """Draws a bar of `total` batches, None where nobody knows how many there will be."""
+        """Draws a bar of `total` batches, or of unknown length if None."""
         self.close()
         if self.console.is_interactive:
             self._next_loss = time.monotonic() + _LOSS_EVERY
             self._bar = Bar(self.console, label, total, per_step=images_per_batch, patience=0)
 
     def _show(self, completed: int, logs: dict[str, Any] | None = None) -> None:
-        """Moves the bar to `completed` batches, and now and then shows the loss in `logs`."""
+        """Moves the bar to `completed` batches and, every `_LOSS_EVERY` seconds, shows the loss in `logs`."""
         bar = self._bar
-        # Threads may come after the bar has gone.
+        # A thread may call this after the bar was closed.
         if bar is None:
             return
         note = ""
@@ -78,47 +78,47 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class StageTable(BatchBar):
-    """Prints a stage of training: a header, then one line an epoch, with a bar while an epoch runs.
+    """Prints a stage of training: a header, then one line per epoch, with a bar while an epoch runs.
 
         with StageTable("head", epochs=3, images_per_epoch=50_000, console=Console()) as table:
             model.fit(..., epochs=3, callbacks=[table], verbose=0)
 
-    Accuracy is that of validation, or that of training if there is no validation. Images/s counts the time of the
-    training steps; time is that of the whole epoch.
+    Accuracy is measured on validation, or on training if there is no validation. Images/s covers the training steps
+    only; time covers the whole epoch.
 
     Args:
         stage: the stage's name.
-        epochs: how many it has.
-        images_per_epoch: training images of an epoch that is not cut short.
+        epochs: number of epochs.
+        images_per_epoch: training images of a full epoch.
         console: where to print.
 
     Attributes:
-        rows: one an epoch: `stage`, `epoch` (from 1), `train_loss`, `valid_loss`, `accuracy` (0 to 1),
-            `images_per_s`, `seconds`; None where there is no figure.
+        rows: one per epoch: `stage`, `epoch` (from 1), `train_loss`, `valid_loss`, `accuracy` (0 to 1),
+            `images_per_s`, `seconds`; None for a missing value.
     """
 
     def __init__(self, stage: str, epochs: int, images_per_epoch: int, console: Console) -> None:
         super().__init__(console)
         self.stage, self.epochs, self.images_per_epoch = stage, epochs, images_per_epoch
         self.rows: list[dict[str, Any]] = []
-        self._running = self._headed = False
+        self._running = self._header_printed = False
         self._began = self._trained = self._earlier = 0.0
         self._batches = 0
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the running epoch, 0 between two."""
+        """Seconds since the running epoch began, 0 between epochs."""
         return time.perf_counter() - self._began if self._running else 0.0
 
-    def go_on(self, rows: Sequence[dict[str, Any]], elapsed: float) -> None:
-        """Takes over from an earlier process: its rows, and its seconds of the epoch that goes on."""
+    def resume(self, rows: Sequence[dict[str, Any]], elapsed: float) -> None:
+        """Continues the table of an earlier process: its rows, and the seconds it spent on the current epoch."""
         self.rows, self._earlier = list(rows), elapsed
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Prints the header, and the rows there are; once, into however many fits the stage is cut."""
-        if self._headed:
+        """Prints the header and existing rows, once, even if the stage takes several calls of `fit`."""
+        if self._header_printed:
             return
-        self._headed = True
+        self._header_printed = True
         count = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         self._print(Text.assemble((self.stage, "bold"), f"  {count}"))
         self._print(Text(_line(list(_WIDTHS)), style="dim"))
@@ -126,7 +126,7 @@ class StageTable(BatchBar):
             self._print_row(row)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Starts the clocks and the bar."""
+        """Starts the timers and the bar."""
         steps = self.params.get("steps")
         self._running, self._trained, self._batches = True, 0.0, 0
         label = f"{self.stage} {epoch + 1}/{self.epochs}"
@@ -142,16 +142,16 @@ class StageTable(BatchBar):
             self._show(batch + 1, logs)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Stops the clock of training: what follows is validation."""
+        """Stops the training timer: validation follows."""
         if not self._running or self._trained:
             return
-        # Steps are handed to the accelerator in advance; the count of the last one is there when it is done.
+        # Steps run asynchronously on the accelerator; reading the step count waits for the last one.
         keras.ops.convert_to_numpy(self.model.optimizer.iterations)
         self._trained = time.perf_counter() - self._began
         self._open(f"{self.stage}: validation", total=None)
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Moves the bar of validation."""
+        """Moves the validation bar."""
         if self._running:
             self._show(batch + 1)
 
@@ -162,7 +162,7 @@ class StageTable(BatchBar):
         self.close()
         logs = logs or {}
         trained, steps = self._trained or seconds, self.params.get("steps")
-        # Keras can stop in the middle of an epoch.
+        # A callback can stop training in the middle of an epoch.
         share = min(1.0, self._batches / steps) if steps and self._batches else 1.0
         train_loss, valid_loss = _number(logs.get("loss")), _number(logs.get("val_loss"))
         accuracy = _number(logs.get("val_accuracy", logs.get("accuracy")))
@@ -181,7 +181,7 @@ class StageTable(BatchBar):
         self._print_row(self.rows[-1])
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leaves nothing behind."""
+        """Erases the bar."""
         self._running = False
         self.close()
 
@@ -191,7 +191,7 @@ class StageTable(BatchBar):
         self._print(Text(_line([str(row["epoch"]), *losses, percent(row["accuracy"]), speed, clock(row["seconds"])])))
 
     def _print(self, text: Text) -> None:
-        # Soft wrap: a row cut in two is no row.
+        # Soft wrap: a table row must stay on one line.
         self.console.print(text, soft_wrap=True, highlight=False)
 
 
@@ -201,7 +201,7 @@ class SweepBar(BatchBar):
     Args:
         steps: training steps of the sweep.
         console: where to draw.
-        label: what stands before the bar.
+        label: text before the bar.
     """
 
     def __init__(self, steps: int, console: Console, label: str = "learning-rate sweep") -> None:
@@ -215,7 +215,7 @@ class SweepBar(BatchBar):
         self._open(self.label, self.steps)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Counts on from the last epoch: a sweep over few images goes round several times."""
+        """Continues the count of the last epoch: a sweep over few images takes several epochs."""
         self._earlier = self._seen
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -229,11 +229,11 @@ class SweepBar(BatchBar):
 
 
 class PredictBar(BatchBar):
-    """One bar for a long prediction, over as many calls of `model.predict` as it takes.
+    """One bar for a long prediction, across several calls of `model.predict`.
 
     Args:
-        label: what stands before the bar.
-        batches: batches of all calls together.
+        label: text before the bar.
+        batches: total batches of all calls.
         console: where to draw.
     """
 
@@ -243,7 +243,7 @@ class PredictBar(BatchBar):
         self._earlier = self._seen = 0
 
     def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Draws the bar, or goes on with the one that is there."""
+        """Draws the bar, or continues the one already shown."""
         if self._bar is None:
             self._seen = 0
             self._open(self.label, self.batches)

@@ -1,1 +1,1 @@
-"""Exports a finished run: one file that needs no kbaseline, checked before it appears, and its model card."""
+"""Exports a finished run: one verified file that does not need kbaseline, and a model card."""

@@ -1,4 +1,4 @@
-"""`model_card.md`: what an exported network is, how to ask it, what it was trained on and what it is worth."""
+"""`model_card.md`: the exported network, how to use it, its training data and its scores."""
 
 from datetime import date
 from pathlib import Path
@@ -18,18 +18,18 @@ def render_card(
     """The card as Markdown.
 
     Args:
-        run: what was exported.
+        run: the exported run.
         kind: the format.
         file: the exported file.
-        size: height and width of the images it takes, in pixels.
-        agreement: what its check found.
-        rounded: whether the run computed in bfloat16, where the file computes in float32.
+        size: height and width of its input images, in pixels.
+        agreement: result of the comparison with the run.
+        rounded: whether the run computed in bfloat16; the file computes in float32.
     """
-    judged = evaluate_kept(run)
+    report = evaluate_kept(run)
     return markdown_template("model_card").render(
         run=run,
         config=run.config,
-        backbone=Path(run.config.model.backbone).name,  # of a file of the user's, not where it lies
+        backbone=Path(run.config.model.backbone).name,  # for a backbone file, its name without the path
         data=run.result.data,
         environment=run.result.environment,
         kind=kind,
@@ -39,8 +39,8 @@ def render_card(
         width=size[1],
         agreement=agreement,
         rounded=rounded,
-        judged=judged,
-        split=DISPLAY_NAMES[judged.split],
+        report=report,
+        split=DISPLAY_NAMES[report.split],
         stages=[stage.model_dump() for stage in run.config.stages],
         now=environment(),
         today=date.today(),

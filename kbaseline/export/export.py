@@ -1,4 +1,4 @@
-"""A finished run's network as one file that runs elsewhere, checked against the run before anybody sees it."""
+"""Exports a finished run's network as one portable file, which is compared with the run before it is published."""
 
 import shutil
 import tempfile
@@ -17,24 +17,24 @@ from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
 from kbaseline.export.card import render_card
-from kbaseline.export.formats import Format, chosen_format
-from kbaseline.export.network import as_float32, stock_network
+from kbaseline.export.formats import Format, get_format
+from kbaseline.export.network import compute_in_float32, stock_network
 from kbaseline.models.cpu import restore
 from kbaseline.runs.record import read_run
 from kbaseline.runs.run import SavedRun, load
 from kbaseline.storage.run_folder import RunFolder
 
 TOLERANCE = 1e-4
-"""Largest difference of a probability that an exported file may show."""
+"""Largest allowed difference between a probability of the exported file and of the run."""
 
 CARD = "model_card.md"
-"""The card's name."""
+"""File name of the model card."""
 
 _IMAGES, _BATCH, _SINGLE = 100, 25, 3
-"""Images to check on; how many of them at once; how many of them one by one before."""
+"""Images to compare on; their batch size; how many of them are first predicted one by one."""
 
-_LEAST, _MOST = 8, 4096
-"""Pixels an input may be high and wide."""
+_MIN_SIDE, _MAX_SIDE = 8, 4096
+"""Smallest and largest height and width of the input, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Agreement:
     """How an exported file compares with its run's network, both computed in float32.
 
     Attributes:
-        images: how many were predicted with both.
-        source: what they are.
-        batches: the batch sizes the file was asked with.
-        difference: largest difference of a probability.
+        images: number of images predicted with both.
+        source: description of the images.
+        batches: the batch sizes used with the file.
+        difference: largest difference between two probabilities.
     """
 
     images: int
@@ -56,19 +56,19 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{self.images} {self.source}, in batches of {self.batches[0]} and {self.batches[1]}: the same classes, "
-            f"probabilities that differ by {self.difference:.1e} at most"
+            f"probabilities differ by at most {self.difference:.1e}"
         )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export left.
+    """The result of an export.
 
     Attributes:
-        path: the file.
+        path: the exported file.
         card: the model card beside it.
-        height, width: of the images it takes, in pixels.
-        agreement: the check it passed.
+        height, width: size of its input images, in pixels.
+        agreement: result of the comparison with the run.
     """
 
     path: Path
@@ -85,36 +85,35 @@ def export_run(
     input_size: tuple[int, int] | None = None,
     console: Console | None = None,
 ) -> Exported:
-    """Exports a run's network: raw uint8 pixels in, resize and normalisation inside, float32 probabilities out.
+    """Exports a run's network: from raw uint8 pixels, with resize and normalisation inside, to float32 probabilities.
 
-    The file takes batches of any number of images of one height and width. It is written to a temporary folder, read
-    again by its own format's reader and compared with the run's network on real images; only then does it appear.
+    The file takes batches of any size, of images of one height and width. It is written to a temporary folder, read
+    by the reader of its format and compared with the run's network on real images; only then is it published.
 
     Args:
         run: the folder of a finished run.
         kind: `keras`, `onnx` or `stablehlo`.
-        out: the folder for file and model card, absent or empty; None for `exports/KIND` in the run's, numbered if
-            there is one.
-        input_size: height and width of the images the file takes, in pixels; None for those of the run's images.
-        console: where progress goes; None shows nothing.
+        out: the folder for file and model card, new or empty; None for `exports/KIND` in the run folder, numbered if
+            it exists.
+        input_size: height and width of the input images, in pixels; None for the size of the run's images.
+        console: where progress is shown; None shows nothing.
 
     Raises:
-        InputError: no finished run, no such format, a package it needs is missing, a size that is out of range, or a
-            folder that holds something.
-        RunError: the format cannot say what the network does, or the file does not agree with the run; no file is
-            left.
+        InputError: the folder holds no finished run, the format is unknown, a package it needs is missing, the size
+            is out of range, or `out` is not empty.
+        RunError: the format cannot express the network, or the file disagrees with the run; no file is left.
     """
-    form, console = chosen_format(kind), console or Console(quiet=True)
+    fmt, console = get_format(kind), console or Console(quiet=True)
     RunFolder.check(out)
-    if input_size is not None and not all(_LEAST <= side <= _MOST for side in input_size):
+    if input_size is not None and not all(_MIN_SIDE <= side <= _MAX_SIDE for side in input_size):
         given = " ".join(str(side) for side in input_size)
-        raise InputError(f"input size {given}: height and width must be {_LEAST} to {_MOST} pixels.")
+        raise InputError(f"input size {given}: height and width must be {_MIN_SIDE} to {_MAX_SIDE} pixels.")
     saved = replace(load(run), console=console)
     restore(saved.model)
     images, source = _real_images(saved)
     height, width = input_size or saved.result.data.image_size or images.shape[1:3]
-    images = _fitted(images, height, width)
-    facts = {
+    images = _resized_batch(images, height, width)
+    metadata = {
         "class_names": list(saved.class_names),
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
         "output": f"float32 (batch, {len(saved.class_names)}), probabilities",
@@ -122,65 +121,65 @@ def export_run(
         "kbaseline": environment()["kbaseline"],
     }
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
-        draft = Path(scratch) / form.file
-        rounded = as_float32(saved.model)
-        with _one_line_errors(form, saved):
-            with console.status(f"{form.file}: converting"):
-                form.write(stock_network(saved.model, height, width), facts, draft)
-            agreement = _agreement(form, draft, saved, images, source)
+        draft = Path(scratch) / fmt.file
+        rounded = compute_in_float32(saved.model)
+        with _one_line_errors(fmt, saved):
+            with console.status(f"{fmt.file}: converting"):
+                fmt.write(stock_network(saved.model, height, width), metadata, draft)
+            agreement = _check_agreement(fmt, draft, saved, images, source)
         card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded)
         folder = RunFolder.create(out, kind, under=saved.folder / "exports")
-        with folder.atomic(form.file) as path:
+        with folder.atomic(fmt.file) as path:
             shutil.copyfile(draft, path)
-    return Exported(folder.path / form.file, folder.write_text(CARD, card), height, width, agreement)
+    return Exported(folder.path / fmt.file, folder.write_text(CARD, card), height, width, agreement)
 
 
 @contextmanager
-def _one_line_errors(form: Format, saved: SavedRun) -> Iterator[None]:
-    """Converters and runtimes raise whatever they trip over; nearly all of it means an operation they do not know."""
+def _one_line_errors(fmt: Format, saved: SavedRun) -> Iterator[None]:
+    """Turns an error of a converter or runtime, mostly about an unsupported operation, into one line."""
     try:
         yield
     except KBaselineError:
         raise
     except Exception as error:
         raise RunError(
-            f"export of run {str(saved.folder)!r}: {form.file} cannot be made ({with_kind(error)}); "
+            f"export of run {str(saved.folder)!r}: {fmt.file} cannot be created ({with_kind(error)}); "
             "nothing was written. Try another format."
         ) from error
 
 
-def _agreement(form: Format, draft: Path, saved: SavedRun, images: np.ndarray, source: str) -> Agreement:
-    """Reads the draft and compares it with the run's network, at two batch sizes.
+def _check_agreement(fmt: Format, draft: Path, saved: SavedRun, images: np.ndarray, source: str) -> Agreement:
+    """Compares the draft file with the run's network, at two batch sizes.
 
     Raises:
-        RunError: a probability differs by more than `TOLERANCE`, or a class or a class's name differs.
+        RunError: a probability differs by more than `TOLERANCE`, or a predicted class or a class name differs.
     """
     expected = saved.predict(images)
-    predict, facts = form.read(draft)
+    predict, metadata = fmt.read(draft)
     single, several = min(_SINGLE, len(images)), min(_BATCH, len(images))
     difference, changed = 0.0, 0
     with Bar(saved.console, "Checking", single + len(images)) as bar:
         for size, end in ((1, single), (several, len(images))):
             for start in range(0, end, size):
-                found, wanted = predict(images[start : start + size]), expected[start : start + size]
-                # NumPy's maximum keeps NaN, and NaN passes no comparison.
-                difference = np.maximum(difference, np.abs(found - wanted).max())
-                changed += int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum())
+                actual, wanted = predict(images[start : start + size]), expected[start : start + size]
+                # NumPy's maximum keeps NaN, and NaN fails every comparison.
+                difference = np.maximum(difference, np.abs(actual - wanted).max())
+                changed += int((actual.argmax(axis=1) != wanted.argmax(axis=1)).sum())
                 bar.advance(size)
-    if not (difference <= TOLERANCE and not changed and facts["class_names"] == list(saved.class_names)):
+    if not (difference <= TOLERANCE and not changed and metadata["class_names"] == list(saved.class_names)):
         raise RunError(
-            f"export of run {str(saved.folder)!r}: {form.file} does not agree with the run's network on {len(images)} "
-            f"{source}: {changed} classes differ, and probabilities by up to {difference:.1e} where {TOLERANCE:.0e} is "
-            "the most allowed; nothing was written. Try another format."
+            f"export of run {str(saved.folder)!r}: {fmt.file} disagrees with the run's network on {len(images)} "
+            f"{source}: {changed} classes differ, and probabilities differ by up to {difference:.1e}, more than the "
+            f"allowed {TOLERANCE:.0e}; nothing was written. Try another format."
         )
     return Agreement(len(images), source, (1, several), float(difference))
 
 
 def _real_images(saved: SavedRun) -> tuple[np.ndarray, str]:
-    """Images to check on, uint8 `(number, height, width, 3)`, and what they are.
+    """Images to compare on, uint8 `(number, height, width, 3)`, and their description.
 
-    Validation images of the run, spread over all there are; pieces of scikit-learn's photographs where the run's
-    data is not on this machine, for an export downloads nothing.
+    Validation images of the run, evenly spaced. If the run's data is not on this machine, crops of scikit-learn's
+    sample photographs, because an export downloads nothing.
     """
     config = saved.config
     here, reason = source_status(config.data)
@@ -191,14 +190,14 @@ def _real_images(saved: SavedRun) -> tuple[np.ndarray, str]:
             reason = one_line(error)
         else:
             count = min(len(valid), _IMAGES)
-            count -= count % _BATCH if count > _BATCH else 0  # every batch of one size: the reader compiles it once
+            count -= count % _BATCH if count > _BATCH else 0  # equal batches: the reader compiles once
             places = np.linspace(0, len(valid) - 1, count).astype(int)
             return valid[places], f"validation images of {config.data.source}"
-    return _photographs(config.data.size), f"pieces of scikit-learn's photographs (the run's data: {reason})"
+    return _photographs(config.data.size), f"crops of scikit-learn's photographs (the run's data: {reason})"
 
 
 def _photographs(size: int) -> np.ndarray:
-    """Square pieces of two photographs at many scales, uint8 `(number, size, size, 3)`."""
+    """Square crops of two photographs at many scales, uint8 `(number, size, size, 3)`."""
     from sklearn.datasets import load_sample_images
 
     photographs, rng = load_sample_images().images, np.random.default_rng(0)
@@ -211,8 +210,8 @@ def _photographs(size: int) -> np.ndarray:
     return np.stack(pieces)
 
 
-def _fitted(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The images at the size the exported file takes."""
+def _resized_batch(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The images at the input size of the exported file."""
     if images.shape[1:3] == (height, width):
         return images
     return np.stack([_resized(image, height, width) for image in images])

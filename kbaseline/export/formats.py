@@ -1,4 +1,4 @@
-"""The formats a network can be exported to: how each is written, and read again as those read it who get the file."""
+"""Export formats: a writer for each, and a reader that loads the file as a user of the format would."""
 
 import json
 import zipfile
@@ -19,29 +19,29 @@ from kbaseline.export.network import INPUT, OUTPUT
 from kbaseline.models.backbones import leaves, read_model
 
 METADATA = "kbaseline.json"
-"""Member of `.keras` and StableHLO files, both zip archives, that holds the metadata; ONNX has a place of its own."""
+"""Member with the metadata in `.keras` and StableHLO files, both zip archives; ONNX has its own metadata."""
 
 _STABLEHLO = "network.jax_export"
-"""Member of a StableHLO file: what `jax.export` serialises, StableHLO with JAX's guarantee to read it for years."""
+"""Member of a StableHLO file: the output of `jax.export`, with JAX's guarantee of backward compatibility."""
 
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What the StableHLO is lowered for."""
+"""Platforms that the StableHLO is lowered for."""
 
 _OPSET = 18
-"""The oldest ONNX operators that say what a classifier needs; the older, the more runtimes have them."""
+"""The oldest ONNX operator set that suffices for a classifier; an older set runs in more runtimes."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file.
+    """One export format.
 
     Attributes:
-        file: what the file is called.
-        packages: the modules it needs besides those kbaseline always has; `kbaseline[FORMAT]` brings them.
-        write: takes the network, its metadata and a path.
-        read: takes a path; gives a function from uint8 `(batch, height, width, 3)` to float32 `(batch, classes)`,
+        file: the file name.
+        packages: optional modules it needs; `kbaseline[FORMAT]` installs them.
+        write: writes a network and its metadata to a path.
+        read: reads a path; returns a function from uint8 `(batch, height, width, 3)` to float32 `(batch, classes)`,
             and the metadata.
     """
 
@@ -51,11 +51,11 @@ class Format:
     read: Callable[[Path], tuple[Predict, dict[str, Any]]]
 
 
-def chosen_format(name: str) -> Format:
-    """The format of that name.
+def get_format(name: str) -> Format:
+    """The format with this name.
 
     Raises:
-        InputError: there is none, or a package it needs is not installed.
+        InputError: the name is unknown, or a package the format needs is not installed.
     """
     if name not in FORMATS:
         raise InputError(f"format {name!r}: must be one of {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
@@ -65,7 +65,7 @@ def chosen_format(name: str) -> Format:
 
 def _write_keras(network: keras.Model, metadata: Mapping[str, Any], path: Path) -> None:
     network.save(path)
-    # Keras reads the members it knows, and has no place for facts of one's own.
+    # Keras ignores unknown members, and has no place for custom metadata.
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(METADATA, json.dumps(metadata))
 
@@ -97,8 +97,8 @@ def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -
     import onnx
     from jax2onnx import to_onnx
 
-    # Not by Keras' `model.export`, which calls the same converter: that puts large weights into a second file, and
-    # names the output as it likes.
+    # Keras' `model.export` calls the same converter, but puts large weights into a second file and does not let us
+    # name the output.
     images = jax.ShapeDtypeStruct(("batch", *network.input_shape[1:]), np.uint8)
     names = {"input_names": [INPUT], "output_names": [OUTPUT], "model_name": network.name}
     with _pooling_by_flax(network):
@@ -113,10 +113,10 @@ def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -
 
 @contextmanager
 def _pooling_by_flax(network: keras.Model) -> Iterator[None]:
-    """Has max pooling computed by Flax's function, the same numbers, for a time.
+    """Computes max pooling with Flax's function, which gives the same numbers, within the context.
 
-    jax2onnx 0.17 makes ONNX's own pooling of it, and of the JAX operation in Keras' layer one over four dimensions,
-    which ONNX Runtime does not have.
+    jax2onnx 0.17 converts Flax's function to ONNX's own pooling. It converts the JAX operation of Keras' layer to
+    pooling over four dimensions, which ONNX Runtime does not support.
     """
     from flax import linen
 
@@ -138,7 +138,7 @@ def _read_onnx(path: Path) -> tuple[Predict, dict[str, Any]]:
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
-    options.log_severity_level = 4  # its errors are raised; they need not be printed too
+    options.log_severity_level = 4  # errors are raised and need not be logged too
     session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
     metadata = {**texts, "class_names": json.loads(texts["class_names"])}
@@ -154,4 +154,4 @@ FORMATS = {
     "onnx": Format("model.onnx", ("jax2onnx", "onnx", "onnxruntime"), _write_onnx, _read_onnx),
     "stablehlo": Format("model.stablehlo.zip", (), _write_stablehlo, _read_stablehlo),
 }
-"""Every format, by the name it is asked for."""
+"""Name -> format."""

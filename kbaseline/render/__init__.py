@@ -1,1 +1,1 @@
-"""Pictures and pages: plots, images as PNG, HTML and Markdown templates."""
+"""Rendering: plots, images as data URIs, HTML and Markdown templates."""

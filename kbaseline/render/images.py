@@ -1,4 +1,4 @@
-"""Images and figures as data URIs, small enough that a page can hold dozens of them."""
+"""Images and figures as data URIs, small enough to embed dozens of them in one page."""
 
 import base64
 import io
@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 SMALL = 64
-"""Pixels up to which an image is shown pixel by pixel; larger ones may be smoothed."""
+"""Images up to this many pixels are shown unsmoothed."""
 
 _LARGEST = 224
-"""Pixels a picture's longer side has at most."""
+"""Longest side of an embedded image, in pixels."""
 
 _HEAT = 160
-"""Pixels a heat map's longer side has at least, that its soft edges show."""
+"""Shortest length of a heat map's longer side, in pixels, so that its soft edges show."""
 
 
 def picture(image: np.ndarray) -> str:
-    """An image as a data URI: up to `SMALL` pixels its very pixels, as PNG, above as JPEG of at most 224 pixels.
+    """An image as a data URI: lossless PNG up to `SMALL` pixels, else JPEG of at most 224 pixels.
 
     Args:
         image: uint8 `(height, width, 3)`.
@@ -31,21 +31,21 @@ def picture(image: np.ndarray) -> str:
 
 
 def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
-    """An image in grey under a heat map, as a data URI.
+    """A greyscale image overlaid with a heat map, as a data URI.
 
     Args:
         image: uint8 `(height, width, 3)`.
-        heat: float `(rows, columns)`, 0 to 1, over the whole image.
+        heat: float `(rows, columns)`, 0 to 1, covering the whole image.
     """
     base = _fitted(image)
-    # Pixels stay pixels: a whole factor, and no smoothing.
+    # An integer factor without smoothing keeps the pixels sharp.
     factor = max(1, -(-_HEAT // max(base.size)))
     base = base.convert("L").resize((base.width * factor, base.height * factor), Image.Resampling.NEAREST)
     smooth = Image.fromarray(np.asarray(heat, np.float32)).resize(base.size, Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(smooth), 0, 1)[..., None]
     colours = matplotlib.colormaps["inferno"](strength[..., 0])[..., :3] * 255
     grey = 0.8 * np.asarray(base, np.float32)[..., None]
-    # Where the network did not look, the image itself.
+    # Where the heat is 0, the image itself shows.
     opaque = 0.75 * np.sqrt(strength)
     return _jpeg(Image.fromarray(np.rint(grey * (1 - opaque) + colours * opaque).astype(np.uint8)))
 

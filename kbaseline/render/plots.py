@@ -1,8 +1,8 @@
 """Plots of a run: the finder's curves, the schedule, the history, the confusion matrix.
 
-Figures are Matplotlib objects of their own, without pyplot and its global state, 6.9 inches (900 pixels) wide unless a
-`width` in inches says otherwise; below `NARROW`, as for a phone, panels stand under each other. Colours are Okabe and
-Ito's, which colour-blind people tell apart; where two lines could still be confused they differ in shape.
+Figures are Matplotlib `Figure` objects, without pyplot and its global state. They are 6.9 inches (900 pixels) wide
+unless a `width` in inches is given; below `NARROW`, as on a phone, panels are stacked. The colours are the
+colour-blind-safe palette of Okabe and Ito; lines that could still be confused have different markers.
 """
 
 import math
@@ -22,24 +22,24 @@ BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5
 INK, GREY, LIGHT = "#333333", "#808080", "#E6E6E6"
 
 NARROW = 5.0
-"""Inches of width below which there is no room for two panels side by side."""
+"""Width in inches below which panels are stacked."""
 
 _WIDTH = 6.9
 _MARKS = {"valley": (ORANGE, "o"), "steep": (GREEN, "s"), "slide": (PINK, "D"), "minimum": (SKY, "^")}
 _SHARE = LinearSegmentedColormap.from_list("share", [f"{BLUE}00", BLUE])
-"""From transparent, so that nothing is the paper's colour, be it light or dark."""
+"""From transparent, so that 0 shows the background, light or dark."""
 
 _MOST_NUMBERS = 20
-"""Classes up to which a confusion matrix shows its counts, 0.35 inches a cell."""
+"""Most classes for which a confusion matrix shows its counts, with 0.35 inches per cell."""
 
 
 def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Figure:
-    """The finder's sweeps, one panel a stage.
+    """Plots the finder's sweeps, one panel per stage.
 
     Args:
-        curves: for each stage `title`, `lrs`, `losses` and `smoothed` (float arrays of one length; NaN is left
-            out), `suggestions` (rule -> rate; may be empty) and `chosen` (the rate trained at, or None).
-        width: of the figure, in inches.
+        curves: for each stage `title`, `lrs`, `losses` and `smoothed` (float arrays of equal length; NaN is not
+            drawn), `suggestions` (rule -> rate; may be empty) and `chosen` (the rate used in training, or None).
+        width: width of the figure, in inches.
     """
     columns = 1 if width < NARROW else min(len(curves), 2)
     rows = math.ceil(len(curves) / columns)
@@ -53,12 +53,12 @@ def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> 
 
 
 def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Figure:
-    """Learning rate and momentum at every step of the run.
+    """Plots learning rate and momentum at every step of the run.
 
     Args:
-        rows: one a step: `stage`, `step` (from 0, over all stages), `lr` (of the last layer group),
-            `momentum`, and where the groups differ `lr_0`, `lr_1`, ...
-        width: of the figure, in inches.
+        rows: one per step: `stage`, `step` (from 0, over all stages), `lr` (of the last layer group),
+            `momentum`, and `lr_0`, `lr_1`, ... if the groups differ.
+        width: width of the figure, in inches.
     """
     figure = _figure(4.4, width)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -89,12 +89,12 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> F
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, width: float = _WIDTH) -> Figure:
-    """Loss and validation accuracy, epoch by epoch over all stages.
+    """Plots loss and validation accuracy by epoch, over all stages.
 
     Args:
-        rows: one an epoch: `stage`, `train_loss`, `valid_loss`, `accuracy` (0 to 1); None and NaN are left out.
-        tta: accuracy after test-time augmentation, 0 to 1.
-        width: of the figure, in inches.
+        rows: one per epoch: `stage`, `train_loss`, `valid_loss`, `accuracy` (0 to 1); None and NaN are not drawn.
+        tta: accuracy with test-time augmentation, 0 to 1.
+        width: width of the figure, in inches.
     """
     figure = _figure(4.9 if width < NARROW else 3.4, width)
     left, right = figure.subplots(2, 1) if width < NARROW else figure.subplots(1, 2)
@@ -112,7 +112,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     if tta is not None and math.isfinite(tta):
         right.axhline(tta, color=GREEN, linewidth=1.5, linestyle=(0, (5, 2)))
-        # Under the line where the curve lies over it, so that the words cover neither.
+        # Below the line if the curve lies above it, so that the text covers neither.
         worse = bool(np.nanmax(accuracy, initial=-1.0) > tta)
         right.annotate(
             f"with TTA {percent(tta)}",
@@ -135,19 +135,19 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
 
 
 def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: float = _WIDTH) -> Figure:
-    """Images by actual class (row) and predicted class (column), coloured by their share of the row.
+    """Plots images by actual class (row) and predicted class (column), coloured by their share of the row.
 
     Args:
         confusion: integers (classes, classes).
         class_names: a name for each class.
-        width: of the figure, in inches.
+        width: width of the figure, in inches.
     """
     counts = np.asarray(confusion)
     totals = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(totals, 1)
     figure = _figure(0.93 * width, width)
     axes = figure.add_subplot()
-    # The root makes a share of one in a hundred visible beside the diagonal.
+    # The square root makes a share of 1 % visible beside the diagonal.
     image = axes.imshow(share, cmap=_SHARE, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     few = len(class_names) <= _MOST_NUMBERS
     if few:
@@ -155,11 +155,11 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
             colour = "white" if share[row, column] > 0.35 else INK
             size = 9 if len(class_names) <= 12 else 7
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=size)
-    # At most 40 names fit beside each other.
+    # At most 40 names fit side by side.
     shown = range(0, len(class_names), max(1, math.ceil(len(class_names) / 40)))
     names = [shortened(class_names[i], 18) for i in shown]
     size = 9 if few else 7
-    # 60 letters fit beside each other in the usual width.
+    # At most 60 characters fit side by side in the default width.
     turned = 90 if sum(map(len, names)) > 60 * width / _WIDTH else 0
     axes.set_xticks(list(shown), names, rotation=turned, fontsize=size, parse_math=False)
     axes.set_yticks(list(shown), names, fontsize=size, parse_math=False)
@@ -186,7 +186,7 @@ def _figure(height: float, width: float = _WIDTH) -> Figure:
 
 
 def style_axes(axes: Axes) -> None:
-    """A light grid, no box, dark grey letters."""
+    """Sets a light grid, no box and dark grey text."""
     axes.grid(color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
@@ -200,41 +200,41 @@ def style_axes(axes: Axes) -> None:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
-    """A column as float64, NaN where a row has nothing."""
+    """A column as float64, NaN where a row has no value."""
     values = [row.get(key) for row in rows]
     return np.array([math.nan if value is None else float(value) for value in values])
 
 
 def _earlier_groups(rows: Sequence[Mapping[str, Any]]) -> list[NDArray[np.float64]]:
-    """Rates of the layer groups before the last, first group first; NaN at steps that have no such group."""
-    found, number = [], 0
-    # A stage may train fewer groups than another, so that its last one has a smaller number.
+    """Rates of all layer groups but the last, in order; NaN at steps without that group."""
+    groups, number = [], 0
+    # A stage may train fewer groups than another, so that its last group has a smaller number.
     while any(f"lr_{number + 1}" in row for row in rows):
         own = [row if f"lr_{number + 1}" in row else {} for row in rows]
-        found.append(_column(own, f"lr_{number}"))
+        groups.append(_column(own, f"lr_{number}"))
         number += 1
-    return found
+    return groups
 
 
 def _boundaries(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Where a stage begins: the position of its first row."""
+    """Index of the first row of every stage."""
     return [i for i, row in enumerate(rows) if i == 0 or row["stage"] != rows[i - 1]["stage"]]
 
 
 def _stages_line(
     axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], y: NDArray[np.float64], **style: Any
 ) -> None:
-    """A line that stops at the end of a stage and begins anew: the jump between them never took place."""
+    """Draws one line per stage, without connecting them."""
     starts = _boundaries(rows)
     for begin, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-        # A single point makes no line.
+        # A single point is drawn as a marker.
         if np.isfinite(y[begin:end]).any():
             axes.plot(x[begin:end], y[begin:end], linewidth=1.8, marker="." if end - begin == 1 else "", **style)
             style.pop("label", None)
 
 
 def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], named: bool) -> None:
-    """A line where a stage begins, and its name above, if there are several stages."""
+    """Marks the start of every stage with a line, and its name above, if there are several stages."""
     style_axes(axes)
     starts = _boundaries(rows)
     if len(starts) < 2:
@@ -259,7 +259,7 @@ def _mark_stages(axes: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[floa
 
 
 def _curve(axes: Axes, curve: Mapping[str, Any]) -> None:
-    """One sweep."""
+    """Draws one sweep."""
     lrs, losses, smoothed = (np.asarray(curve[key], dtype=np.float64) for key in ("lrs", "losses", "smoothed"))
     axes.set_xscale("log")
     axes.plot(lrs, losses, color=BLUE, alpha=0.25, linewidth=1)
@@ -281,19 +281,19 @@ def _curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_title(str(curve["title"]), parse_math=False)
     style_axes(axes)
     if curve["suggestions"] or curve.get("chosen") is not None:
-        # Below the panel, where it can cover nothing.
+        # Below the panel, where it covers nothing.
         axes.legend(**_LEGEND, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, columnspacing=1.5)
 
 
 def _loss_limits(losses: NDArray[np.float64], smoothed: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Limits that show the way to the lowest loss and a little of the explosion after it."""
+    """Limits that show the path to the lowest loss and the beginning of the divergence after it."""
     finite = smoothed[np.isfinite(smoothed)]
     if not finite.size:
         return None
-    # A loss that only rises has its lowest at once; then the first half is what there is to see.
-    way = finite[: max(int(finite.argmin()) + 1, math.ceil(finite.size / 2))]
-    low, high = float(way.min()), float(np.quantile(way, 0.98))
-    raw = losses[: way.size][np.isfinite(losses[: way.size])]
+    # At least the first half is shown: a loss that only rises has its minimum at the first step.
+    path = finite[: max(int(finite.argmin()) + 1, math.ceil(finite.size / 2))]
+    low, high = float(path.min()), float(np.quantile(path, 0.98))
+    raw = losses[: path.size][np.isfinite(losses[: path.size])]
     low = min(low, float(raw.min())) if raw.size else low
     height = max(high - low, 0.05 * abs(high), 1e-6)
     return low - 0.08 * height, high + 0.35 * height

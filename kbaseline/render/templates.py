@@ -1,4 +1,4 @@
-"""The package's templates: HTML pages and Markdown, in which whatever a value holds stays text."""
+"""Jinja templates of HTML and Markdown pages; values are escaped, so that they stay text."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ def html_template(name: str) -> Template:
 
 
 def markdown_template(name: str) -> Template:
-    """The template `NAME.md.j2`, which passes text of the user's through the filter `plain`."""
+    """The template `NAME.md.j2`, which escapes user text with the filter `plain`."""
     return _environment(escape=False).get_template(f"{name}.md.j2")
 
 
 def _environment(*, escape: bool) -> Environment:
     pages = Environment(
         loader=PackageLoader("kbaseline", "render/pages"),
-        autoescape=escape,  # noqa: S701 - of Markdown, where the filter `plain` does it
+        autoescape=escape,  # noqa: S701 - off for Markdown, where the filter `plain` escapes
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -31,6 +31,6 @@ def _environment(*, escape: bool) -> Environment:
 
 
 def _plain(value: Any) -> str:
-    """A text in one line that Markdown takes for nothing but text, in a table too."""
+    """A text as one line, with Markdown's special characters escaped, also for tables."""
     text = " ".join(str(value).split())
     return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|!~" else character for character in text)

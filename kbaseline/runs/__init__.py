@@ -1,1 +1,1 @@
-"""A run: its record, inference with it, its results, its report."""
+"""A run: its record, inference, results and report."""

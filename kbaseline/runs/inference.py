@@ -1,4 +1,4 @@
-"""Predicts arrays with a classifier, plain or with test-time augmentation, as a run's configuration says."""
+"""Predicts image arrays with a classifier, plain or with test-time augmentation, by a run's configuration."""
 
 import math
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ class TTAResult:
     """Plain and test-time-augmented predictions of the same images, each scored.
 
     Attributes:
-        plain: the evaluation of the plain predictions.
-        tta: that of the augmented ones.
-        seconds: what the augmented prediction took.
+        plain: evaluation of the plain predictions.
+        tta: evaluation of the augmented predictions.
+        seconds: duration of the augmented prediction.
     """
 
     plain: Evaluation
@@ -45,7 +45,7 @@ class TTAResult:
 
     @property
     def helped(self) -> bool:
-        """Whether augmentation is at least as accurate."""
+        """Whether the augmented predictions are at least as accurate as the plain ones."""
         return self.tta.accuracy >= self.plain.accuracy
 
 
@@ -57,22 +57,22 @@ def predict_plain(
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray:
-    """Probabilities of classes.
+    """Class probabilities.
 
     Args:
-        model: uint8 images in, logits out.
+        model: from uint8 images to logits.
         images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
-        config: gives the default batch size, twice that of training.
-        console: where progress goes.
-        batch_size: images at once.
+        config: its training batch size, doubled, is the default batch size.
+        console: where progress is shown.
+        batch_size: images per batch.
         callbacks: further Keras callbacks.
 
     Returns:
         Float32 `(number, classes)`.
 
     Raises:
-        DataError: no images, or values outside 0-255.
-        RunError: the accelerator's memory does not suffice.
+        DataError: there are no images, or values outside 0-255.
+        RunError: the accelerator runs out of memory.
     """
     images = checked_images("prediction", images)
     size = min(batch_size or 2 * config.data.batch, len(images))
@@ -88,16 +88,17 @@ def predict_views(
     config: Config,
     source: str,
     console: Console,
-    looks: int | None = None,
+    images_per_pass: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of classes, plain and with test-time augmentation as `config.tta` says.
+    """Class probabilities, plain and with test-time augmentation as configured by `config.tta`.
 
     Args:
         model, images, console: as for `predict_plain`.
-        config: `tta`, the seed, and the default of `looks`, four times the batch size of training.
+        config: its `tta` section, seed and training batch size are used.
         source: where the images came from, for `tta.flip: auto`.
-        looks: looks at images (1 + views for each) at once.
+        images_per_pass: images per forward pass, where each image counts 1 + views times; default: four times the
+            training batch size.
         callbacks: further Keras callbacks.
 
     Returns:
@@ -105,14 +106,14 @@ def predict_views(
 
     Raises:
         DataError, RunError: as `predict_plain`.
-        InputError: the configuration leaves test-time augmentation out.
+        InputError: the configuration turns test-time augmentation off.
     """
     settings = config.tta
     if settings is None:
-        raise InputError("tta: the configuration leaves test-time augmentation out (tta: null); give it a section.")
+        raise InputError("tta: the configuration turns test-time augmentation off (tta: null); add a tta section.")
     images = checked_images("prediction", images)
-    looks = looks or 4 * config.data.batch
-    batches = math.ceil(len(images) / max(1, looks // (1 + settings.views)))
+    images_per_pass = images_per_pass or 4 * config.data.batch
+    batches = math.ceil(len(images) / max(1, images_per_pass // (1 + settings.views)))
     with PredictBar("tta", batches, console) as bar, explain_oom("tta", config.data.batch):
         plain, mean = tta_predict(
             model,
@@ -121,7 +122,7 @@ def predict_views(
             None,
             settings.scale,
             settings.mirrors(source),
-            batch_size=looks,
+            batch_size=images_per_pass,
             seed=config.seed,
             callbacks=[bar, *callbacks],
         )

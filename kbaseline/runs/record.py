@@ -1,7 +1,4 @@
-"""The record of a finished run: `result.json` and the predictions, written and read by one class each.
-
-Loads neither Keras nor JAX.
-"""
+"""The record of a finished run: `result.json` and the predictions, without importing Keras or JAX."""
 
 import json
 from collections.abc import Mapping
@@ -29,16 +26,16 @@ from kbaseline.storage.npz import read_arrays
 from kbaseline.storage.run_folder import RunFolder
 
 KINDS = ("plain", "tta")
-"""The kinds of prediction: of the image as it is, and with test-time augmentation."""
+"""Kinds of prediction: of the plain image, and with test-time augmentation."""
 
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Amount = Annotated[float, Field(ge=0, le=1e12)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 _Kind = Annotated[str, Field(pattern="^(plain|tta)$")]
 _Loss = Annotated[float, Field(allow_inf_nan=True)] | None
 
 
 class Epoch(TypedDict):
-    """One epoch; `epoch` counts from 1, losses are mean cross-entropies in nats, accuracy is that on validation."""
+    """One epoch: `epoch` counts from 1, losses are mean cross-entropy in nats, accuracy is on validation."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
@@ -46,13 +43,13 @@ class Epoch(TypedDict):
     epoch: NotRequired[int]
     train_loss: NotRequired[_Loss]
     valid_loss: NotRequired[_Loss]
-    accuracy: _Share
-    images_per_s: _Amount
-    seconds: _Amount
+    accuracy: _Fraction
+    images_per_s: _NonNegative
+    seconds: _NonNegative
 
 
 class DataSummary(BaseModel):
-    """The data of a run: its `source`, `class_names`, `images` by split, sizes, and one line for each image skipped."""
+    """The data of a run: `source`, `class_names`, `images` by split, sizes, and one line per skipped image."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -69,11 +66,11 @@ class Step:
     """One line of a run's accuracy by step: a stage, test-time augmentation, or a score on the test split.
 
     Attributes:
-        name: of the stage, or `tta`, `test plain`, `test tta`.
+        name: name of the stage, or `tta`, `test plain`, `test tta`.
         accuracy: 0 to 1.
-        images: how many were scored.
-        seconds: what the step took, or None where it came with another.
-        images_per_s: median over the stage's epochs, in training; None for a prediction.
+        images: number of images scored.
+        seconds: duration of the step, or None if it was measured with another step.
+        images_per_s: training speed, median over the stage's epochs; None for a prediction.
     """
 
     name: str
@@ -89,7 +86,7 @@ class Step:
 
 
 class RunResult(BaseModel):
-    """What a run found; `run_baseline` returns it, and `resume_run` reads it again from the folder of a finished run.
+    """The result of a run, returned by `run_baseline`; `resume_run` reads it from the folder of a finished run.
 
     >>> from rich.console import Console
     >>> from kbaseline import resume_run
@@ -100,31 +97,31 @@ class RunResult(BaseModel):
     ['head', 'head', 'head', 'finetune', 'finetune', 'finetune']
 
     Attributes:
-        accuracy: 0 to 1, as every accuracy here, of the last step: with test-time augmentation where the recipe has
-            it, else of the last stage. On the test split if the data has one besides validation, else on validation.
-        stages: validation accuracy after each stage, by name, in the order they were trained.
+        accuracy: final accuracy, 0 to 1 as every accuracy here: with test-time augmentation if the recipe has it,
+            else of the last stage. On the test split if the data has one besides validation, else on validation.
+        stages: validation accuracy after each stage, by name, in training order.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
-        test_accuracy: accuracies on a test split of its own, scored once: `plain` and, if asked for, `tta`; or None.
-        suggested_lrs: the finder's suggestions, stage -> rule -> rate; no rules where the curve suggests nothing.
+        test_accuracy: accuracy on a separate test split, scored once: `plain` and, if configured, `tta`; or None.
+        suggested_lrs: the finder's suggestions, stage -> rule -> rate; empty for an unusable curve.
         seconds: wall-clock seconds of each part: data, model, every sweep, stage and augmented prediction.
-        seed: of every random draw.
-        batch_size: images a step, over all devices.
-        data: the source, its classes, and the images of each split.
-        figures: split -> kind of prediction -> `Evaluation.to_dict()`.
-        history: one row an epoch: stage, epoch (from 1), train_loss and valid_loss (mean cross-entropy in nats),
-            accuracy (on validation), images_per_s (in training), seconds (the epoch's, validation included).
+        seed: the random seed.
+        batch_size: images per step, over all devices.
+        data: the source, its classes, and the number of images in each split.
+        figures: scores, split -> kind of prediction -> `Evaluation.to_dict()`.
+        history: one row per epoch: stage, epoch (from 1), train_loss and valid_loss (mean cross-entropy in nats),
+            accuracy (on validation), images_per_s (in training), seconds (of the epoch, including validation).
         environment: versions, device and processor count.
         folder: the run folder.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
-    accuracy: _Share
-    stages: dict[str, _Share]
-    tta_accuracy: _Share | None
-    test_accuracy: dict[_Kind, _Share] | None
-    suggested_lrs: dict[str, dict[str, _Amount]]
-    seconds: dict[str, _Amount]
+    accuracy: _Fraction
+    stages: dict[str, _Fraction]
+    tta_accuracy: _Fraction | None
+    test_accuracy: dict[_Kind, _Fraction] | None
+    suggested_lrs: dict[str, dict[str, _NonNegative]]
+    seconds: dict[str, _NonNegative]
     seed: int
     batch_size: int | None = None
     data: DataSummary
@@ -134,16 +131,16 @@ class RunResult(BaseModel):
     folder: Path = Field(exclude=True)
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistent(self) -> Self:
         if not set(self.stages) <= {row["stage"] for row in self.history}:
-            raise ValueError("a stage has no epoch in its history")
+            raise ValueError("a stage has no epoch in the history")
         if not {"valid", *(["test"] if self.test_accuracy else [])} <= set(self.data.images):
             raise ValueError("a split that was scored has no images")
         return self
 
     @property
     def steps(self) -> list[Step]:
-        """Accuracy by step: every stage and test-time augmentation on validation, then the test split."""
+        """Accuracy by step: all stages and test-time augmentation on validation, then the test split."""
         images, seconds = self.data.images, self.seconds
         steps = []
         for stage, accuracy in self.stages.items():
@@ -165,30 +162,30 @@ class RunResult(BaseModel):
         """Reads `result.json`.
 
         Raises:
-            InputError: another version wrote it, or it is damaged.
-            OSError, ValueError, RecursionError: it cannot be read at all.
+            InputError: it was written by another version, or is damaged.
+            OSError, ValueError, RecursionError: it cannot be read or is not JSON.
         """
         stored = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         try:
             return cls.model_validate({**stored, "folder": folder} if isinstance(stored, dict) else stored)
         except ValidationError as error:
-            raise InputError(_damage(folder, error)) from None
+            raise InputError(_damage_message(folder, error)) from None
 
 
 BaselineResult = RunResult
-"""Its public name."""
+"""Public name of `RunResult`."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """A run folder whose run has come to its end.
+    """A finished run, read from its folder.
 
     Attributes:
-        folder: where it is.
-        config: what it ran with.
-        result: what it found.
-        class_names: the name of each label.
-        arrays: what `predictions.npz` holds.
+        folder: the run folder.
+        config: its configuration.
+        result: its result.
+        class_names: names by label.
+        arrays: the arrays of `predictions.npz`.
     """
 
     folder: Path
@@ -199,13 +196,13 @@ class RunRecord:
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Evaluation]]:
-        """The predictions the run kept, scored: split -> kind -> `Evaluation`.
+        """Evaluations of the saved predictions: split -> kind -> `Evaluation`.
 
-        Those of the test split are calibrated by the temperatures fitted on validation.
+        The test split is calibrated with the temperatures fitted on validation.
         """
         scored: dict[str, dict[str, Evaluation]] = {}
         for split in self.splits:
-            fitted = temperatures(scored["valid"]) if scored else {}
+            fitted = fitted_temperatures(scored["valid"]) if scored else {}
             labels = self.arrays[f"{split}_labels"]
             scored[split] = {
                 kind: evaluate_predictions(self.arrays[name], labels, self.class_names, temperature=fitted.get(kind))
@@ -216,37 +213,37 @@ class RunRecord:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits whose predictions it kept: `valid` and perhaps `test`."""
+        """The splits with saved predictions: `valid`, and `test` if the run had one."""
         return tuple(split for split in SPLITS if f"{split}_labels" in self.arrays)
 
 
-def temperatures(by_kind: Mapping[str, Evaluation]) -> dict[str, float]:
-    """The temperature fitted on each kind of prediction."""
-    return {kind: found.calibration.temperature for kind, found in by_kind.items()}
+def fitted_temperatures(by_kind: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Temperature fitted on each kind of prediction."""
+    return {kind: evaluation.calibration.temperature for kind, evaluation in by_kind.items()}
 
 
 def read_run(folder: Path) -> RunRecord:
     """Reads a run folder.
 
     Raises:
-        InputError: there is no such folder, it is no finished run's, or one of its files cannot be read.
+        InputError: the folder does not exist, holds no finished run, or one of its files cannot be read.
     """
     display_name = f"run {str(folder)!r}"
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise InputError(f"{display_name}: no such folder; give that of a finished run, for instance runs/baseline.")
+        raise InputError(
+            f"{display_name}: no such folder; give the folder of a finished run, for instance runs/baseline."
+        )
     for name in ("config.yaml", "result.json", "predictions.npz"):
         if not (folder / name).is_file():
-            raise InputError(f"{display_name}: holds no {name}, so it is no run folder, or its run has not finished.")
+            raise InputError(f"{display_name}: has no {name}; it is not a run folder, or the run is not finished.")
     config = load_config(folder / "config.yaml")
     try:
         result = RunResult.read(folder)
         arrays = _read_predictions(folder / "predictions.npz")
         names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise InputError(
-            f"{display_name}: its files cannot be read ({one_line(error)}); they are damaged. Run it again."
-        ) from None
+        raise InputError(f"{display_name}: its files cannot be read ({one_line(error)}). Run it again.") from None
     return RunRecord(folder, config, result, names, arrays)
 
 
@@ -258,13 +255,13 @@ def _read_predictions(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _damage(folder: Path, error: ValidationError) -> str:
-    """What is wrong with a `result.json`, in one line."""
+def _damage_message(folder: Path, error: ValidationError) -> str:
+    """The first defect of a `result.json`, in one line."""
     display_name = f"run {str(folder)!r}"
-    found = error.errors(include_url=False, include_input=False)
-    missing = sorted({".".join(map(str, one["loc"])) for one in found if one["type"] == "missing"})
+    problems = error.errors(include_url=False, include_input=False)
+    missing = sorted({".".join(map(str, one["loc"])) for one in problems if one["type"] == "missing"})
     if missing:
-        return f"{display_name}: result.json lacks {', '.join(missing)}; another version wrote it. Run again."
-    where = ".".join(map(str, found[0]["loc"])) or "it"
-    reason = found[0]["msg"].removeprefix("Value error, ")
+        return f"{display_name}: result.json lacks {', '.join(missing)}; it is from another version. Run it again."
+    where = ".".join(map(str, problems[0]["loc"])) or "it"
+    reason = problems[0]["msg"].removeprefix("Value error, ")
     return f"{display_name}: result.json is damaged ({where}: {reason}). Run it again."

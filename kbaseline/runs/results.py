@@ -1,4 +1,4 @@
-"""What a run found, as the files of its run folder: curves, history, predictions, plots, `result.json`."""
+"""Writes the results of a run to its folder: curves, history, predictions, plots, `result.json`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from kbaseline.console.format import clock, percent, plain_table
 from kbaseline.data import ImageData
 from kbaseline.devices.xla import environment
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation, final
+from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.runs.record import DataSummary, RunResult, Step
 from kbaseline.storage.run_folder import RunFolder
@@ -25,17 +25,17 @@ class Sweep:
     """A stage's learning-rate sweep.
 
     Attributes:
-        curve: what it saw.
-        suggestions: rule -> rate; empty if the curve is one that suggests nothing.
-        chosen: the rate trained at, or None.
+        curve: loss against learning rate.
+        suggestions: rule -> rate; empty for an unusable curve.
+        chosen: the rate used in training, or None.
     """
 
     curve: LRCurve
     suggestions: Mapping[str, float]
     chosen: float | None = None
 
-    def panel(self, title: str) -> dict[str, Any]:
-        """What `plot_lr_find` draws."""
+    def plot_data(self, title: str) -> dict[str, Any]:
+        """The sweep as `plot_lr_find` takes it."""
         return {
             "title": title,
             "lrs": self.curve.lrs,
@@ -46,7 +46,8 @@ class Sweep:
         }
 
 
-def draw_up_result(
+def build_result(
+    *,
     stages: dict[str, float],
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     sweeps: Mapping[str, Sweep],
@@ -56,24 +57,24 @@ def draw_up_result(
     config: Config,
     folder: Path,
 ) -> RunResult:
-    """The record of a run that has come to its end.
+    """The result of a finished run.
 
     Args:
         stages: validation accuracy after each stage, by name.
-        evaluations: split -> kind of prediction -> its evaluation; `valid` and perhaps `test`.
-        sweeps: by stage.
-        history: one row an epoch.
-        seconds: of each part of the run.
-        data: what it learned from.
-        config: what it ran with.
+        evaluations: split -> kind of prediction -> evaluation; `valid`, and `test` if the data has one.
+        sweeps: sweeps by stage.
+        history: one row per epoch.
+        seconds: seconds of each part of the run.
+        data: the data of the run.
+        config: the configuration of the run.
         folder: the run folder.
     """
     valid, test = evaluations["valid"], evaluations.get("test")
     return RunResult(
-        accuracy=final(test or valid).accuracy,
+        accuracy=final_evaluation(test or valid).accuracy,
         stages=stages,
         tta_accuracy=valid["tta"].accuracy if "tta" in valid else None,
-        test_accuracy={kind: found.accuracy for kind, found in test.items()} if test else None,
+        test_accuracy={kind: one.accuracy for kind, one in test.items()} if test else None,
         suggested_lrs={name: dict(sweep.suggestions) for name, sweep in sweeps.items()},
         seconds=dict(seconds),
         seed=config.seed,
@@ -87,7 +88,7 @@ def draw_up_result(
             skipped=list(data.skipped),
         ),
         figures={
-            split: {kind: found.to_dict() for kind, found in by_kind.items()} for split, by_kind in evaluations.items()
+            split: {kind: one.to_dict() for kind, one in by_kind.items()} for split, by_kind in evaluations.items()
         },
         history=history,
         environment=environment(),
@@ -101,20 +102,20 @@ def write_results(
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     applied: Sequence[Mapping[str, Any]],
 ) -> None:
-    """`history.csv`, `predictions.npz`, the plots and `result.json`.
+    """Writes `history.csv`, `predictions.npz`, the plots and `result.json`.
 
     Args:
-        folder: where to.
-        result: what the run found.
-        evaluations: split -> kind of prediction -> its evaluation; `valid` and perhaps `test`.
-        applied: one row a step: its learning rate and momentum.
+        folder: the run folder.
+        result: the result of the run.
+        evaluations: split -> kind of prediction -> evaluation; `valid`, and `test` if the data has one.
+        applied: learning rate and momentum, one row per step.
     """
-    shown = final(evaluations.get("test", evaluations["valid"]))
+    shown = final_evaluation(evaluations.get("test", evaluations["valid"]))
     arrays: dict[str, np.ndarray] = {"class_names": np.array(shown.class_names)}
     for split, by_kind in evaluations.items():
         arrays[f"{split}_labels"] = by_kind["plain"].labels.astype(np.int32)
-        for kind, found in by_kind.items():
-            arrays[f"{split}_{kind}_probabilities"] = found.probabilities.astype(np.float32)
+        for kind, evaluation in by_kind.items():
+            arrays[f"{split}_{kind}_probabilities"] = evaluation.probabilities.astype(np.float32)
     folder.write_csv("history.csv", result.history)
     folder.write_npz("predictions.npz", **arrays)
     folder.write_figure("schedule.png", plot_schedule(applied))
@@ -124,14 +125,14 @@ def write_results(
 
 
 def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
-    """`lr_find.csv` and `lr_find.png`: every stage's sweep, by the stage's name."""
+    """Writes the sweeps of all stages, by stage name, to `lr_find.csv` and `lr_find.png`."""
     rows = [{"stage": name, **row} for name, sweep in sweeps.items() for row in sweep.curve.rows()]
     folder.write_csv("lr_find.csv", rows)
-    folder.write_figure("lr_find.png", plot_lr_find([sweep.panel(name) for name, sweep in sweeps.items()]))
+    folder.write_figure("lr_find.png", plot_lr_find([sweep.plot_data(name) for name, sweep in sweeps.items()]))
 
 
 def accuracy_table(steps: Sequence[Step]) -> Table:
-    """A run's accuracy by step for the terminal, the last step bold."""
+    """A run's accuracy by step, as a table for the terminal; the last step is bold."""
     table = plain_table("step", figures=("accuracy", "time"))
     for step in steps:
         style = "bold" if step is steps[-1] else ""

@@ -1,4 +1,4 @@
-"""A finished run to predict with: its network, its class names, test-time augmentation as configured; and its data."""
+"""`load`: a finished run with its network, to predict with; and its data, read again."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,11 @@ class SavedRun:
 
     Attributes:
         folder: the run folder.
-        config: what it ran with.
+        config: its configuration.
         model: from uint8 images of any size to float32 logits.
-        class_names: the name of each label.
-        result: what the run found.
-        console: where progress goes.
+        class_names: names by label.
+        result: its result.
+        console: where progress is shown.
     """
 
     folder: Path
@@ -39,33 +39,34 @@ class SavedRun:
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def predict(self, images: np.ndarray, *, tta: bool = False, batch_size: int | None = None) -> np.ndarray:
-        """Probabilities of classes.
+        """Class probabilities.
 
         Args:
             images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
-            tta: with test-time augmentation.
-            batch_size: images, or with `tta` looks at images, at once; default: twice that of training, or four times.
+            tta: use test-time augmentation.
+            batch_size: images per batch; with `tta`, images per forward pass, where each image counts 1 + views
+                times. Default: twice the training batch size, with `tta` four times.
 
         Returns:
             Float32 `(number, classes)`.
 
         Raises:
-            DataError: no images, or values outside 0-255.
-            InputError: `tta`, and the run's configuration leaves it out.
+            DataError: there are no images, or values outside 0-255.
+            InputError: `tta` is true, but the run's configuration turns it off.
         """
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
         return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
 
-    def forget(self) -> None:
-        """Drops the compiled programs of plain prediction: one for each size of images, which adds up."""
+    def clear_compiled(self) -> None:
+        """Frees the compiled programs of plain prediction; each image size adds one."""
         self.model.make_predict_function(force=True)
 
 
 def load(run: str | Path) -> SavedRun:
-    """Loads a finished run from its folder, to predict with; runs no code from it and needs none of its data.
+    """Loads a finished run from its folder, to predict with; needs no data and executes no code from the folder.
 
-    On a CPU the 1x1 convolutions of its model are matrix products, as in training; saved, they are stock layers.
+    On a CPU the 1x1 convolutions of its model run as matrix products, as in training. A saved model has stock layers.
 
     >>> import numpy as np
     >>> from kbaseline import load
@@ -76,21 +77,21 @@ def load(run: str | Path) -> SavedRun:
     (2, 10) ('0', '1', '2')
 
     Args:
-        run: the run's folder.
+        run: the run folder.
 
     Returns:
-        The run: `model`, `class_names`, `config`, its `result`, and `predict(images, tta=False)`, from
-        uint8 or float images `(number, height, width, 3)`, 0-255, all of one size but of any, to float32 probabilities
+        The run, with `model`, `class_names`, `config`, `result` and `predict(images, tta=False)`. `predict` takes
+        uint8 or float images `(number, height, width, 3)`, 0-255, of any one size, and returns float32 probabilities
         `(number, classes)`.
 
     Raises:
-        InputError: it is no finished run's folder.
-        ModelError: its model is not there or cannot be loaded.
+        InputError: the folder holds no finished run.
+        ModelError: its model is missing or cannot be loaded.
     """
     read = read_run(Path(run))
     path = read.folder / "model.keras"
     if not path.is_file():
-        raise ModelError(f"run {str(run)!r}: holds no model.keras; run it again.")
+        raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
     if read.config.runtime.compilation_cache:
         enable_compilation_cache()
     prefer_eigen_convolutions()
@@ -100,21 +101,21 @@ def load(run: str | Path) -> SavedRun:
 
 
 def read_data(run: RunRecord, console: Console | None = None) -> ImageData:
-    """The data of a finished run, read again from its source and split as it was.
+    """The data of a finished run, read again from its source with the same split.
 
     Args:
         run: the run.
-        console: where work of more than two seconds shows its progress; None shows nothing.
+        console: where progress is shown, for work of more than two seconds; None shows nothing.
 
     Raises:
-        DataError: it cannot be read any more, or has other classes now.
+        DataError: the data can no longer be read, or its classes changed.
         DownloadError, RunError: as `load_source`.
     """
     config = run.config
     data = load_source(config.data, config.seed, console)
     if data.class_names != run.class_names:
         raise DataError(
-            f"source {config.data.source!r}: has the classes {listed(data.class_names)} now, and the run knows "
-            f"{listed(run.class_names)}; put them back, or use kbaseline.load(run), which needs no data."
+            f"source {config.data.source!r}: its classes are {listed(data.class_names)}, but the run was trained on "
+            f"{listed(run.class_names)}; restore them, or use kbaseline.load(run), which needs no data."
         )
     return data

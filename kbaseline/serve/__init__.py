@@ -1,1 +1,1 @@
-"""Serves a finished run on this machine: a page to drop pictures on, and a JSON endpoint."""
+"""Serves a finished run over HTTP: a web page and a JSON endpoint."""

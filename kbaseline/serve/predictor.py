@@ -1,4 +1,4 @@
-"""What a run says of one encoded picture in memory, one picture at a time and in a thread of its own."""
+"""Predicts encoded images in memory with a run, one at a time, in its own thread."""
 
 import asyncio
 import io
@@ -15,14 +15,14 @@ from kbaseline.data.decode import probe, quiet
 from kbaseline.runs.run import SavedRun
 
 _SIZES = 16
-"""Sizes of pictures whose compiled programs are kept; each takes tens of megabytes."""
+"""Image sizes whose compiled programs are kept; each takes tens of megabytes."""
 
 
 class Predictor:
-    """A run that answers for pictures; a context manager that ends its thread.
+    """Predicts encoded images with a run; a context manager that stops its thread.
 
-    A picture gets the pixels, the network and the bits of `kbaseline predict RUN FILE`. One no larger than twice the
-    run's size keeps its own size, so the first of each such size waits for a compilation.
+    Probabilities are bitwise those of `kbaseline predict RUN FILE`. An image up to twice the run's size keeps its own
+    size, so the first image of each such size waits for a compilation.
 
     Args:
         run: see `load`.
@@ -32,8 +32,8 @@ class Predictor:
         self._run = replace(run, console=Console(quiet=True, force_interactive=False))
         data = run.config.data
         self._target = Target(data.size, data.resize, strict=True)
-        # One thread: decoding and predicting take a bounded memory, and Keras is asked by one thread alone.
-        self._thread = ThreadPoolExecutor(1, "answers")
+        # One thread bounds the memory of decoding and prediction, and Keras is called from one thread only.
+        self._thread = ThreadPoolExecutor(1, "predictor")
         self._sizes: set[tuple[int, ...]] = set()
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class Predictor:
         return self._run.config.tta is not None
 
     def about(self) -> dict[str, Any]:
-        """The run in plain Python: its name, classes, accuracies (0 to 1) by split, TTA, and the network's input."""
+        """The run as plain Python: name, classes, accuracies (0 to 1) by split, TTA settings, input of the network."""
         config, result = self._run.config, self._run.result
         valid = {"plain": list(result.stages.values())[-1], "tta": result.tta_accuracy}
         return {
@@ -60,48 +60,47 @@ class Predictor:
         }
 
     def warm_up(self) -> None:
-        """Compiles for the size that photos have."""
+        """Compiles the programs for the size that large photos are resized to."""
         size = self._target.size
-        self._predict(np.zeros((1, size, size, 3), np.uint8), tta=False)
+        self._predict_pixels(np.zeros((1, size, size, 3), np.uint8), tta=False)
         if self.has_tta:
-            self._predict(np.zeros((1, size, size, 3), np.uint8), tta=True)
+            self._predict_pixels(np.zeros((1, size, size, 3), np.uint8), tta=True)
 
-    async def answer(self, encoded: bytes, tta: bool, top: int) -> dict[str, Any]:
-        """What `POST /predict` answers; see `kbaseline.serve.server`.
+    async def predict(self, encoded: bytes, tta: bool, top: int) -> dict[str, Any]:
+        """The response of `POST /predict`; see `kbaseline.serve.app`.
 
         Args:
-            encoded: an image file's bytes.
-            tta: also with test-time augmentation.
-            top: how many classes.
+            encoded: the bytes of an image file.
+            tta: also predict with test-time augmentation.
+            top: number of classes.
 
         Raises:
-            BadImageError: it cannot be read.
-            RunError: the accelerator's memory does not suffice.
+            BadImageError: the image cannot be read.
+            RunError: the accelerator runs out of memory.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, encoded, tta, top)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._predict_encoded, encoded, tta, top)
 
-    def _answer(self, encoded: bytes, tta: bool, top: int) -> dict[str, Any]:
-        laps, file = [time.perf_counter()], io.BytesIO(encoded)
+    def _predict_encoded(self, encoded: bytes, tta: bool, top: int) -> dict[str, Any]:
+        times, file = [time.perf_counter()], io.BytesIO(encoded)
         with quiet():
             header = probe(file)
         pixels = decoded_alone(file, self._target)[None]
-        answers = []
-        laps.append(time.perf_counter())
+        times.append(time.perf_counter())
+        rankings = []
         for augmented in (False, True) if tta else (False,):
-            answers.append(self._predict(pixels, tta=augmented))
-            laps.append(time.perf_counter())
-        spent = [round(1000 * lap, 1) for lap in np.diff(laps).tolist()]
-        classes = [{"classes": self._ranked(probabilities, top)} for probabilities in answers]
+            rankings.append({"classes": self._ranked(self._predict_pixels(pixels, tta=augmented), top)})
+            times.append(time.perf_counter())
+        spent = [round(1000 * seconds, 1) for seconds in np.diff(times).tolist()]
         return {
-            **classes[0],
-            "tta": classes[1] if tta else None,
+            **rankings[0],
+            "tta": rankings[1] if tta else None,
             "image": {"format": header.format, "height": header.height, "width": header.width},
             "milliseconds": {"decode": spent[0], "plain": spent[1], "tta": spent[2] if tta else None},
         }
 
-    def _predict(self, pixels: np.ndarray, *, tta: bool) -> np.ndarray:
+    def _predict_pixels(self, pixels: np.ndarray, *, tta: bool) -> np.ndarray:
         if pixels.shape not in self._sizes and len(self._sizes) >= _SIZES:
-            self._run.forget()
+            self._run.clear_compiled()
             self._sizes.clear()
         self._sizes.add(pixels.shape)
         probabilities: np.ndarray = self._run.predict(pixels, tta=tta)[0]

@@ -1,4 +1,4 @@
-"""Serves a finished run over HTTP until Ctrl-C: a page on which one drops a picture, and a JSON endpoint beside it."""
+"""Runs the HTTP server of a finished run until Ctrl-C."""
 
 import ipaddress
 import logging
@@ -17,11 +17,11 @@ from kbaseline.runs.run import load
 from kbaseline.serve.app import application
 from kbaseline.serve.predictor import Predictor
 
-_AT_ONCE = 64
-"""Connections at once; with the limit of a picture's size this bounds the memory that uploads take."""
+_MAX_CONNECTIONS = 64
+"""Most simultaneous connections; with the size limit of requests this bounds the memory for uploads."""
 
-_GRACE = 3
-"""Seconds that Ctrl-C leaves to the requests under way."""
+_SHUTDOWN_SECONDS = 3
+"""Seconds that open requests get to finish after Ctrl-C."""
 
 
 def serve_run(
@@ -30,40 +30,40 @@ def serve_run(
     """Serves a run until Ctrl-C.
 
     Args:
-        folder: of a finished run.
+        folder: the folder of a finished run.
         host: name or address to listen on.
-        port: likewise; 0 takes a free one.
-        max_mb: the most a request may hold, in millions of bytes.
-        console: where to say that the server is ready.
-        open_browser: show the page in the user's browser.
+        port: port to listen on; 0 for any free one.
+        max_mb: maximum size of a request, in millions of bytes.
+        console: where to print that the server is ready.
+        open_browser: open the page in the user's browser.
 
     Raises:
-        InputError: the address cannot be listened on; or it is no finished run's folder.
+        InputError: the address cannot be listened on, or the folder holds no finished run.
         ModelError: see `load`.
     """
-    # Before the model, which takes seconds. Who connects early waits in the socket's queue.
+    # Before loading the model, which takes seconds. Early connections wait in the socket's queue.
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
         address, number = listener.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
         with console.status("loading and compiling"):
-            answers = Predictor(load(folder))
-            answers.warm_up()
+            predictor = Predictor(load(folder))
+            predictor.warm_up()
         if not loopback:
-            line = f"{host}: other machines can reach it, and there is no password; without --host this one alone can"
+            line = f"{host}: other machines can connect, and there is no password; omit --host to serve only this one"
             console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
         url = f"http://{f'[{host}]' if ':' in host else host}:{number}/"
-        console.print(f"ready on {url} (Ctrl-C ends)", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"ready on {url} (Ctrl-C to stop)", markup=False, highlight=False, soft_wrap=True)
         if open_browser:
             webbrowser.open(url)
-        with answers:
-            server(application(answers, round(max_mb * 1e6), host if loopback else None)).run(sockets=[listener])
+        with predictor:
+            server(application(predictor, round(max_mb * 1e6), host if loopback else None)).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
-        InputError: somebody else has the port, or the host is not this machine's.
+        InputError: the port is in use, or the host is not an address of this machine.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -72,12 +72,12 @@ def listen(host: str, port: int) -> socket.socket:
         number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"{host}, port {port}: cannot be listened on ({reason}); give another --host or --port (0: any free one)."
+            f"{host}, port {port}: cannot be listened on ({reason}); use another --host or --port (0: any free one)."
         ) from None
 
 
 def server(app: Starlette) -> uvicorn.Server:
-    """uvicorn as it is run here; HTTP alone, and silent but for errors."""
+    """The uvicorn server: HTTP only, logging errors only."""
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
@@ -90,7 +90,7 @@ def server(app: Starlette) -> uvicorn.Server:
         proxy_headers=False,
         server_header=False,
         headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")],
-        limit_concurrency=_AT_ONCE,
-        timeout_graceful_shutdown=_GRACE,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     return uvicorn.Server(config)

@@ -1,1 +1,1 @@
-"""Files on disk that appear whole: the run folder, arrays."""
+"""Files on disk: the run folder, with atomic writes, and safe reading of NumPy arrays."""

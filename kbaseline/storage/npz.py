@@ -1,4 +1,4 @@
-"""Reads NumPy's files, which may be damaged or hostile: never a pickle, and one error whatever is wrong with them."""
+"""Reads NumPy files that may be damaged or malicious: no pickles, and one exception type for every defect."""
 
 import sys
 import warnings
@@ -12,15 +12,15 @@ from kbaseline.errors import one_line
 
 
 class DamagedError(ValueError):
-    """A file of arrays cannot be read; the message is the reason in one line, without the file's name."""
+    """A NumPy file cannot be read; the message is the reason in one line, without the file name."""
 
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """NumPy trips over a damaged file wherever it happens to be reading: zip, header, tokens, memory."""
+    """Turns any exception into `DamagedError`: NumPy fails on a damaged file with many kinds of them."""
     try:
         with warnings.catch_warnings():
-            # Of names of types that it would not write itself.
+            # NumPy warns about type names that it would not write itself.
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
@@ -31,31 +31,31 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of an `.npz` file, by name.
 
     Raises:
-        DamagedError: it is no such file, it is damaged, or it holds Python objects, which only a pickle could make.
+        DamagedError: it is not an `.npz` file, it is damaged, or it holds pickled Python objects.
     """
-    # Opened here, for NumPy leaves a file open that turns out to be no archive.
-    with _one_error(), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        found = dict(arrays)
-    for name, array in found.items():
+    # Opened here because NumPy leaves a file open that is not an archive.
+    with _one_error(), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise DamagedError(f"{name!r} is no array")
+            raise DamagedError(f"{name!r} is not an array")
         if array.dtype.kind == "U" and array.nbytes:
-            # NumPy takes any 32 bits for a character and fails where it is asked for one.
+            # NumPy accepts any 32 bits as a character and fails only when the character is used.
             characters = array.ravel().view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
             if characters.max() > sys.maxunicode:
-                raise DamagedError(f"{name!r} holds what is no text")
-    return found
+                raise DamagedError(f"{name!r} holds invalid characters")
+    return arrays
 
 
 def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """The array of an `.npy` file, `mapped` into memory, to be read only, or read.
+    """The array of an `.npy` file, read into memory, or memory-mapped and read-only if `mapped`.
 
     Raises:
         DamagedError: as `read_arrays`.
     """
     with _one_error():
-        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    if not isinstance(found, np.ndarray):
-        found.close()
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
         raise DamagedError("an archive of arrays, not one array")
-    return found
+    return array

@@ -1,7 +1,7 @@
-"""The run folder: where a run keeps its results, every file of which appears whole.
+"""The run folder: where a run keeps its results. Every file is written atomically.
 
-A file is written under a temporary name in the same folder and then renamed, so that a reader, or a run that was
-killed on the way, sees the old file or the new one and never half of one.
+A file is written under a temporary name in the same folder and then renamed. A reader sees the old file or the new
+one, never half of one, even if the run is killed.
 """
 
 import csv
@@ -28,43 +28,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE_DPI = 130
-"""Dots an inch of every PNG: a figure 6.9 inches wide is 900 pixels wide."""
+"""Dots per inch of every PNG: a figure 6.9 inches wide is 900 pixels wide."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
-"""Names of what is being made, or being removed."""
+"""Names of files and folders that are being written or removed."""
 
 
 class RunFolder:
-    """A folder that takes the files of one run.
+    """The folder that holds the files of one run.
 
-    Make one with `RunFolder.create`; the constructor takes a folder that is there already.
+    `RunFolder.create` makes a new folder; the constructor takes an existing one.
 
     Args:
         path: the folder.
-        written: whether what is written here stays. Of several processes that run as one only the first writes; the
-            others pass False, go through the same motions, and leave nothing.
+        writable: whether files are written. In a multi-process run only the first process writes; in the others,
+            which pass False, every method works but leaves no file.
     """
 
-    def __init__(self, path: Path, written: bool = True) -> None:
-        self.path, self.written = path, written
+    def __init__(self, path: Path, writable: bool = True) -> None:
+        self.path, self.writable = path, writable
 
     @classmethod
-    def create(cls, out: Path | None, name: str, under: Path = Path("runs"), *, written: bool = True) -> Self:
+    def create(cls, out: Path | None, name: str, under: Path = Path("runs"), *, writable: bool = True) -> Self:
         """Makes the folder of a new run.
 
         Args:
-            out: the folder to use, absent or empty; None for `NAME` in `under`, or the first of `NAME-2`,
-                `NAME-3`, ... that is free.
+            out: the folder to use, new or empty; None for `NAME` in `under`, or the first free one of `NAME-2`,
+                `NAME-3`, ...
             name: the run's name.
-            under: where folders are numbered; `runs/` in the working folder.
-            written: see the class; a folder that is not written is not made either.
+            under: parent of numbered folders; `runs/` in the working folder.
+            writable: see the class; if False, no folder is created.
 
         Raises:
-            InputError: `out` holds something already, or the folder cannot be made or written to.
+            InputError: `out` is not empty, or the folder cannot be created or written to.
         """
         wanted = under / name if out is None else Path(out).expanduser()
-        if not written:
-            return cls(wanted, written)
+        if not writable:
+            return cls(wanted, writable)
         try:
             path = _first_free(wanted) if out is None else _empty(wanted)
             probe = path / f".probe.{secrets.token_hex(4)}"
@@ -72,49 +72,51 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise InputError(
-                f"run folder {str(wanted)!r}: cannot be made or written to ({one_line(error)}). "
-                "Name a folder you may write to with --out."
+                f"run folder {str(wanted)!r}: cannot be created or written to ({one_line(error)}). "
+                "Choose a writable folder with --out."
             ) from None
         return cls(path)
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Takes the folder of an earlier run.
+        """Opens the folder of an earlier run.
 
         Raises:
-            InputError: no run has begun there.
+            InputError: it holds no run.
         """
         path = Path(path).expanduser()
         if not (path / "config.yaml").is_file():
-            raise InputError(f"run folder {str(path)!r}: holds no config.yaml, so no run has begun there; start one.")
+            raise InputError(f"run folder {str(path)!r}: holds no config.yaml, so no run was started there; start one.")
         return cls(path)
 
     @staticmethod
     def check(out: Path | None) -> None:
-        """Refuses what `create` would refuse, without making anything, so that a run can ask before it downloads.
+        """Validates `out` as `create` would, without creating anything, so that a run fails before it downloads.
 
         Raises:
-            InputError: `out` holds something already, or cannot be looked into.
+            InputError: `out` is not empty, or cannot be read.
         """
         try:
             if out is not None:
                 _refuse_used(Path(out).expanduser())
         except OSError as error:
-            raise InputError(f"run folder {str(out)!r}: cannot be looked into ({one_line(error)}).") from None
+            raise InputError(
+                f"run folder {str(out)!r}: cannot be read ({one_line(error)}). Choose another with --out."
+            ) from None
 
     @contextmanager
     def atomic(self, name: str) -> Iterator[Path]:
-        """Yields a temporary path with the suffix of `name`; on leaving, what was written there becomes `name`.
+        """Yields a temporary path with the suffix of `name`; when the block ends, the file is renamed to `name`.
 
             with folder.atomic("model.keras") as path:
                 model.save(path)
 
-        If the block raises, the temporary file goes away and a file that was there before stays.
+        If the block raises, the temporary file is removed and an earlier `name` is kept.
 
         Raises:
-            RunError: the disk is full, the folder has gone, or the file cannot be written for another reason.
+            RunError: the disk is full, the folder is gone, or the file cannot be written for another reason.
         """
-        if not self.written:
+        if not self.writable:
             with tempfile.TemporaryDirectory() as nowhere:
                 yield Path(nowhere) / name
             return
@@ -129,13 +131,13 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write {str(final)!r}: {one_line(error)}. {_remedy(error)}") from None
         finally:
-            # After the rename there is nothing left here; after a failure there may be, or no folder either.
+            # Nothing is left after the rename; after a failure the file may remain, or the folder may be gone too.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Removes the temporary files and folders that a process which was killed has left."""
-        for path in self.path.glob(".*") if self.written else ():
+        """Removes temporary files and folders that a killed process left behind."""
+        for path in self.path.glob(".*") if self.writable else ():
             if _TEMPORARY.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -146,18 +148,18 @@ class RunFolder:
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Writes `value` as JSON in its own order of keys and returns the file's path.
+        """Writes `value` as JSON, keeping its order of keys, and returns the file's path.
 
-        NumPy and JAX scalars and arrays, paths and tuples are taken; NaN and infinities, which JSON lacks, become
-        null. Raises `RunError` as `atomic` does.
+        Accepts NumPy and JAX scalars and arrays, paths and tuples. NaN and infinities, which JSON lacks, become null.
+        Raises `RunError` as `atomic` does.
         """
         text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
         return self.write_text(name, text + "\n")
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-        """Writes one line a row under a header of all their keys, in order of appearance; returns the file's path.
+        """Writes one line per row under a header of all keys, in order of appearance; returns the file's path.
 
-        A key that a row lacks, and None, are an empty cell. Raises `RunError` as `atomic` does.
+        A missing key and None give an empty cell. Raises `RunError` as `atomic` does.
         """
         header = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO(newline="")
@@ -168,19 +170,19 @@ class RunFolder:
         return self.write_text(name, text.getvalue())
 
     def write_npz(self, name: str, **arrays: Any) -> Path:
-        """Writes named arrays as compressed NumPy and returns the file's path. Raises `RunError` as `atomic` does."""
+        """Writes named arrays as a compressed `.npz` and returns its path. Raises `RunError` as `atomic` does."""
         with self.atomic(name) as path, path.open("wb") as file:
             named: dict[str, Any] = {key: np.asarray(array) for key, array in arrays.items()}
             np.savez_compressed(file, **named)
         return self.path / name
 
     def write_figure(self, name: str, figure: "Figure") -> Path:
-        """Writes `figure` as a PNG, empties it to free its memory, and returns the file's path.
+        """Writes `figure` as a PNG, clears it to free its memory, and returns the file's path.
 
         Raises `RunError` as `atomic` does.
         """
         with self.atomic(name) as path, warnings.catch_warnings():
-            # A class name in a script that the font lacks shows as boxes; the run is not worth less for it.
+            # Class names in a script that the font lacks show as boxes; that is no reason to fail the run.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(path, dpi=FIGURE_DPI, format="png")
         figure.clear()
@@ -188,7 +190,7 @@ class RunFolder:
 
 
 def _sync_names(folder: Path) -> None:
-    """Sees to it that a rename outlives a power cut, where the system can open a folder."""
+    """Makes a rename durable across a power failure, on systems that can open a folder."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_DIRECTORY)
         try:
@@ -198,11 +200,11 @@ def _sync_names(folder: Path) -> None:
 
 
 def _first_free(wanted: Path) -> Path:
-    """Makes and returns `wanted`, or `wanted-2`, ... whichever does not exist."""
+    """Creates and returns the first of `wanted`, `wanted-2`, ... that does not exist."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
     number, path = 1, wanted
     while True:
-        # mkdir itself is the test: two runs started together cannot both succeed.
+        # mkdir itself is the test: of two runs started at once, only one can succeed.
         try:
             path.mkdir()
         except FileExistsError:
@@ -213,7 +215,7 @@ def _first_free(wanted: Path) -> Path:
 
 
 def _empty(wanted: Path) -> Path:
-    """Makes and returns `wanted`, which may exist if there is nothing in it."""
+    """Creates and returns `wanted`, which may exist if it is empty."""
     _refuse_used(wanted)
     wanted.mkdir(parents=True, exist_ok=True)
     return wanted
@@ -221,24 +223,24 @@ def _empty(wanted: Path) -> Path:
 
 def _refuse_used(wanted: Path) -> None:
     if wanted.exists() and not wanted.is_dir():
-        raise InputError(f"run folder {str(wanted)!r}: is a file. Name another folder with --out.")
+        raise InputError(f"run folder {str(wanted)!r}: is a file. Choose another folder with --out.")
     if wanted.exists() and any(wanted.iterdir()):
         raise InputError(
             f"run folder {str(wanted)!r}: exists and is not empty, and nothing is overwritten. "
-            "Name another folder with --out, or empty this one."
+            "Choose another folder with --out, or empty this one."
         )
 
 
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Free some space; `kbaseline fit --resume` goes on from the last checkpoint."
+        return "Free some space; `kbaseline fit --resume` continues from the last checkpoint."
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return "The run folder has been moved or removed; run again and leave it in place."
+        return "The run folder was moved or removed; run again and leave it in place."
     return "Check the folder and the disk and run again."
 
 
 def _plain(value: Any) -> Any:
-    """`value` in what JSON has."""
+    """`value` as types that JSON has."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -247,7 +249,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, float) and not isinstance(value, np.generic):
         return value if math.isfinite(value) else None
-    # NumPy's and JAX's scalars and arrays.
+    # NumPy and JAX scalars and arrays.
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return value

@@ -1,1 +1,1 @@
-"""One stage of `model.fit`: the session around it, checkpoints, signals, trackers."""
+"""Training of one stage by `model.fit`: session, checkpoints, signals, trackers."""

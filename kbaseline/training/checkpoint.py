@@ -1,20 +1,21 @@
-"""Checkpoints: where a run stands, kept so that one that is killed at any moment ends with the same result.
+"""Checkpoints: the state of a run, saved so that a killed run can be resumed and gives the same result.
 
 A checkpoint holds the whole state of Keras' compiled training step (weights, BatchNorm statistics, seed generators,
-optimizer, sums of the metrics), the stage, epoch and batch it was taken at, and what the run had found by then: its
-history and the curves of the learning-rate finder. Everything else is a function of the configuration. A resumed run
-goes through the recipe again from its beginning, takes what the checkpoint holds instead of training and sweeping, and
-trains on from there. So rates, momenta, the order of the images and every draw come out bitwise as they would have, on
-a CPU and with the same versions.
+optimizer, metric sums), the stage, epoch and batch at which it was taken, and the results so far: the history and the
+curves of the learning-rate finder. Everything else is a function of the configuration. A resumed run repeats the
+recipe from the start, uses the checkpoint in place of finished training and sweeps, and continues training from there.
+Rates, momenta, the order of the images and all random draws are the same as in an uninterrupted run; on a CPU with the
+same versions they are bitwise equal.
 
-Where things lie, in `RUN/checkpoints/`:
+Files in `RUN/checkpoints/`:
 
-- `000007.npz`: the arrays `0`, `1`, ... of the state, in Keras' order, and `record`, JSON as UTF-8 bytes;
-- `000007.json`: its SHA-256, written after it and likewise by rename. An `.npz` without one does not count;
-- `lock`: held by the process that runs. The system frees it with the process, so a dead one blocks nobody.
+- `000007.npz`: the state as arrays `0`, `1`, ... in Keras' order, and `record`, JSON as UTF-8 bytes;
+- `000007.json`: the SHA-256 of the `.npz`, written after it, also by rename. An `.npz` without it is ignored;
+- `lock`: held by the running process. The system releases it when the process ends, however it ends.
 
-The last two are kept. They are taken where a stage begins, after every epoch, every `runtime.checkpoint_minutes`
-between two steps, and on SIGINT and SIGTERM. A finished run has a `result.json` and no `checkpoints` folder any more.
+The last two checkpoints are kept. One is taken at the start of a stage, after every epoch, every
+`runtime.checkpoint_minutes` between two steps, and on SIGINT and SIGTERM. A finished run has a `result.json` and no
+`checkpoints` folder.
 """
 
 import hashlib
@@ -35,25 +36,25 @@ from kbaseline.storage.npz import read_arrays
 from kbaseline.storage.run_folder import RunFolder
 
 FORMAT = 1
-"""Version of the files; another one is not read."""
+"""Version of the file format; no other version is read."""
 
 KEPT = 2
-"""Checkpoints that are kept: should the newest be damaged, there is the one before."""
+"""Checkpoints to keep: if the newest is damaged, the one before is used."""
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
-"""What reading a damaged file raises."""
+"""Exceptions that reading a damaged file can raise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where a run stood.
+    """The state of a run at one moment.
 
     Attributes:
-        stage: stages before the running one.
-        epoch: epochs of the stage that are finished.
-        batch: batches of the running epoch that are finished.
-        state: the arrays of the compiled step, in Keras' order.
-        record: what the run had found, in what JSON has.
+        stage: number of finished stages.
+        epoch: number of finished epochs of the current stage.
+        batch: number of finished batches of the current epoch.
+        state: arrays of the compiled training step, in Keras' order.
+        record: results so far, as JSON types.
     """
 
     stage: int
@@ -63,36 +64,36 @@ class Checkpoint:
     record: Mapping[str, Any]
 
 
-def finished(folder: RunFolder) -> bool:
-    """Whether the run of a folder went through to its end."""
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the run in a folder is finished."""
     return (folder.path / "result.json").exists() and not (folder.path / "checkpoints").exists()
 
 
 class Checkpoints:
-    """The checkpoints of a run folder, which belongs to one process until this is closed.
+    """The checkpoints of a run folder. The folder is locked for this process until `close`.
 
-    Of several processes that run as one, the first has the folder; the others read.
+    In a multi-process run the first process holds the lock and writes; the others only read.
 
     Args:
         folder: the run folder.
-        report: takes a line about each checkpoint that is damaged.
+        log: called with one line for every damaged checkpoint.
 
     Raises:
-        InputError: another process runs in the folder, or it cannot be written to.
+        InputError: another process is using the folder, or it cannot be written to.
     """
 
-    def __init__(self, folder: RunFolder, report: Callable[[str], None]) -> None:
-        self.folder = RunFolder(folder.path / "checkpoints", folder.written)
-        self._report = report
+    def __init__(self, folder: RunFolder, log: Callable[[str], None]) -> None:
+        self.folder = RunFolder(folder.path / "checkpoints", folder.writable)
+        self._log = log
         self._lock = filelock.FileLock(self.folder.path / "lock", blocking=False)
-        if not folder.written:
+        if not folder.writable:
             return
         try:
             self.folder.path.mkdir(exist_ok=True)
             self._lock.acquire()
         except filelock.Timeout:
             raise InputError(
-                f"run folder {str(folder.path)!r}: another process is running in it; wait until it has ended, or name "
+                f"run folder {str(folder.path)!r}: another process is using it; wait until that ends, or choose "
                 "another folder with --out."
             ) from None
         except OSError as error:
@@ -102,25 +103,25 @@ class Checkpoints:
             ) from None
 
     def close(self) -> None:
-        """Lets another process in; the checkpoints stay."""
+        """Releases the lock; the checkpoints stay."""
         self._lock.release()
 
     def clear(self) -> None:
-        """Removes all checkpoints, by one rename first, and lets another process in: the run is finished."""
+        """Removes all checkpoints and releases the lock: the run is finished. One rename makes it atomic."""
         self.close()
-        if not self.folder.written:
+        if not self.folder.writable:
             return
         old = self.folder.path.with_name(f".checkpoints.{secrets.token_hex(4)}")
-        # Where that fails, they stay and the run counts as not finished; its results are there all the same.
+        # If this fails, the checkpoints stay and the run counts as unfinished, but its results are complete.
         with suppress(OSError):
             self.folder.path.replace(old)
             shutil.rmtree(old)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint and lets go of all but the last two.
+        """Writes a checkpoint and removes all but the last two.
 
         Raises:
-            RunError: the disk is full, or the folder has gone; the checkpoints there were stay.
+            RunError: the disk is full, or the folder is gone; earlier checkpoints stay.
         """
         numbers = self._numbers()
         name = f"{numbers[-1] + 1 if numbers else 1:06d}"
@@ -137,21 +138,21 @@ class Checkpoints:
                 (self.folder.path / f"{number:06d}{suffix}").unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None. Damaged ones are reported, and removed once another is read."""
+        """The newest intact checkpoint, or None. Damaged ones are logged, and removed once an intact one is read."""
         damaged = []
         for number in reversed(self._numbers()):
             path = self.folder.path / f"{number:06d}.npz"
             try:
-                found = _read(path)
+                checkpoint = _read(path)
             except DAMAGE as error:
                 reason = one_line(error, 200)
-                self._report(f"checkpoint {str(path)!r}: damaged ({reason}); trying the one before")
+                self._log(f"checkpoint {str(path)!r}: damaged ({reason}); trying the one before")
                 damaged.append(path)
                 continue
-            for file in damaged if self.folder.written else ():
+            for file in damaged if self.folder.writable else ():
                 file.with_suffix(".json").unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
-            return found
+            return checkpoint
         return None
 
     def _numbers(self) -> list[int]:
@@ -159,16 +160,16 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Checkpoint:
-    """A checkpoint, or one of `DAMAGE`."""
+    """Reads a checkpoint; raises one of `DAMAGE` if it is damaged."""
     stored = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if _sha256(path) != stored["sha256"]:
-        raise ValueError("its SHA-256 is not the one beside it")
+        raise ValueError("SHA-256 mismatch")
     arrays = read_arrays(path)
-    whole = json.loads(arrays["record"].tobytes())
-    if whole["format"] != FORMAT:
-        raise ValueError(f"format {whole['format']!r}, and this version of kbaseline reads {FORMAT}")
+    header = json.loads(arrays["record"].tobytes())
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']!r}; this version of kbaseline reads {FORMAT}")
     state = [arrays[str(index)] for index in range(len(arrays) - 1)]
-    return Checkpoint(whole["stage"], whole["epoch"], whole["batch"], state, whole["record"])
+    return Checkpoint(header["stage"], header["epoch"], header["batch"], state, header["record"])
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A session: the part of a run that one process does, from where the last one got to, in a folder nobody else uses."""
+"""A session: the work of one process on a run, with its folder locked, from the last checkpoint if there is one."""
 
 import shlex
 import time
@@ -18,8 +18,8 @@ from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import Checkpoint, Checkpoints
 from kbaseline.training.signals import Interrupts
 
-PLACE = ("devices", "coordinator", "num_processes", "process_id")
-"""The keys of `runtime` that say where a run runs, which may be another place when it is resumed."""
+PLACEMENT_KEYS = ("devices", "coordinator", "num_processes", "process_id")
+"""Keys of `runtime` that set where a run executes; they may change when it is resumed."""
 
 _CURVE = ("lrs", "losses", "smoothed")
 """The arrays of an `LRCurve`."""
@@ -36,12 +36,12 @@ class _Curve(BaseModel):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if not len(self.lrs) == len(self.losses) == len(self.smoothed) > 0:
-            raise ValueError("the arrays of a sweep differ in length")
+            raise ValueError("the arrays of a sweep have different lengths")
         return self
 
 
-class _Start(BaseModel):
-    """What is read of a checkpoint besides its state; a loss may be infinite."""
+class _CheckpointRecord(BaseModel):
+    """The content of a checkpoint except its state, for validation; a loss may be infinite."""
 
     model_config = ConfigDict(strict=True)
 
@@ -58,30 +58,30 @@ class _Start(BaseModel):
 
 
 class Session:
-    """Holds a run folder, saves the run between two steps when it is time or a signal asks for it, and can go on.
+    """Locks a run folder, saves checkpoints when they are due or a signal arrives, and resumes from the last one.
 
-    As a context manager it takes over SIGINT and SIGTERM, and lets go of the folder at the end.
+    As a context manager it handles SIGINT and SIGTERM, and unlocks the folder at the end.
 
     Args:
         folder: the run folder.
         config: the run's configuration.
-        say: takes a line for the person who watches, and perhaps a style.
-        resumed: whether the folder is that of an earlier process.
+        log: prints a line, with an optional rich style.
+        resumed: whether an earlier process began the run.
 
     Attributes:
         folder: the run folder.
-        start: where an earlier process got to, or None.
-        interrupts: the signals.
+        start: the checkpoint to continue from, or None.
+        interrupts: handles the signals.
 
     Raises:
-        InputError: another process runs in the folder, or it cannot be written to.
+        InputError: another process is using the folder, or it cannot be written to.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, say: Callable[..., None], *, resumed: bool) -> None:
+    def __init__(self, folder: RunFolder, config: Config, log: Callable[..., None], *, resumed: bool) -> None:
         self.folder = folder
         self.start: Checkpoint | None = None
-        self._config, self._say, self._resumed = config, say, resumed
-        self._checkpoints = Checkpoints(folder, lambda line: say(line, "yellow"))
+        self._config, self._log, self._resumed = config, log, resumed
+        self._checkpoints = Checkpoints(folder, lambda line: log(line, "yellow"))
         self.interrupts = Interrupts(f"continue with: kbaseline fit --resume {shlex.quote(str(folder.path))}")
         self._last = time.monotonic()
 
@@ -96,41 +96,41 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Lets another process have the folder."""
+        """Unlocks the folder."""
         self._checkpoints.close()
 
     def begin(self, data: ImageData, seconds: dict[str, float]) -> None:
-        """Writes the configuration, or finds out how far an earlier process got and that it had the same task.
+        """Writes the configuration of a new run, or loads the last checkpoint and checks that it fits.
 
         Args:
-            data: what is learnt from.
-            seconds: of each part of the run; takes those of an earlier process, and is kept as it grows.
+            data: the training data.
+            seconds: seconds per part of the run; updated with those of an earlier process, and saved in checkpoints.
 
         Raises:
-            InputError: configuration or data are not those of the earlier process.
+            InputError: the configuration or the data changed since the checkpoint.
             RunError: the folder cannot be written to.
         """
         self._record: dict[str, Any] = {
-            "config": _anywhere(self._config, PLACE),
+            "config": _yaml_without(self._config, PLACEMENT_KEYS),
             "data": data.fingerprint(),
             "environment": environment(),
             "seconds": seconds,
             "sweeps": {},
         }
         if not self._resumed:
-            # Each process has its own number, and the folder none.
-            self.folder.write_text("config.yaml", _anywhere(self._config, PLACE[1:]))
-            self._say(f"run folder: {self.folder.path}")
+            # Coordinator and process number differ between processes and do not belong in the folder.
+            self.folder.write_text("config.yaml", _yaml_without(self._config, PLACEMENT_KEYS[1:]))
+            self._log(f"run folder: {self.folder.path}")
             return
         for folder in (self.folder, self._checkpoints.folder):
             folder.tidy()
         self.start = self._checkpoints.newest()
         if self.start is None:
-            self._say(f"{self.folder.path}: no checkpoint that can be used; the run starts anew", "yellow")
+            self._log(f"{self.folder.path}: no usable checkpoint; the run starts from the beginning", "yellow")
             return
         earlier = self.start.record
-        self._check(self.start)
-        self._compare(earlier)
+        self._check_checkpoint(self.start)
+        self._check_unchanged(earlier)
         self._record["sweeps"] |= earlier["sweeps"]
         for part, spent in earlier["seconds"].items():
             seconds.setdefault(part, spent)
@@ -138,21 +138,23 @@ class Session:
         place = (
             f"at {stage.name}, epoch {epoch + 1}, batch {batch + 1}" if epoch < stage.epochs else f"after {stage.name}"
         )
-        self._say(f"{self.folder.path}: goes on {place}")
+        self._log(f"{self.folder.path}: continues {place}")
 
-    def _check(self, start: Checkpoint) -> None:
-        """Refuses what is whole and yet says nothing that a run of this configuration could have written."""
+    def _check_checkpoint(self, start: Checkpoint) -> None:
+        """Refuses an intact checkpoint that a run of this configuration cannot have written."""
         try:
-            _Start.model_validate({"stage": start.stage, "epoch": start.epoch, "batch": start.batch, **start.record})
+            _CheckpointRecord.model_validate(
+                {"stage": start.stage, "epoch": start.epoch, "batch": start.batch, **start.record}
+            )
             if not start.epoch <= self._config.stages[start.stage].epochs:
                 raise ValueError(f"epoch {start.epoch} of {self._config.stages[start.stage].epochs}")
         except (ValueError, TypeError, IndexError, RecursionError) as error:
             raise InputError(
-                f"run folder {str(self.folder.path)!r}: its checkpoint is not one of this version ({one_line(error)}); "
-                "start a new run."
+                f"run folder {str(self.folder.path)!r}: its checkpoint was not written by this version "
+                f"({one_line(error)}); start a new run."
             ) from None
 
-    def _compare(self, earlier: Mapping[str, Any]) -> None:
+    def _check_unchanged(self, earlier: Mapping[str, Any]) -> None:
         for what in ("config", "data"):
             if self._record[what] != earlier[what]:
                 raise InputError(
@@ -160,10 +162,10 @@ class Session:
                 )
         for name, now in self._record["environment"].items():
             if now != (then := earlier["environment"].get(name)):
-                self._say(f"{name} was {then}, is {now}: the result may differ in its last digits", "yellow")
+                self._log(f"{name} was {then}, is {now}: the result may differ in the last digits", "yellow")
 
     def curve(self, stage: str, sweep: Callable[[], LRCurve]) -> LRCurve:
-        """A stage's learning-rate sweep: the one of an earlier process, or a new one, which is kept."""
+        """The learning-rate curve of a stage: saved by an earlier process, or computed by `sweep` and saved."""
         curves = self._record["sweeps"]
         if stage not in curves:
             curve = sweep()
@@ -172,11 +174,11 @@ class Session:
         kept = curves[stage]
         return LRCurve(planned=kept["planned"], **{name: np.array(kept[name]) for name in _CURVE})
 
-    def due(self) -> bool:
-        """Whether a checkpoint is wanted within an epoch."""
+    def checkpoint_due(self) -> bool:
+        """Whether to save a checkpoint after this step."""
         every = 60 * self._config.runtime.checkpoint_minutes
-        waited = self.folder.written and time.monotonic() - self._last >= every
-        return self.interrupts.reached() or waited
+        waited = self.folder.writable and time.monotonic() - self._last >= every
+        return self.interrupts.stop_requested() or waited
 
     def save(
         self, place: tuple[int, int, int], state: Sequence[np.ndarray], history: list[dict[str, Any]], elapsed: float
@@ -186,21 +188,21 @@ class Session:
         Args:
             place: stage, epoch and batch; see `Checkpoint`.
             state: see `Checkpoint`.
-            history: one row for each epoch up to now.
-            elapsed: seconds of the running epoch.
+            history: one row per epoch so far.
+            elapsed: seconds since the current epoch began.
 
         Raises:
-            RunError: the disk is full, or the folder has gone.
+            RunError: the disk is full, or the folder is gone.
         """
         self._checkpoints.save(Checkpoint(*place, state, {**self._record, "history": history, "elapsed": elapsed}))
         self._last = time.monotonic()
 
     def finish(self) -> None:
-        """Marks the run as finished: its checkpoints go."""
+        """Marks the run as finished by removing its checkpoints."""
         self._checkpoints.clear()
 
 
-def _anywhere(config: Config, names: Sequence[str]) -> str:
-    """The configuration as YAML, with these keys of `runtime` at their defaults."""
+def _yaml_without(config: Config, names: Sequence[str]) -> str:
+    """The configuration as YAML, with these keys of `runtime` reset to their defaults."""
     defaults = {name: RuntimeConfig.model_fields[name].default for name in names}
     return config.model_copy(update={"runtime": config.runtime.model_copy(update=defaults)}).to_yaml()

@@ -1,10 +1,10 @@
-"""SIGINT and SIGTERM during a run: the step is finished and saved first, a second signal stops at once.
+"""SIGINT and SIGTERM during a run: the first finishes and saves the current step, the second stops at once.
 
-Python runs a handler between two of its own instructions, so a signal also waits for the compilation or the
-accelerator's call that is under way.
+Python runs a signal handler between two of its own instructions, so a signal also waits for a compilation or an
+accelerator call in progress.
 
-Several processes that run as one must stop after the same step. There JAX itself catches SIGTERM in whichever process
-it comes to, and has all of them agree on a step.
+In a multi-process run all processes must stop after the same step. There JAX catches SIGTERM in whichever process
+receives it, and all processes agree on a step.
 """
 
 import os
@@ -24,43 +24,43 @@ from kbaseline.devices.multihost import are_several
 class Stopped(KeyboardInterrupt):
     """A signal ended the run.
 
-    Not an `Exception`, as Python's own `KeyboardInterrupt` is none: nobody catches it by accident.
+    Like `KeyboardInterrupt`, it is not an `Exception`, so that no `except Exception` catches it by accident.
 
     Args:
-        number: the signal's.
-        advice: what to do next.
+        number: the signal number.
+        hint: what to do next.
     """
 
-    def __init__(self, number: int, advice: str) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
+    def __init__(self, number: int, hint: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {hint}")
         self.exit_code = 128 + number
 
 
 class Interrupts:
-    """Takes over SIGINT and SIGTERM, in the main thread, for as long as the context lasts.
+    """Context manager that handles SIGINT and SIGTERM in the main thread.
 
         with Interrupts("continue with ...") as interrupts:
-            with interrupts.deferred():   # a signal is only noted here
+            with interrupts.deferred():   # here a signal is only recorded
                 ...
-                interrupts.raise_if_asked()   # between two steps
-            ...   # and raises `Stopped` at once here
+                interrupts.raise_if_requested()   # between two steps
+            ...   # here a signal raises `Stopped` at once
 
     Args:
-        advice: what `Stopped` says after the signal's name.
+        hint: ends the message of `Stopped`, after the name of the signal.
     """
 
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
-        self.asked: int | None = None
+    def __init__(self, hint: str) -> None:
+        self.hint = hint
+        self.requested: int | None = None
         self._deferring = False
         self._steps = 0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python lets no other thread set handlers.
+        # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
             caught = (signal.SIGINT,) if are_several() else (signal.SIGINT, signal.SIGTERM)
-            self._earlier = {number: signal.signal(number, self._noted) for number in caught}
+            self._earlier = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(
@@ -71,62 +71,62 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Notes the first signal instead of raising, until `raise_if_asked` or the end of the block."""
+        """Records the first signal instead of raising, until `raise_if_requested` or the end of the block."""
         self._deferring = True
         try:
             yield
-            self.raise_if_asked()
+            self.raise_if_requested()
         finally:
             self._deferring = False
 
-    def reached(self) -> bool:
-        """Whether to stop after the step that was just made; of several processes each must ask after every step."""
+    def stop_requested(self) -> bool:
+        """Whether to stop after the current step; in a multi-process run, every process must call it every step."""
         self._steps += 1
         if are_several() and multihost_utils.reached_preemption_sync_point(self._steps):
-            self.asked = signal.SIGTERM
-        return self.asked is not None
+            self.requested = signal.SIGTERM
+        return self.requested is not None
 
-    def raise_if_asked(self) -> None:
-        """Raises `Stopped` if a signal was noted."""
-        if self.asked is not None:
-            raise Stopped(self.asked, self.advice)
+    def raise_if_requested(self) -> None:
+        """Raises `Stopped` if a signal was recorded."""
+        if self.requested is not None:
+            raise Stopped(self.requested, self.hint)
 
-    def _noted(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None or not self._deferring:
-            raise Stopped(number, self.advice)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is not None or not self._deferring:
+            raise Stopped(number, self.hint)
         if are_several():
             self._deferring = False
             signal.raise_signal(signal.SIGTERM)
         else:
-            self.asked = number
-        # The plain call: whatever the signal interrupted may hold the lock of a Python stream.
-        os.write(2, f"{signal.Signals(number).name}: finishing this step; once more stops at once\n".encode())
+            self.requested = number
+        # Not `print`: the interrupted code may hold the lock of a Python stream.
+        os.write(2, f"{signal.Signals(number).name}: finishing this step; repeat to stop at once\n".encode())
 
 
 @contextmanager
 def stoppable(interrupts: Interrupts | None) -> Iterator[list[keras.callbacks.Callback]]:
-    """Callbacks for a fit or a prediction of which nothing is kept: it ends after the step in which a signal came.
+    """Callbacks that end a fit or a prediction after the step in which a signal arrived, without a checkpoint.
 
-    Raised wherever Python stands, `Stopped` would be lost: Keras reads the figures of a step, which is where it mostly
-    waits, under an `except` that swallows everything.
+    If the handler raised `Stopped` itself, it could be lost: Keras spends most of its time reading the metrics of a
+    step, under an `except` that swallows everything.
 
     Args:
-        interrupts: the run's; None for nothing to ask.
+        interrupts: the run's; None adds no callback.
     """
-    # Several processes would not stop after the same step; there a signal raises at once.
+    # Several processes would not stop after the same step, so there a signal raises at once.
     if interrupts is None or are_several():
         yield []
         return
     with interrupts.deferred():
-        yield [_StopWhenAsked(interrupts)]
+        yield [_StopOnRequest(interrupts)]
 
 
-class _StopWhenAsked(keras.callbacks.Callback):  # type: ignore[misc]
+class _StopOnRequest(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, interrupts: Interrupts) -> None:
         super().__init__()
         self._interrupts = interrupts
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._interrupts.raise_if_asked()
+        self._interrupts.raise_if_requested()
 
     on_predict_batch_end = on_train_batch_end

@@ -1,11 +1,11 @@
-"""One stage of training: `model.fit`, with what happens between two of its steps.
+"""One stage of training: `model.fit`, with checkpoints, signals and loss checks between its steps.
 
-Keras calls the batch methods of a callback in threads, or else waits for each step's loss first. What must happen in
-the main thread and must not wait — saving, stopping, a look at the loss — is therefore done by the list of callbacks
-itself, which Keras calls in the main thread and with logs still on the accelerator.
+Keras calls the batch methods of a callback in threads, or else waits for the loss of every step. Saving, stopping and
+loss checks must run in the main thread without that wait. They are therefore done by a subclass of `CallbackList`,
+which Keras calls in the main thread with logs still on the accelerator.
 
-Validation predicts padded batches and scores them on the host: `model.evaluate` would compile a second program for
-the last, smaller batch, and weigh padding in its loss.
+Validation predicts padded batches and scores them on the host. `model.evaluate` would compile a second program for
+the last, smaller batch, and would count padding in its loss.
 """
 
 import math
@@ -29,20 +29,20 @@ from kbaseline.schedules import CosineCycle
 from kbaseline.training.checkpoint import Checkpoint
 from kbaseline.training.session import Session
 
-LOOK_EVERY = 20
-"""Steps between two looks at the loss, at what was computed before the last look: reading one costs a copy."""
+LOSS_CHECK_STEPS = 20
+"""Steps between two checks for a finite loss. Each check reads a loss from before the last check: no wait, one copy."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as training sees it.
+    """A stage of training.
 
     Attributes:
-        number: stages before it.
+        number: number of stages before it.
         title: its name.
         epochs: passes over the training images.
-        steps: training steps an epoch.
-        first: the optimizer's `iterations` where it begins.
+        steps: training steps per epoch.
+        first: the optimizer's `iterations` at its start.
     """
 
     number: int
@@ -62,56 +62,58 @@ def train(
     session: Session | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Trains a stage, from where its checkpoint stands if it has one.
+    """Trains a stage, from its checkpoint if it has one.
 
     Args:
-        model: compiled.
-        batches: the training images, all of them, at the epoch before the stage's first.
-        valid: what every epoch is scored on.
-        stage: which one.
-        table: prints and holds its rows.
-        history: the rows of the stages before.
-        session: keeps checkpoints; None keeps none.
-        callbacks: further Keras callbacks; one of them sees an epoch that was interrupted as two fits.
+        model: compiled model.
+        batches: all training images, positioned at the epoch before the stage's first.
+        valid: the split that every epoch is scored on.
+        stage: the stage to train.
+        table: prints and collects its rows.
+        history: rows of the stages before.
+        session: saves checkpoints; None saves none.
+        callbacks: further Keras callbacks; to them an epoch that was interrupted looks like two fits.
 
     Raises:
         RunError: the loss is not finite, or a checkpoint cannot be written.
-        Stopped: a signal asked for it.
+        Stopped: a signal was received.
     """
     start = session.start if session is not None and session.start and session.start.stage == stage.number else None
     begin, skipped = (start.epoch, start.batch) if start else (0, 0)
-    # What is left of an epoch is a fit of its own: Keras counts the batches once a fit.
+    # The rest of an interrupted epoch needs its own fit: Keras counts the batches once per fit.
     parts = [(begin, begin + 1, skipped)] if skipped else []
     if begin + len(parts) < stage.epochs or not parts:
         parts.append((begin + len(parts), stage.epochs, 0))
     if start is not None:
-        table.go_on(start.record["history"][len(history) :], start.record["elapsed"])
-    watch = _Watch(model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start)
+        table.resume(start.record["history"][len(history) :], start.record["elapsed"])
+    callback_list = _StageCallbacks(
+        model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start
+    )
     earlier = batches.epoch
     with table, session.interrupts.deferred() if session else nullcontext():
-        for first, last, watch.skipped in parts:
-            batches.go_to(earlier + first, watch.skipped)
+        for first, last, callback_list.skipped in parts:
+            batches.go_to(earlier + first, callback_list.skipped)
             model.fit(
                 batches,
                 initial_epoch=first,
                 epochs=last,
-                shuffle=False,  # the batches have their own order; Keras' comes from global random state
+                shuffle=False,  # the batches are shuffled already, independently of Keras' global random state
                 verbose=0,
-                callbacks=watch,
+                callbacks=callback_list,
             )
     batches.go_to(earlier + 1 + stage.epochs)
 
 
 def applied_rates(optimizer: LayerwiseAdamW, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Learning rate and momentum at optimizer steps `(number,)`."""
+    """Learning rates and momenta at the optimizer steps `(number,)`; two float arrays `(number,)`."""
     rate, beta_1 = optimizer.schedules
     lrs = rate(steps) if isinstance(rate, CosineCycle) else np.full(len(steps), rate)
     momenta = beta_1(steps) if callable(beta_1) else np.full(len(steps), beta_1)
     return np.asarray(lrs), np.asarray(momenta)
 
 
-class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
-    """The callbacks of a stage; `skipped` batches of the running epoch were trained by an earlier process."""
+class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
+    """The callbacks of a stage; `skipped` counts the batches of this epoch that an earlier process trained."""
 
     def __init__(
         self,
@@ -130,25 +132,24 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
         self.skipped = 0
         self._stage, self._table, self._history = stage, table, history
         self._labels = valid.labels
-        # Without labels, as prediction has them: it runs the same program.
+        # Without labels, so that validation runs the same compiled program as prediction.
         self._valid = ImageBatches(valid.images, batch_size=min(batch_size, len(valid)), pad=True)
         self._session, self._start = session, start
         self._epoch = 0
-        # Steps whose loss nobody has read, and that loss: the mean since the epoch began, so that once it is not
-        # finite it stays so.
-        self._unread: deque[tuple[int, Any]] = deque()
+        # Steps and their unread losses. A loss is the mean since the epoch began: once not finite, it stays so.
+        self._pending: deque[tuple[int, Any]] = deque()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Puts the checkpoint's state in place; only now Keras has made all of its variables."""
+        """Restores the checkpoint's state; before this call, Keras has not created all variables."""
         super().on_train_begin(logs)
         if self._start is not None:
             _restore(_variables(self.model), self._start.state)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Puts the sums of the metrics in place, which Keras has just reset, or keeps the stage's beginning."""
+        """Restores the metric sums, which Keras has just reset, or saves the start of the stage."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
-        self._unread.clear()
+        self._pending.clear()
         if self.skipped and self._start is not None:
             sums = self.model.metrics_variables
             _restore(sums, self._start.state[-len(sums) :])
@@ -157,83 +158,83 @@ class _Watch(keras.callbacks.CallbackList):  # type: ignore[misc]
         self._start = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Looks at the loss, saves and stops where it is time."""
+        """Checks the loss, and saves or stops if due."""
         done = self.skipped + batch + 1
         super().on_train_batch_end(done - 1, logs)
-        self._unread.append((self._stage.steps * self._epoch + done, (logs or {})["loss"]))
-        if done % LOOK_EVERY == 0:
-            # Long since computed, so that reading them waits for nothing; and the same ones in every process.
-            self._look(len(self._unread) - LOOK_EVERY)
-        # The last step of an epoch is saved together with its validation.
-        if self._session is not None and done < self._stage.steps and self._session.due():
-            self._look(len(self._unread))
+        self._pending.append((self._stage.steps * self._epoch + done, (logs or {})["loss"]))
+        if done % LOSS_CHECK_STEPS == 0:
+            # Computed long ago, so reading them does not wait; and the same steps in every process.
+            self._check_losses(len(self._pending) - LOSS_CHECK_STEPS)
+        # The last step of an epoch is saved after its validation.
+        if self._session is not None and done < self._stage.steps and self._session.checkpoint_due():
+            self._check_losses(len(self._pending))
             self.model.jax_state_sync()
             self._save(self._epoch, done)
-            self._session.interrupts.raise_if_asked()
+            self._session.interrupts.raise_if_requested()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Validates, and keeps the epoch if its losses are finite."""
-        figures = self._validate()
-        super().on_epoch_end(epoch, {**(logs or {}), **figures})
-        self._look(len(self._unread))
-        if not math.isfinite(figures["val_loss"]):
+        """Validates, and saves the epoch if its losses are finite."""
+        scores = self._validate()
+        super().on_epoch_end(epoch, {**(logs or {}), **scores})
+        self._check_losses(len(self._pending))
+        if not math.isfinite(scores["val_loss"]):
             self._fail(self._stage.steps * (epoch + 1), "validation loss")
         self._save(epoch + 1, 0)
         if self._session is not None:
-            self._session.interrupts.raise_if_asked()
+            self._session.interrupts.raise_if_requested()
 
     def _validate(self) -> dict[str, float]:
-        """Loss (nats) and accuracy on the validation images, under Keras' names."""
+        """Loss (nats) and accuracy on the validation images, by Keras' names."""
         self.on_test_begin()
-        logits = predict_batches(self.model, self._valid, [_AsTest(self)])
+        logits = predict_batches(self.model, self._valid, [_ForwardAsTest(self)])
         own = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(logits)), self._labels]
         right = logits.argmax(axis=-1) == self._labels
-        figures = {"val_loss": float(-own.mean()), "val_accuracy": float(right.mean())}
-        self.on_test_end({name.removeprefix("val_"): value for name, value in figures.items()})
-        return figures
+        scores = {"val_loss": float(-own.mean()), "val_accuracy": float(right.mean())}
+        self.on_test_end({name.removeprefix("val_"): value for name, value in scores.items()})
+        return scores
 
-    def _look(self, count: int) -> None:
-        """Reads the last of the first `count` unread losses, and if it is not finite those before it too."""
-        seen = [self._unread.popleft() for _ in range(count)]
-        if seen and not math.isfinite(seen[-1][1]):
-            self._fail(next(step for step, loss in seen if not math.isfinite(loss)), "loss")
+    def _check_losses(self, count: int) -> None:
+        """Checks the last of the first `count` pending losses; if it is not finite, finds the first such step."""
+        losses = [self._pending.popleft() for _ in range(count)]
+        if losses and not math.isfinite(losses[-1][1]):
+            self._fail(next(step for step, loss in losses if not math.isfinite(loss)), "loss")
 
     def _fail(self, step: int, what: str) -> None:
         stage = self._stage
         highest = applied_rates(self.model.optimizer, np.arange(stage.first, stage.first + step))[0].max()
         raise RunError(
-            f"{stage.title}: the {what} is not finite at step {step} of {stage.epochs * stage.steps}, after rates up "
-            f"to {highest:.1e}; lower max_lr (the finder suggests one)."
+            f"{stage.title}: the {what} is not finite at step {step} of {stage.epochs * stage.steps}, after learning "
+            f"rates up to {highest:.1e}; lower max_lr (the finder suggests a value)."
         )
 
     def _save(self, epoch: int, batch: int) -> None:
-        if self._session is None or not self._session.folder.written:
+        if self._session is None or not self._session.folder.writable:
             return
         state = [np.asarray(variable.value) for variable in _variables(self.model)]
-        # A step can spoil the weights before any loss shows it.
+        # A step can make weights infinite or NaN before the loss shows it.
         if all(np.isfinite(array).all() for array in state[: len(self.model.trainable_variables)]):
             rows = [*self._history, *self._table.rows]
             self._session.save((self._stage.number, epoch, batch), state, rows, self._table.elapsed)
 
 
-class _AsTest(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells the callbacks of a fit that a predicted batch is one of its validation."""
+class _ForwardAsTest(keras.callbacks.Callback):  # type: ignore[misc]
+    """Forwards predicted batches to the callbacks of a fit as validation batches."""
 
     async_safe = True
 
-    def __init__(self, told: keras.callbacks.CallbackList) -> None:
+    def __init__(self, callback_list: keras.callbacks.CallbackList) -> None:
         super().__init__()
-        self._told = told
+        self._callback_list = callback_list
 
     def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._told.on_test_batch_begin(batch)
+        self._callback_list.on_test_batch_begin(batch)
 
     def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._told.on_test_batch_end(batch)
+        self._callback_list.on_test_batch_end(batch)
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
-    """The state of the compiled step, in Keras' order, the metrics' sums last."""
+    """The state of the compiled training step, in Keras' order, metric sums last."""
     return [
         *model.trainable_variables,
         *model.non_trainable_variables,
@@ -244,7 +245,7 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 
 def _restore(variables: Sequence[keras.Variable], state: Sequence[np.ndarray]) -> None:
     if [tuple(variable.shape) for variable in variables] != [array.shape for array in state]:
-        raise InputError("checkpoint: does not belong to this model and optimizer; start a new run.")
+        raise InputError("checkpoint: does not match this model and optimizer; start a new run.")
     for variable, array in zip(variables, state, strict=True):
-        # NumPy writes bfloat16, which it does not know, as two bytes without a meaning.
+        # NumPy has no bfloat16 and stores it as two raw bytes.
         variable.assign(array.view(variable.dtype) if array.dtype.kind == "V" else array)

@@ -1,6 +1,6 @@
-"""Trackers: every epoch's figures to TensorBoard, Weights & Biases or MLflow while a run trains.
+"""Trackers: log the metrics of every epoch to TensorBoard, Weights & Biases or MLflow during training.
 
-Each is an optional package that needs no TensorFlow. `history.csv` and `result.json` are written with them or without.
+Each is an optional package that does not need TensorFlow. `history.csv` and `result.json` are always written.
 """
 
 import importlib
@@ -19,34 +19,34 @@ from kbaseline.devices.multihost import is_first
 from kbaseline.errors import InputError, require, with_kind
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-"""Tracker -> the module it needs; `pip install 'kbaseline[TRACKER]'` brings it."""
+"""Tracker -> the module it needs; `pip install 'kbaseline[TRACKER]'` installs it."""
 
 _PROJECT = "kbaseline"
-"""Runs are kept under this project or experiment, unless the environment names another."""
+"""Default name of the project or experiment; environment variables override it."""
 
 _NAMES = {"loss": "train_loss", "accuracy": "train_accuracy", "val_loss": "valid_loss", "val_accuracy": "accuracy"}
-"""Keras' names of figures -> those of `history.csv`."""
+"""Keras' names of metrics -> those of `history.csv`."""
 
 
 class Service(Protocol):
-    """A place that takes figures."""
+    """A service that records metrics."""
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        """Takes the figures of an epoch, counted from 1 over all stages."""
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Records the metrics of an epoch, counted from 1 over all stages."""
 
     def close(self, failed: bool) -> None:
-        """Ends the run there."""
+        """Ends the service's run."""
 
 
 class Tracker(keras.callbacks.Callback):  # type: ignore[misc]
-    """Hands every epoch's figures to a service; epochs are counted on from stage to stage.
+    """Logs the metrics of every epoch to a service; epochs are counted over all stages.
 
-    A service that fails is given up with one line, for no tracker is worth a training.
+    If the service fails, one line is printed, logging stops and training continues.
 
     Args:
-        name: the tracker's.
-        service: where the figures go.
-        console: where a failure is told.
+        name: name of the tracker.
+        service: the service to log to.
+        console: where a failure is printed.
     """
 
     def __init__(self, name: str, service: Service, console: Console) -> None:
@@ -56,27 +56,27 @@ class Tracker(keras.callbacks.Callback):  # type: ignore[misc]
         self._service: Service | None = service
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Hands over losses, accuracies (0 to 1) and the learning rate of the head."""
+        """Logs losses, accuracies (0 to 1) and the learning rate of the head."""
         self.epochs += 1
-        figures = {_NAMES.get(key, key): float(value) for key, value in (logs or {}).items()}
-        self.log({**figures, "learning_rate": float(self.model.optimizer.learning_rate)})
+        metrics = {_NAMES.get(key, key): float(value) for key, value in (logs or {}).items()}
+        self.log({**metrics, "learning_rate": float(self.model.optimizer.learning_rate)})
 
-    def log(self, figures: Mapping[str, float]) -> None:
-        """Hands over figures as those of the last epoch."""
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Logs metrics for the last epoch."""
         if self._service is None:
             return
         try:
-            self._service.log(figures, self.epochs)
+            self._service.log(metrics, self.epochs)
         except Exception as error:
             self.console.print(
-                f"{self.name}: given up, training goes on ({with_kind(error)})",
+                f"{self.name}: failed, training continues without it ({with_kind(error)})",
                 style="yellow",
                 markup=False,
             )
             self.close(failed=True)
 
     def close(self, failed: bool) -> None:
-        """Ends the run there, once."""
+        """Ends the service's run, once."""
         service, self._service = self._service, None
         if service is not None:
             with suppress(Exception):
@@ -84,7 +84,7 @@ class Tracker(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuses trackers whose package is missing, before anything long is begun.
+    """Checks that the packages of trackers are installed, before any long work starts.
 
     Raises:
         InputError: one is not installed.
@@ -95,21 +95,21 @@ def require_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def tracking(folder: Path, config: Config, console: Console) -> Iterator[list[Tracker]]:
-    """Opens the trackers `config.runtime.log` names, and closes them however the block ends.
+    """Opens the trackers listed in `config.runtime.log`, and closes them however the block ends.
 
     Args:
-        folder: the run folder, whose name the run has there too; TensorBoard's file lies in it.
-        config: recorded as the run's settings, by dotted key.
-        console: where a tracker's failure is told.
+        folder: the run folder; its name is the name of the tracked run, and TensorBoard's files go there.
+        config: logged as the run's settings, by dotted key.
+        console: where a tracker's failure is printed.
 
     Raises:
-        InputError: one cannot begin, for instance for want of a login.
+        InputError: a tracker cannot be started, for instance because of a missing login.
     """
     trackers: list[Tracker] = []
     failed = True
     try:
         for name in dict.fromkeys(config.runtime.log if is_first() else ()):
-            trackers.append(Tracker(name, _opened(name, folder, config), console))
+            trackers.append(Tracker(name, _start(name, folder, config), console))
         yield trackers
         failed = False
     finally:
@@ -117,7 +117,7 @@ def tracking(folder: Path, config: Config, console: Console) -> Iterator[list[Tr
             tracker.close(failed)
 
 
-def _opened(name: str, folder: Path, config: Config) -> Service:
+def _start(name: str, folder: Path, config: Config) -> Service:
     services: dict[str, Callable[[Path, Config], Service]] = {
         "tensorboard": _TensorBoard,
         "wandb": _Wandb,
@@ -127,20 +127,21 @@ def _opened(name: str, folder: Path, config: Config) -> Service:
         return services[name](folder, config)
     except Exception as error:
         raise InputError(
-            f"runtime.log {name!r}: cannot begin ({with_kind(error)}). Set it up as {name} says, or leave it out."
+            f"runtime.log {name!r}: cannot be started ({with_kind(error)}). Set it up as its documentation describes, "
+            "or remove it."
         ) from error
 
 
 class _TensorBoard:
-    """Event files in `tensorboard/` of the run folder: `tensorboard --logdir runs` shows all runs."""
+    """Event files in `tensorboard/` of the run folder; `tensorboard --logdir runs` shows all runs."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         module = importlib.import_module("tensorboardX")
         self._writer = module.SummaryWriter(logdir=str(folder / "tensorboard"))
         self._writer.add_text("config", f"```yaml\n{config.to_yaml()}```")
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        for name, value in figures.items():
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
 
@@ -149,35 +150,35 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases; `WANDB_MODE=offline` keeps it on this machine."""
+    """A Weights & Biases run; `WANDB_MODE=offline` keeps it on this machine."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         module = importlib.import_module("wandb")
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
         self._run = module.init(project=project, name=folder.name, config=config.model_dump(mode="json"))
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        self._run.log({**figures, "epoch": epoch})
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        self._run.log({**metrics, "epoch": epoch})
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
 
 
 class _MLflow:
-    """A run where `MLFLOW_TRACKING_URI` says, else where MLflow keeps its own: `mlflow.db` in the working folder."""
+    """An MLflow run at `MLFLOW_TRACKING_URI`, by default `mlflow.db` in the working folder."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         module = importlib.import_module("mlflow")
         self._client = module.MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        existing = self._client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(name)
         self._id = self._client.create_run(experiment, run_name=folder.name).info.run_id
         for key, value in flattened(config.model_dump(mode="json")).items():
             self._client.log_param(self._id, key, value)
 
-    def log(self, figures: Mapping[str, float], epoch: int) -> None:
-        for name, value in figures.items():
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        for name, value in metrics.items():
             self._client.log_metric(self._id, name, value, step=epoch)
 
     def close(self, failed: bool) -> None:

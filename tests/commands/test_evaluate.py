@@ -63,7 +63,7 @@ def test_kept_predictions_are_scored_without_a_model(finished_run):
     folder = finished_run("run", images=60, right=45)
     before = sorted(folder.rglob("*"))
     found = evaluate_kept(read_run(folder))
-    assert (found.split, found.figures["plain"].accuracy, found.last.accuracy) == ("valid", 45 / 60, 46 / 60)
+    assert (found.split, found.evaluations["plain"].accuracy, found.last.accuracy) == ("valid", 45 / 60, 46 / 60)
     assert found.last.interval == accuracy_interval(46, 60)
     assert (found.paired.only_first, found.paired.only_second, found.paired.p_value) == (0, 1, 1.0)
     assert found.last.calibration.cross_fitted
@@ -77,7 +77,7 @@ def test_a_test_split_goes_first_at_validations_temperature(finished_run):
     run = read_run(finished_run("run", images=60, right=45, test=40))
     found = evaluate_kept(run)
     assert (found.split, len(found.last.labels)) == ("test", 40)
-    for kind, figures in found.figures.items():
+    for kind, figures in found.evaluations.items():
         assert not figures.calibration.cross_fitted
         fitted = fit_temperature(run.arrays[f"valid_{kind}_probabilities"].astype(float), run.arrays["valid_labels"])
         assert figures.calibration.temperature == pytest.approx(fitted)
@@ -87,11 +87,11 @@ def test_a_test_split_goes_first_at_validations_temperature(finished_run):
 def test_no_tta_leaves_plain_alone(finished_run):
     """`--no-tta` scores plain predictions alone; `--tta` is refused where there are no others."""
     run = read_run(finished_run("run"))
-    assert set(evaluate_kept(run, tta=False).figures) == {"plain"}
+    assert set(evaluate_kept(run, tta=False).evaluations) == {"plain"}
     assert evaluate_kept(run, tta=False).paired is None
     plain = read_run(finished_run("plain", tta=False))
-    assert set(evaluate_kept(plain).figures) == {"plain"}
-    with pytest.raises(InputError, match="kept no predictions with test-time augmentation"):
+    assert set(evaluate_kept(plain).evaluations) == {"plain"}
+    with pytest.raises(InputError, match="has no predictions with test-time augmentation"):
         evaluate_kept(plain, tta=True)
 
 
@@ -116,8 +116,10 @@ def test_tta_stands_beside_plain(run, photos):
     """Invariant: even shades look the same zoomed and mirrored, so TTA answers as plain does."""
     found, written = evaluate_run(run, f"folder:{photos}", out=run.parent / "mine")
     assert written == run.parent / "mine"
-    assert set(found.figures) == set(found.seconds) == {"plain", "tta"}
-    np.testing.assert_allclose(found.figures["tta"].probabilities, found.figures["plain"].probabilities, atol=1e-5)
+    assert set(found.evaluations) == set(found.seconds) == {"plain", "tta"}
+    np.testing.assert_allclose(
+        found.evaluations["tta"].probabilities, found.evaluations["plain"].probabilities, atol=1e-5
+    )
     assert found.paired.p_value == 1.0
 
 
@@ -139,12 +141,12 @@ def test_what_the_run_learnt_from_is_told(finished_run, photos):
     folder = finished_run("own", **{"data.source": f"folder:{photos}", "data.size": 8, "data.limit": 5})
     by_shade().save(folder / "model.keras")
     found, _ = evaluate_run(folder, f"folder:{photos}/../photos/", tta=False)
-    assert found.seen
+    assert found.seen_in_training
     assert len(found.last.labels) == 36
     console = Console(width=80)
     with console.capture() as shown:
         print_evaluation(found, console)
-    assert "learnt from some of these images" in shown.get()
+    assert "Some of these images were used for training; the scores are optimistic." in shown.get()
 
 
 def test_nothing_is_predicted_for_a_folder_in_use(run, photos):
@@ -156,7 +158,10 @@ def test_nothing_is_predicted_for_a_folder_in_use(run, photos):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split", "test"], r"kept its predictions of valid, not of test.*kbaseline evaluate .* digits --split test"),
+        (
+            ["--split", "test"],
+            r"has saved predictions of valid, not of test.*kbaseline evaluate .* digits --split test",
+        ),
         (["folder:nowhere"], "no such folder"),
         (["digits", "--split", "test"], "digits: has no split 'test'"),
     ],
@@ -188,5 +193,5 @@ def test_tables_fit_80_columns(rng):
     assert "…" not in text
     assert "worst 30 of 40" in text
     assert "skipped: 9 images in all" in text
-    for word in ("top-5 accuracy", "balanced accuracy", "macro F1", "best temperature", "McNemar's exact test"):
+    for word in ("top-5 accuracy", "balanced accuracy", "macro F1", "fitted temperature", "McNemar's exact test"):
         assert word in text

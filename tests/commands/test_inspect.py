@@ -91,8 +91,8 @@ def test_a_placeholder_among_photos_is_remarked(photos):
     photo(photos / "train" / "dog" / "fine.JPG", 99)
     found = look(photos)
     assert found.misnamed == found.to_dict()["misnamed"] == {"train/dog/gone.jpg": "GIF"}
-    (remark,) = found.remarks()
-    assert "1 of 16 files hold another format than their name says: train/dog/gone.jpg (GIF)" in remark
+    (remark,) = found.notes()
+    assert "1 of 16 files differ in format from their suffix: train/dog/gone.jpg (GIF)" in remark
 
 
 def test_a_leak_is_loud(photos):
@@ -118,9 +118,9 @@ def test_repeats_and_contradictions(photos):
     found = look(photos)
     assert found.repeats == {"train": 3}
     assert found.duplicates.leaks == {}
-    assert found.remarks()[0] == "Repeats: 3 of 13 train images are there already, pixel for pixel."
+    assert found.notes()[0] == "Repeats: 3 of 13 train images repeat another, pixel for pixel."
     (warning,) = found.warnings()
-    assert warning.startswith("LABELS: equal images stand under several classes (1 times)")
+    assert warning.startswith("LABELS: identical images have different classes (1 times)")
 
 
 def test_duplicates_against_brute_force(rng):
@@ -144,13 +144,13 @@ def test_duplicates_against_brute_force(rng):
 
 def test_imbalance_is_remarked_where_nothing_is_done_about_it(photos):
     """Golden: 8 to 2 training images are remarked with the setting that helps; with that setting they are not."""
-    (remark,) = look(photos).remarks()
+    (remark,) = look(photos).notes()
     assert remark.startswith("Imbalance: 'cat' has 8 training images, 'dog' 2.")
     assert "data.class_weights=auto" in remark
-    assert look(photos, **{"data.class_weights": "auto"}).remarks() == []
+    assert look(photos, **{"data.class_weights": "auto"}).notes() == []
     for number in range(3):
         photo(photos / "train" / "dog" / f"more{number}.png", 200 + number)
-    assert look(photos).remarks() == []
+    assert look(photos).notes() == []
 
 
 def test_the_sheet_shows_what_the_network_sees(photos):

@@ -61,7 +61,7 @@ def test_files_folders_and_patterns_are_found_once(photos: Path) -> None:
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     """Golden: an empty folder is an error that says so."""
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(InputError, match="contains no image"):
         find_images([str(tmp_path)])
 
 

@@ -175,13 +175,13 @@ def test_bad_values_are_named_with_rule_and_remedy(tree: dict[str, Any], said: s
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed: 1\nseed: 2\n", "key 'seed' stands twice"),
-        ("data: {size: 32, size: 64}", "key 'size' stands twice"),
-        ("seed: [1", "not readable as YAML"),
-        ("1: 2", "key 1 is not a text"),
-        ("- 1", "top level must be keys and values; got list"),
+        ("seed: 1\nseed: 2\n", "key 'seed' appears twice"),
+        ("data: {size: 32, size: 64}", "key 'size' appears twice"),
+        ("seed: [1", "not valid YAML"),
+        ("1: 2", "key 1 is not a string"),
+        ("- 1", "top level must be a mapping; got list"),
         ("a: &x {b: *x}", "YAML|unknown key"),
-        ("!!python/object:os.system {}", "not readable as YAML"),
+        ("!!python/object:os.system {}", "not valid YAML"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, said: str) -> None:
@@ -212,11 +212,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "said"),
     [
-        (["seed"], "must read KEY=VALUE"),
-        (["=3"], "must read KEY=VALUE"),
-        (["seed=[1"], "not readable as YAML"),
-        (["stages.2.epochs=1"], "must be a position from 0 to 1"),
-        (["stages.x.epochs=1"], "must be a position from 0 to 1"),
+        (["seed"], "must be KEY=VALUE"),
+        (["=3"], "must be KEY=VALUE"),
+        (["seed=[1"], "not valid YAML"),
+        (["stages.2.epochs=1"], "must be an index from 0 to 1"),
+        (["stages.x.epochs=1"], "must be an index from 0 to 1"),
         (["seed.x=1"], "seed"),
         (["data.size.x=1"], "data.size"),
         (["data.sizes=1"], "unknown key 'data.sizes'.*Did you mean 'size'"),

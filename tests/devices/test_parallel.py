@@ -93,7 +93,7 @@ def test_a_dead_process_ends_the_others_and_other_numbers_go_on(recipe, whole, t
 
     launched = Launched(["fit", "--resume", run], tmp_path / "eight", 1, 8)
     assert launched.codes() == [0], launched.text()
-    assert "goes on at all, epoch" in launched.text()
+    assert "continues at all, epoch" in launched.text()
     assert_alike(run, whole)
 
 

@@ -27,7 +27,7 @@ from kbaseline.export import formats as export_formats
 from kbaseline.export.card import render_card
 from kbaseline.export.export import export_run
 from kbaseline.export.formats import FORMATS
-from kbaseline.export.network import as_float32, stock_network
+from kbaseline.export.network import compute_in_float32, stock_network
 from kbaseline.models import cpu as cpu_layers
 from kbaseline.models.backbones import ImageNetPreprocessing, leaves
 from kbaseline.models.classifier import build_classifier
@@ -158,8 +158,8 @@ def test_a_bfloat16_network_is_exported_in_float32(tiny_backbone: str, rng: np.r
     images = rng.integers(0, 256, size=(4, 8, 8, 3), dtype=np.uint8)
     expected, coarse = (keras.ops.softmax(one.predict_on_batch(images)) for one in (same, model))
     assert np.abs(coarse - expected).max() > 1e-4
-    assert as_float32(model)
-    assert not as_float32(model)
+    assert compute_in_float32(model)
+    assert not compute_in_float32(model)
     np.testing.assert_allclose(stock_network(model, 8, 8).predict_on_batch(images), expected, atol=1e-6)
 
 
@@ -184,10 +184,10 @@ def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch
     """Invariant: other names, NaN, or 2e-4 of a probability at one batch size end the export with exit code 1, one
     line, and nothing in the run folder."""
     before = sorted(run.rglob("*"))
-    monkeypatch.setattr(export, "chosen_format", lambda name: damaged(damage))
+    monkeypatch.setattr(export, "get_format", lambda name: damaged(damage))
     done = CliRunner().invoke(main, ["export", str(run), "--format", "keras"])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert re.search(r"model\.keras does not agree .* nothing was written\. Try another format\.\n$", done.stderr)
+    assert re.search(r"model\.keras disagrees with .* nothing was written\. Try another format\.\n$", done.stderr)
     assert sorted(run.rglob("*")) == before
 
 
@@ -214,8 +214,8 @@ def test_what_a_converter_does_not_know_is_one_line(run: Path, monkeypatch: pyte
     def write(*_: object) -> None:
         raise NotImplementedError("no plugin\nfor primitive 'fft'")
 
-    monkeypatch.setattr(export, "chosen_format", lambda name: replace(FORMATS["keras"], write=write))
-    with pytest.raises(RunError, match=r"cannot be made \(NotImplementedError: no plugin for primitive 'fft'\)"):
+    monkeypatch.setattr(export, "get_format", lambda name: replace(FORMATS["keras"], write=write))
+    with pytest.raises(RunError, match=r"cannot be created \(NotImplementedError: no plugin for primitive 'fft'\)"):
         export_run(run, "keras")
     assert not (run / "exports").exists()
 
@@ -252,7 +252,7 @@ def test_without_its_data_a_run_is_checked_on_photographs(run: Path, tmp_path: P
     (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     done = CliRunner().invoke(main, ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "kept")])
     assert done.exit_code == 0, done.stderr
-    assert "pieces of scikit-learn's photographs (the run's data: no folder /gone)" in done.stdout
+    assert "crops of scikit-learn's photographs (the run's data: no folder /gone)" in done.stdout
     assert "uint8 (batch, 12, 10, 3) in" in done.stdout
     asked = ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "asked"), "--input-size", "9", "20"]
     assert "uint8 (batch, 9, 20, 3) in" in CliRunner().invoke(main, asked).stdout

@@ -179,7 +179,7 @@ def test_only_the_same_images_are_paired(evaluation):
         (PROBABILITIES, LABELS + 1, "0 to 2; got 1 to 3"),
         (PROBABILITIES, LABELS - 1, "0 to 2; got -1 to 1"),
         (PROBABILITIES * 2, LABELS, "row 0 sums to 2 .*softmax"),
-        ([[2.0, -0.5, -0.5]], [0], "least value of -0.5"),
+        ([[2.0, -0.5, -0.5]], [0], "smallest value is -0.5"),
         ([[0.5, 0.25, 0.25], [math.nan, 0.5, 0.5]], [0, 0], "row 1 sums to nan"),
     ],
 )

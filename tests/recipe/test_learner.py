@@ -140,12 +140,14 @@ def test_the_step_whose_loss_is_not_finite_is_named(digits, tiny_backbone):
     learn = learner(digits, tiny_backbone, data={"batch_size": 16})
     learn.unfreeze()
     batches = ImageBatches(digits.train.images, digits.train.labels, 16, shuffle=True, seed=42)
-    learn._compile(learn._at_rates([1e12] * 3, 1e12, 0.9))
+    learn._compile(learn._make_optimizer([1e12] * 3, 1e12, 0.9))
     learn.model.fit(batches, shuffle=False, verbose=0, callbacks=[Waiting()])
     step = 1 + next(index for index, loss in enumerate(seen) if not np.isfinite(loss))
     learn = learner(digits, tiny_backbone, data={"batch_size": 16})
     learn.unfreeze()
-    with pytest.raises(RunError, match=rf"loss is not finite at step {step} of 120, after rates up to 1.0e\+12; lower"):
+    with pytest.raises(
+        RunError, match=rf"loss is not finite at step {step} of 120, after learning rates up to 1.0e\+12; lower"
+    ):
         learn.fit(3, 1e12)
     assert 1 < step < 10
 
@@ -187,5 +189,7 @@ def test_a_run_whose_data_has_other_classes_is_not_loaded(finished_run):
     run = finished_run("run")
     image = keras.Input((8, 8, 3))
     keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(image))).save(run / "model.keras")
-    with pytest.raises(DataError, match=r"source 'digits': has the classes '0', .*, and the run knows 'cat', 'dog'"):
+    with pytest.raises(
+        DataError, match=r"source 'digits': its classes are '0', .*, but the run was trained on 'cat', 'dog'"
+    ):
         Learner.load(run, console=QUIET)

@@ -24,7 +24,7 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.runs import report
 from kbaseline.runs.report import ReportData, render_report, write_report
-from kbaseline.runs.results import Sweep, draw_up_result
+from kbaseline.runs.results import Sweep, build_result
 from kbaseline.storage.run_folder import RunFolder
 
 EVIL = "<script>document.title='pwned'</script>"
@@ -61,7 +61,16 @@ def contents(names=NAMES, number=60, size=12, wrong=20, tta=True, split="valid",
         }
         for stage, accuracy in stages.items()
     ]
-    result = draw_up_result(stages, evaluations, sweeps, history, seconds, data, config, Path("runs/trial"))
+    result = build_result(
+        stages=stages,
+        evaluations=evaluations,
+        sweeps=sweeps,
+        history=history,
+        seconds=seconds,
+        data=data,
+        config=config,
+        folder=Path("runs/trial"),
+    )
     applied = [{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)]
     return ReportData(result, config, data, model, evaluations, sweeps, applied)
 
@@ -150,13 +159,14 @@ def test_figures_are_those_of_the_last_step(run, page):
     assert right == 40
     low, high = run.evaluations["valid"]["tta"].interval
     assert (
-        f"{100 * right / 60:.2f} % of 60 validation images are right with test-time augmentation, 20 wrong" in page.text
+        f"{100 * right / 60:.2f} % of 60 validation images are correct with test-time augmentation, 20 wrong"
+        in page.text
     )
     assert f"The 95 % interval is {100 * low:.2f} – {100 * high:.2f} %" in page.text
     assert (
         "head 50.00 % 50.00 % 01:01 1,234 finetune 62.50 % 37.50 % 00:30 1,234 tta 66.67 % 33.33 % 00:02 -" in page.text
     )
-    assert "corrected 0 and spoilt 0" in page.text
+    assert "corrected 0 predictions and broke 0" in page.text
     assert "head 1 2.5000 1.2500 50.00 % 1,234 00:09" in page.text
     assert " ".join(run.config.to_yaml().split()) in page.text
     assert "the rate chosen is 2.0e-03" in {image["alt"].split("; ")[-1].rstrip(".") for image in page.all("img")}
@@ -222,8 +232,8 @@ def test_a_perfect_run_without_tta_on_a_test_split():
     """Nothing wrong, no augmentation, no sweep: the page says so, and names the split that decides."""
     bare = replace(contents(wrong=0, tta=False, split="test"), sweeps={})
     page = Page(render_report(bare))
-    assert "of 60 test images are right, 0 wrong" in page.text
-    assert "every test image is classified correctly" in page.text
+    assert "of 60 test images are correct, 0 wrong" in page.text
+    assert "every test image is predicted correctly" in page.text
     assert "augmentation" not in page.text
     assert "Learning-rate finder" not in page.text
     assert "Most confused" not in page.text
@@ -251,7 +261,7 @@ def test_a_page_that_cannot_be_drawn_costs_a_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "render_report", fails)
     text = io.StringIO()
     write_report(RunFolder(tmp_path), run, Console(file=text, width=40))
-    assert text.getvalue() == ("report.html: not written (ValueError: no such font); result.json holds every figure\n")
+    assert text.getvalue() == ("report.html: not written (ValueError: no such font); result.json has all results\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -33,7 +33,7 @@ def test_what_cannot_be_predicted_is_refused(run):
     saved = load(run)
     images = np.zeros((5, 8, 8, 3), np.uint8)
     assert saved.predict(images, batch_size=2).shape == (5, 3)
-    with pytest.raises(InputError, match="leaves test-time augmentation out"):
+    with pytest.raises(InputError, match="turns test-time augmentation off"):
         saved.predict(images, tta=True)
     with pytest.raises(DataError, match="must lie in 0-255"):
         saved.predict(images - 1.0)

@@ -207,7 +207,7 @@ def test_pickles_are_not_loaded(tmp_path: Path, mark: Path, how: str) -> None:
     else:
         for file in (path, tmp_path / "a.npy"):
             file.write_bytes(pickle.dumps(Payload(mark)))
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"cannot be read \(.*pickle"):
         read_run(run)
     for read in (lambda: read_arrays(path), lambda: read_array(tmp_path / "a.npy"), lambda: read_array(path)):
         with pytest.raises(DamagedError):
@@ -219,9 +219,9 @@ def test_pickles_are_not_loaded(tmp_path: Path, mark: Path, how: str) -> None:
 def test_yaml_makes_no_objects(tmp_path: Path, mark: Path, tag: str) -> None:
     """Invariant: a Python tag in a configuration or after --set is refused, not obeyed."""
     (tmp_path / "c.yaml").write_text(f"name: {tag} [{mark}]\n")
-    with pytest.raises(ConfigError, match="not readable as YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "c.yaml")
-    with pytest.raises(ConfigError, match="not readable as YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         parse_assignments([f"name={tag} [{mark}]"])
     assert not mark.exists()
 

@@ -189,7 +189,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage
         (400, "body: empty", {"body": b""}),
         (400, "missing", form(PICTURES["alpha"], field="image[]") | {"body": b"--edge--\r\n"}),
         (400, "'photo': unknown", form(PICTURES["alpha"], field="photo")),
-        (400, "a text", form(b"hello", filename=None)),
+        (400, "text, not a file", form(b"hello", filename=None)),
         (400, "file is empty", form(b"")),
         (400, "Missing boundary", form(b"") | {"content_type": "multipart/form-data"}),
         (400, "form: cannot be read", form(b"") | {"body": b"no form at all"}),
@@ -355,7 +355,7 @@ class Slow(SavedRun):
         type(self).log.append("ends")
         return np.full((1, 3), 1 / 3, np.float32)
 
-    def forget(self) -> None:
+    def clear_compiled(self) -> None:
         type(self).log.append("forgets")
 
 
@@ -390,7 +390,10 @@ def test_an_unexpected_error_shows_no_traceback(run, monkeypatch, caplog):
     Slow.go.set()
     saved = load(run)
     with served(Slow(saved.folder, saved.config, saved.model, ("cat",), saved.result)) as port:
-        assert refusal(port, "POST", "/predict", PICTURES["alpha"]) == (500, "unexpected IndexError; the log has more.")
+        assert refusal(port, "POST", "/predict", PICTURES["alpha"]) == (
+            500,
+            "unexpected IndexError; see the server's log.",
+        )
         assert request(port, "GET", "/about")[0] == 200
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
@@ -410,7 +413,7 @@ def test_without_tta_the_answer_says_so(plain_port):
     assert (found["tta"], found["milliseconds"]["tta"]) == (None, None)
     assert json.loads(request(plain_port, "GET", "/about")[2])["tta"] is None
     status, line = refusal(plain_port, "POST", "/predict?tta=true", PICTURES["alpha"])
-    assert (status, "leaves it out" in line) == (400, True)
+    assert (status, "turns it off" in line) == (400, True)
 
 
 def test_the_page_needs_nothing_but_itself(port):
@@ -459,11 +462,11 @@ def test_a_real_browser_shows_the_classes(port, plain_port, tmp_path):
         assert all("422" in line for line in page.console())
         assert page.run("return document.documentElement.scrollWidth") == 390
         page.open(f"http://localhost:{plain_port}/")
-        assert "test-time augmentation is off" in page.run("return document.getElementById('answer').textContent")
+        assert "turns test-time augmentation off" in page.run("return document.getElementById('answer').textContent")
         page.choose("#image", tmp_path / "a.png")
         page.wait(f"{answered} !== 'None yet.'")
         assert len(page.run(rows.format("plain"))) == 3
-        assert page.run("return document.title") == "plain: classify a picture"
+        assert page.run("return document.title") == "plain: image classifier"
         assert page.run("return document.querySelectorAll('img').length") == 1
         assert page.console() == []
 

@@ -48,7 +48,7 @@ def test_create_refuses_a_file_and_what_lies_below_one(tmp_path):
     file.write_text("")
     with pytest.raises(InputError, match=r"is a file.*--out"):
         RunFolder.create(file, "x")
-    with pytest.raises(InputError, match=r"cannot be made or written to \(Not a directory\).*--out"):
+    with pytest.raises(InputError, match=r"cannot be created or written to \(Not a directory\).*--out"):
         RunFolder.create(file / "run", "x")
 
 

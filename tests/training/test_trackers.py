@@ -91,7 +91,7 @@ def test_a_service_that_fails_is_given_up_and_training_goes_on(learner):
     with console.capture() as shown:
         rows = learner.fit(2, 1e-3)
     assert len(rows) == 2
-    assert shown.get() == "mlflow: given up, training goes on (ConnectionError: no route to host)\n"
+    assert shown.get() == "mlflow: failed, training continues without it (ConnectionError: no route to host)\n"
     assert broken.closed == [True]
     assert [epoch for epoch, _ in well.rows] == [1, 2]
     assert set(well.rows[0][1]) == {"train_loss", "train_accuracy", "valid_loss", "accuracy", "learning_rate"}
@@ -131,7 +131,9 @@ def test_a_service_that_cannot_begin_is_one_line(tmp_path, monkeypatch):
         raise RuntimeError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr("kbaseline.training.trackers._TensorBoard", refuse)
-    with pytest.raises(InputError, match=r"'tensorboard': cannot begin \(RuntimeError: No API key.* Use") as caught:
+    with pytest.raises(
+        InputError, match=r"'tensorboard': cannot be started \(RuntimeError: No API key.* Use"
+    ) as caught:
         tracking(tmp_path, CONFIG, QUIET).__enter__()
     assert "\n" not in str(caught.value)
 
