@@ -17,6 +17,8 @@ from kbaseline.console.training import StageTable, SweepBar
 from kbaseline.data import ImageData, Split
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
+from kbaseline.data.fit import fit_batch
+from kbaseline.data.image_data import checked_images
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
 from kbaseline.devices.parallel import data_parallel, on_all_devices
@@ -370,8 +372,14 @@ class Learner:
         Raises:
             DataError: there are no images, or values outside 0-255.
         """
+        images = fit_batch(checked_images("prediction", images), *self._image_size, self.config.data.resize)
         with self._stoppable() as stop:
             return predict_plain(self.model, images, self.config, self.console, batch_size, stop)
+
+    @property
+    def _image_size(self) -> tuple[int, int]:
+        height, width = self.data.train.images.shape[1:3]
+        return height, width
 
     def evaluate(self, split: str = "valid", *, temperature: float | None = None) -> Evaluation:
         """Scores the plain predictions on a split.

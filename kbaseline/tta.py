@@ -23,7 +23,7 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
     """Layer that predicts the plain image and its views, from images of any size, 0-255.
 
     View i zooms by `scale` into the corner at row i & 1, column (i >> 1) & 1. With `flip`, views 4-7, 12-15, ... are
-    mirrored. Random draws depend only on the seed, the view and the position in the batch.
+    mirrored. Random draws depend only on the seed and the view.
 
     Input: `(batch, height, width, channels)`. Output: float32 probabilities `(batch, 2, classes)`, first of the plain
     image, then the mean over its views.
@@ -68,7 +68,8 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
         layer = self.transforms
         images = shrink(images, layer.height, layer.width)
         batch, height, width, _ = ops.shape(images)
-        geometry, light = layer.draws(batch, self.seed + number)
+        # One draw for the whole batch: a prediction must not depend on the image's place among others.
+        geometry, light = (ops.repeat(draw, batch, axis=0) for draw in layer.draws(1, self.seed + number))
         corner = ops.ones((batch,))
         zooms = zoom(corner * self.scale, corner * (number & 1), corner * (number >> 1 & 1))
         mirrored = self.flip and number >> 2 & 1

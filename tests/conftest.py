@@ -70,7 +70,16 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def _finished_run(
-    parent: Path, name: str, /, *, images: int = 100, right: int = 80, tta: bool = True, test: int = 0, **changes: Any
+    parent: Path,
+    name: str,
+    /,
+    *,
+    images: int = 100,
+    right: int = 80,
+    tta: bool = True,
+    test: int = 0,
+    image_size: tuple[int, int] = (8, 8),
+    **changes: Any,
 ) -> Path:
     """A run folder as a run leaves it, but with predictions drawn at random and no model."""
     tree: dict[str, Any] = {"name": "digits", "data": {"source": "digits"}}
@@ -98,7 +107,7 @@ def _finished_run(
         suggested_lrs={},
         seconds={"data": 1.0, "head": 3.0, "finetune": 4.0, "valid tta": 2.0, "test tta": 2.0},
         seed=config.seed,
-        data=DataSummary(source="digits", images=counts, skipped=[]),
+        data=DataSummary(source="digits", images=counts, image_size=list(image_size), skipped=[]),
         history=history,
         environment=environment(),
         folder=folder.path,

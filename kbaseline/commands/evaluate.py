@@ -140,7 +140,7 @@ def evaluate_source(
     if tta and run.config.tta is None:
         raise InputError(f"run {str(run.folder)!r}: its configuration has no test-time augmentation; omit --tta.")
     settings = run.config.data.model_copy(update={"source": source})
-    images = load_labelled(settings, run.class_names, split, console)
+    images = load_labelled(settings, run.class_names, split, console, image_size=run.result.image_size)
     # Keras takes seconds to import, and saved predictions are scored without it.
     from kbaseline.runs.run import load
 

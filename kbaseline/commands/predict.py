@@ -106,7 +106,7 @@ def predict_files(
     # Size and modification time 0: they only matter to a cache that outlives this call.
     pictures = FilePictures(Path(), [File(str(file), 0, 0) for file in files])
     chosen = {"given": np.arange(len(files))}
-    target = Target(data.size, data.resize, strict=False)
+    target = Target(data.size, data.resize, strict=False, image_size=run.image_size)
     # Decoded to a temporary file, so that memory stays bounded for any number of images.
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         try:

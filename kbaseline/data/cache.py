@@ -17,6 +17,7 @@ from rich.console import Console
 
 from kbaseline.console.bars import Bar
 from kbaseline.data import decode
+from kbaseline.data.fit import Resize
 from kbaseline.data.pictures import Pictures, pixel_digest
 from kbaseline.errors import DataError, RunError, one_line
 from kbaseline.storage.npz import read_array
@@ -48,11 +49,13 @@ class Target:
         size: side of the square the network sees, in pixels.
         resize: how an image that is not square becomes square.
         strict: an image that cannot be read is an error.
+        image_size: height and width that a run has recorded; None to choose them, see `decoded`.
     """
 
     size: int
-    resize: decode.Resize
+    resize: Resize
     strict: bool
+    image_size: tuple[int, int] | None = None
 
 
 def decoded(
@@ -97,17 +100,6 @@ def decoded(
     return found
 
 
-def decoded_alone(file: BinaryIO, target: Target) -> np.ndarray:
-    """The pixels that `decoded` gives an image that is the only one, uint8 `(height, width, 3)`; writes nothing.
-
-    Raises:
-        BadImageError: it cannot be read.
-    """
-    with decode.quiet():
-        height, width = _fitted({decode.probe(file)[:2]}, target)
-        return decode.decode(file, height, width, target.resize)
-
-
 def bad_image(name: str, reason: str) -> DataError:
     """The error for an image that cannot be read."""
     return DataError(
@@ -116,7 +108,9 @@ def bad_image(name: str, reason: str) -> DataError:
 
 
 def _key(pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target) -> str:
-    digest = hashlib.blake2b(f"{decode.VERSION} {target.size} {target.resize}".encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        f"{decode.VERSION} {target.size} {target.resize} {target.image_size}".encode(), digest_size=16
+    )
     for name, indices in chosen.items():
         digest.update(f"\n\n{name}".encode())
         for index in indices.tolist():
@@ -209,6 +203,8 @@ def _common_size(pictures: Pictures, indices: np.ndarray, target: Target, pool: 
         except decode.BadImageError:
             return None
 
+    if target.image_size is not None:
+        return target.image_size
     seen: set[tuple[int, int]] = set()
     # Photos differ within the first few, so most are never probed.
     for start in range(0, len(indices), 256):

@@ -4,14 +4,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from kbaseline.data.fit import Resize, fit
 from kbaseline.errors import one_line
 
-VERSION = 2
+VERSION = 3
 """Raise it whenever the same file would give other pixels: decoded copies of older versions are then ignored."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
@@ -23,7 +24,6 @@ UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 """What a file may hold, whatever its name says. Pillow reads others too, some by starting another program."""
 
-Resize = Literal["crop", "squish"]
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _TURNS = {
@@ -102,7 +102,7 @@ def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np
         # Asked after the pixels are read: by then Pillow has turned a TIFF and dropped its tag.
         turn = _TURNS.get(_orientation(image))
         upright = rgb if turn is None else rgb.transpose(turn)
-        return np.asarray(_fit(upright, height, width, resize), dtype=np.uint8)
+        return np.asarray(fit(upright, height, width, resize), dtype=np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,20 +111,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
-
-
-def _fit(image: Image.Image, height: int, width: int, resize: Resize) -> Image.Image:
-    whole_width, whole_height = image.size
-    box_width, box_height = float(whole_width), float(whole_height)
-    if resize == "crop":
-        scale = min(whole_width / width, whole_height / height)
-        box_width, box_height = min(scale * width, box_width), min(scale * height, box_height)
-    # Whole pixels, so that a crop that needs no resize copies them as they are.
-    left, top = int((whole_width - box_width) / 2), int((whole_height - box_height) / 2)
-    if (box_width, box_height) == (width, height):
-        return image.crop((left, top, left + width, top + height))
-    box = (left, top, left + box_width, top + box_height)
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -143,16 +143,23 @@ class ImageData:
         )
 
 
-def load_source(config: DataConfig, seed: int, console: Console | None = None) -> ImageData:
+def load_source(
+    config: DataConfig,
+    seed: int,
+    console: Console | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+) -> ImageData:
     """Loads the images a configuration asks for: its source, validation split, subset and size.
 
     Args:
         config: the `data` section.
         seed: fixes random splits and subsets.
         console: where work of more than two seconds shows its progress; None shows nothing.
+        image_size: height and width to fit the images to, those of a run; None to choose them, see `cache.decoded`.
 
     Returns:
-        Images uint8 0-255, `(number, height, width, 3)`, in memory or memory-mapped; see `cache.decoded` for the size.
+        Images uint8 0-255, `(number, height, width, 3)`, in memory or memory-mapped.
 
     Raises:
         DataError: an unknown source, or data that break a rule.
@@ -160,7 +167,7 @@ def load_source(config: DataConfig, seed: int, console: Console | None = None) -
         RunError: a folder cannot be written, or TFDS fails.
     """
     with open_source(config, console) as listing:
-        splits, skipped = prepare(listing, config, seed, console)
+        splits, skipped = prepare(listing, config, seed, console, image_size)
     return ImageData(
         train=splits["train"],
         valid=splits["valid"],

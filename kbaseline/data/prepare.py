@@ -9,6 +9,7 @@ from rich.console import Console
 from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import ALL
 from kbaseline.data.cache import Target, decoded
+from kbaseline.data.fit import fit_batch
 from kbaseline.data.pictures import Provenance
 from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.registry import open_source
@@ -61,7 +62,11 @@ class Labelled:
 
 
 def prepare(
-    listing: Listing, config: DataConfig, seed: int, console: Console | None
+    listing: Listing,
+    config: DataConfig,
+    seed: int,
+    console: Console | None,
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Chooses the images to train, validate and test on, decodes them and leaves out what cannot be read.
 
@@ -70,6 +75,7 @@ def prepare(
         config: the `data` section.
         seed: fixes the hold-out and the subsets.
         console: where to show progress; None shows nothing.
+        image_size: height and width to fit the images to; None to choose them, see `cache.decoded`.
 
     Returns:
         `train`, `valid` and perhaps `test` -> images and labels; one line for each image that was left out.
@@ -96,7 +102,7 @@ def prepare(
     for name, numbers in chosen.items():
         if not len(numbers):
             raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
-    splits, bad = _decode(listing, chosen, config, console)
+    splits, bad = _decode(listing, chosen, config, console, image_size)
     for name, split in splits.items():
         # In a small subset a class may lack readable images by chance; elsewhere that is the source's fault.
         whole = name == "train" or (config.limit is None and config.limit_valid is None)
@@ -110,7 +116,12 @@ def prepare(
 
 
 def load_labelled(
-    config: DataConfig, class_names: Sequence[str], split: str | None = None, console: Console | None = None
+    config: DataConfig,
+    class_names: Sequence[str],
+    split: str | None = None,
+    console: Console | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
 ) -> Labelled:
     """Loads images to score a trained network on: nothing is held out and nothing left out, whatever `config` says.
 
@@ -121,6 +132,7 @@ def load_labelled(
         split: `train`, `valid`, `test` or `all`; None for test, else valid, else all: a plain folder of class folders
             is one set.
         console: where work of more than two seconds shows its progress; None shows nothing.
+        image_size: height and width to fit the images to, those of the run; None to choose as for training.
 
     Raises:
         DataError: an unknown source or split, data that break a rule, a class that is not the network's, or no image
@@ -133,7 +145,7 @@ def load_labelled(
         own = number_images(listing.labels)
         numbers = np.concatenate(list(own.values())) if chosen == ALL else own[chosen]
         labels = _places(listing, numbers, class_names)
-        splits, bad = _decode(listing, {chosen: numbers}, config, console)
+        splits, bad = _decode(listing, {chosen: numbers}, config, console, image_size)
         skipped = listing.skipped + tuple(bad[chosen].values())
     return Labelled(splits[chosen].images, labels[splits[chosen].labels], chosen, skipped)
 
@@ -144,14 +156,22 @@ def _labels(listing: Listing) -> np.ndarray:
 
 
 def _decode(
-    listing: Listing, chosen: Mapping[str, np.ndarray], config: DataConfig, console: Console | None
+    listing: Listing,
+    chosen: Mapping[str, np.ndarray],
+    config: DataConfig,
+    console: Console | None,
+    image_size: tuple[int, int] | None,
 ) -> tuple[dict[str, Split], dict[str, dict[int, str]]]:
     """The chosen images by split; by split, the position in `chosen` of each that cannot be read -> one line on it."""
     pictures, labels = listing.pictures, _labels(listing)
     if isinstance(pictures, np.ndarray):
-        found = {name: Split(pictures[numbers], labels[numbers]) for name, numbers in chosen.items()}
+        height, width = image_size or pictures.shape[1:3]
+        found = {
+            name: Split(fit_batch(pictures[numbers], height, width, config.resize), labels[numbers])
+            for name, numbers in chosen.items()
+        }
         return found, {name: {} for name in chosen}
-    target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
+    target = Target(config.size, config.resize, strict=config.on_bad_image == "error", image_size=image_size)
     splits, bad = {}, {}
     for name, done in decoded(pictures, chosen, target, config.cache_folder, console).items():
         numbers = chosen[name]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from kbaseline.console.bars import Bar
+from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import load_source
 from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.xla import environment
@@ -111,8 +111,8 @@ def export_run(
     saved = replace(load(run), console=console)
     restore(saved.model)
     images, source = _real_images(saved)
-    height, width = input_size or saved.result.data.image_size or images.shape[1:3]
-    images = _resized_batch(images, height, width)
+    height, width = input_size or saved.image_size
+    images = fit_batch(images, height, width, "squish")
     metadata = {
         "class_names": list(saved.class_names),
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
@@ -125,7 +125,11 @@ def export_run(
         rounded = compute_in_float32(saved.model)
         with _one_line_errors(fmt, saved):
             with console.status(f"{fmt.file}: converting"):
-                fmt.write(stock_network(saved.model, height, width), metadata, draft)
+                fmt.write(
+                    stock_network(saved.model, (height, width), saved.image_size, saved.config.data.resize),
+                    metadata,
+                    draft,
+                )
             agreement = _check_agreement(fmt, draft, saved, images, source)
         card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded)
         folder = RunFolder.create(out, kind, under=saved.folder / "exports")
@@ -206,16 +210,6 @@ def _photographs(size: int) -> np.ndarray:
         photograph = photographs[number % len(photographs)]
         side = int(rng.integers(32, min(photograph.shape[:2])))
         top, left = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
-        pieces.append(_resized(photograph[top : top + side, left : left + side], size, size))
+        piece = photograph[top : top + side, left : left + side]
+        pieces.append(fit_batch(piece[None], size, size, "squish")[0])
     return np.stack(pieces)
-
-
-def _resized_batch(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The images at the input size of the exported file."""
-    if images.shape[1:3] == (height, width):
-        return images
-    return np.stack([_resized(image, height, width) for image in images])
-
-
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -1,7 +1,11 @@
 """The exported network: a classifier from pixels to probabilities, of stock Keras layers and operations only."""
 
-import keras
+from typing import Any
 
+import keras
+import numpy as np
+
+from kbaseline.data.fit import HALF_BITS, Resize, resize_matrices
 from kbaseline.models.backbones import ImageNetPreprocessing, leaves
 from kbaseline.transforms import RandomTransforms
 
@@ -17,20 +21,28 @@ def compute_in_float32(model: keras.Model) -> bool:
     return bool(half)
 
 
-def stock_network(model: keras.Model, height: int, width: int) -> keras.Model:
+def stock_network(
+    model: keras.Model, input_size: tuple[int, int], image_size: tuple[int, int], resize: Resize
+) -> keras.Model:
     """A classifier in which kbaseline's own layers are replaced by the operations they consist of.
 
     It shares the variables of `model`, and loads with Keras alone.
 
     Args:
         model: a run's model, from uint8 images of any size to logits.
-        height, width: size of its input images, in pixels.
+        input_size: height and width of the images it will take, in pixels.
+        image_size: those that the run fits its images to; where they differ, `data.fit` is part of the network.
+        resize: how the run fits them.
 
     Returns:
         A functional model from uint8 `(batch, height, width, 3)` to float32 probabilities `(batch, classes)`.
     """
-    images = keras.Input((height, width, 3), dtype="uint8", name=INPUT)
+    images = keras.Input((*input_size, 3), dtype="uint8", name=INPUT)
     own, pixels = model.inputs[0], images
+    if input_size != image_size:
+        rows, columns = resize_matrices(*input_size, *image_size, resize)
+        pixels = _resampled(keras.ops.cast(pixels, "float32"), columns, "bhwc,vw->bhvc")
+        pixels = _resampled(pixels, rows, "bhwc,vh->bvwc")
     for layer in model.layers:  # in topological order
         if isinstance(layer, RandomTransforms | ImageNetPreprocessing) and layer.input is own:
             # `layer.call`, not `layer(...)`, adds the layer's operations to the graph in place of the layer.
@@ -38,3 +50,10 @@ def stock_network(model: keras.Model, height: int, width: int) -> keras.Model:
     logits = keras.Model(own, model.output, name="network")(pixels)
     probabilities = keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits)
     return keras.Model(images, probabilities, name="classifier")
+
+
+def _resampled(pixels: Any, halves: tuple[np.ndarray, np.ndarray], along: str) -> Any:
+    """One direction of `data.fit.resize_matrices`, on float32 pixels `(batch, height, width, 3)`."""
+    high, low = (keras.ops.einsum(along, pixels, half) for half in halves)
+    whole = 1 << HALF_BITS
+    return keras.ops.clip(keras.ops.floor((high + keras.ops.floor(low / whole) + whole / 2) / whole), 0, 255)

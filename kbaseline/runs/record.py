@@ -139,6 +139,14 @@ class RunResult(BaseModel):
         return self
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that every image is fitted to before the network, in training and after."""
+        if self.data.image_size is None:
+            raise InputError(f"run {str(self.folder)!r}: result.json has no data.image_size; read it with read_run.")
+        height, width = self.data.image_size
+        return height, width
+
+    @property
     def steps(self) -> list[Step]:
         """Accuracy by step: all stages and test-time augmentation on validation, then the test split."""
         images, seconds = self.data.images, self.seconds
@@ -244,6 +252,9 @@ def read_run(folder: Path) -> RunRecord:
         names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{display_name}: its files cannot be read ({one_line(error)}). Run it again.") from None
+    if result.data.image_size is None:  # written by the first versions, which fitted to a square
+        data = result.data.model_copy(update={"image_size": [config.data.size] * 2})
+        result = result.model_copy(update={"data": data})
     return RunRecord(folder, config, result, names, arrays)
 
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from kbaseline.config.schema import Config
 from kbaseline.data import ImageData
-from kbaseline.data.image_data import load_source
+from kbaseline.data.fit import fit_batch
+from kbaseline.data.image_data import checked_images, load_source
 from kbaseline.devices.xla import enable_compilation_cache, prefer_eigen_convolutions
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
@@ -42,7 +43,7 @@ class SavedRun:
         """Class probabilities.
 
         Args:
-            images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
+            images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size; fitted like the run's own.
             tta: use test-time augmentation.
             batch_size: images per batch; with `tta`, images per forward pass, where each image counts 1 + views
                 times. Default: twice the training batch size, with `tta` four times.
@@ -54,13 +55,15 @@ class SavedRun:
             DataError: there are no images, or values outside 0-255.
             InputError: `tta` is true, but the run's configuration turns it off.
         """
+        images = fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
         return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
 
-    def clear_compiled(self) -> None:
-        """Frees the compiled programs of plain prediction; each image size adds one."""
-        self.model.make_predict_function(force=True)
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels, that every image is fitted to before the network; see `data.fit`."""
+        return self.result.image_size
 
 
 def load(run: str | Path) -> SavedRun:
@@ -112,7 +115,7 @@ def read_data(run: RunRecord, console: Console | None = None) -> ImageData:
         DownloadError, RunError: as `load_source`.
     """
     config = run.config
-    data = load_source(config.data, config.seed, console)
+    data = load_source(config.data, config.seed, console, image_size=run.result.image_size)
     if data.class_names != run.class_names:
         raise DataError(
             f"source {config.data.source!r}: its classes are {listed(data.class_names)}, but the run was trained on "

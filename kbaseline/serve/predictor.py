@@ -10,19 +10,14 @@ from typing import Any, Self
 import numpy as np
 from rich.console import Console
 
-from kbaseline.data.cache import Target, decoded_alone
-from kbaseline.data.decode import probe, quiet
+from kbaseline.data.decode import decode, probe, quiet
 from kbaseline.runs.run import SavedRun
-
-_SIZES = 16
-"""Image sizes whose compiled programs are kept; each takes tens of megabytes."""
 
 
 class Predictor:
     """Predicts encoded images with a run; a context manager that stops its thread.
 
-    Probabilities are bitwise those of `kbaseline predict RUN FILE`. An image up to twice the run's size keeps its own
-    size, so the first image of each such size waits for a compilation.
+    Probabilities are bitwise those of `kbaseline predict RUN FILE`.
 
     Args:
         run: see `load`.
@@ -30,11 +25,8 @@ class Predictor:
 
     def __init__(self, run: SavedRun) -> None:
         self._run = replace(run, console=Console(quiet=True, force_interactive=False))
-        data = run.config.data
-        self._target = Target(data.size, data.resize, strict=True)
         # One thread bounds the memory of decoding and prediction, and Keras is called from one thread only.
         self._thread = ThreadPoolExecutor(1, "predictor")
-        self._sizes: set[tuple[int, ...]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +52,10 @@ class Predictor:
         }
 
     def warm_up(self) -> None:
-        """Compiles the programs for the size that large photos are resized to."""
-        size = self._target.size
-        self._predict_pixels(np.zeros((1, size, size, 3), np.uint8), tta=False)
-        if self.has_tta:
-            self._predict_pixels(np.zeros((1, size, size, 3), np.uint8), tta=True)
+        """Compiles the programs."""
+        black = np.zeros((1, *self._run.image_size, 3), np.uint8)
+        for tta in (False, True) if self.has_tta else (False,):
+            self._run.predict(black, tta=tta)
 
     async def predict(self, encoded: bytes, tta: bool, top: int) -> dict[str, Any]:
         """The response of `POST /predict`; see `kbaseline.serve.app`.
@@ -84,11 +75,11 @@ class Predictor:
         times, file = [time.perf_counter()], io.BytesIO(encoded)
         with quiet():
             header = probe(file)
-        pixels = decoded_alone(file, self._target)[None]
+            pixels = decode(file, *self._run.image_size, self._run.config.data.resize)[None]
         times.append(time.perf_counter())
         rankings = []
         for augmented in (False, True) if tta else (False,):
-            rankings.append({"classes": self._ranked(self._predict_pixels(pixels, tta=augmented), top)})
+            rankings.append({"classes": self._ranked(self._run.predict(pixels, tta=augmented)[0], top)})
             times.append(time.perf_counter())
         spent = [round(1000 * seconds, 1) for seconds in np.diff(times).tolist()]
         return {
@@ -97,14 +88,6 @@ class Predictor:
             "image": {"format": header.format, "height": header.height, "width": header.width},
             "milliseconds": {"decode": spent[0], "plain": spent[1], "tta": spent[2] if tta else None},
         }
-
-    def _predict_pixels(self, pixels: np.ndarray, *, tta: bool) -> np.ndarray:
-        if pixels.shape not in self._sizes and len(self._sizes) >= _SIZES:
-            self._run.clear_compiled()
-            self._sizes.clear()
-        self._sizes.add(pixels.shape)
-        probabilities: np.ndarray = self._run.predict(pixels, tta=tta)[0]
-        return probabilities
 
     def _ranked(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
         best = np.argsort(-probabilities, kind="stable")[:top]

@@ -14,7 +14,7 @@ from PIL import Image
 from kbaseline.cli import main
 from kbaseline.commands.predict import find_images, predict_files
 from kbaseline.errors import DataError, InputError
-from kbaseline.runs.run import SavedRun, load
+from kbaseline.runs.run import load
 
 
 @pytest.fixture
@@ -72,26 +72,6 @@ def test_each_file_gets_its_own_answer(run: Path, photos: Path) -> None:
     assert said == {"a.png": "cat", "b.jpg": "dog", "c [1].png": "emu"}
     assert [file.name for file in found.bad] == ["torn.png"]
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
-
-
-def test_pixels_are_those_of_training(run: Path, tmp_path: Path) -> None:
-    """Reference: small images of one size reach the network as they are, others at the run's size and crop."""
-    seen: list[np.ndarray] = []
-
-    class Watched(SavedRun):
-        def predict(self, images: np.ndarray, **options: object) -> np.ndarray:
-            seen.append(np.array(images))
-            return super().predict(images, **options)
-
-    saved = load(run)
-    watched = Watched(saved.folder, saved.config, saved.model, saved.class_names, saved.result)
-    size = saved.config.data.size
-    pixels = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
-    Image.fromarray(pixels).save(tmp_path / "small.png")
-    predict_files(watched, [tmp_path / "small.png"])
-    np.testing.assert_array_equal(seen[0], pixels[None])
-    predict_files(watched, [tmp_path / "small.png", photo(tmp_path / "big.png", (9, 9, 9), (4 * size, 3 * size))])
-    assert seen[1].shape == (2, size, size, 3)
 
 
 def test_nothing_readable_is_an_error(run: Path, photos: Path) -> None:

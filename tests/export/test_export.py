@@ -122,7 +122,7 @@ def test_the_stock_network_is_the_classifier(mode: str, size: tuple[int, int], r
     x = ImageNetPreprocessing(mode)(RandomTransforms(16)(image))
     x = keras.layers.Conv2D(4, 3, activation="relu")(x)
     model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
-    network = stock_network(model, *size)
+    network = stock_network(model, size, size, "squish")
     assert "kbaseline" not in json.dumps(network.get_config())
     assert network.input_shape == (None, *size, 3)
     images = rng.integers(0, 256, size=(4, *size, 3), dtype=np.uint8)
@@ -160,7 +160,9 @@ def test_a_bfloat16_network_is_exported_in_float32(tiny_backbone: str, rng: np.r
     assert np.abs(coarse - expected).max() > 1e-4
     assert compute_in_float32(model)
     assert not compute_in_float32(model)
-    np.testing.assert_allclose(stock_network(model, 8, 8).predict_on_batch(images), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        stock_network(model, (8, 8), (8, 8), "squish").predict_on_batch(images), expected, atol=1e-6
+    )
 
 
 def damaged(damage: str) -> export_formats.Format:
@@ -198,9 +200,9 @@ def test_converters_see_the_layers_of_keras(run: Path, monkeypatch: pytest.Monke
     assert any("convolution_op" in vars(layer) for layer in leaves(load(run).model))
     seen: list[bool] = []
 
-    def stock(model: keras.Model, height: int, width: int) -> keras.Model:
+    def stock(model: keras.Model, *sizes: Any) -> keras.Model:
         seen.extend("convolution_op" in vars(layer) for layer in leaves(model))
-        return stock_network(model, height, width)
+        return stock_network(model, *sizes)
 
     monkeypatch.setattr(export, "stock_network", stock)
     export_run(run, "keras")

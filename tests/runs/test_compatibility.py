@@ -1,7 +1,7 @@
 """Runs that an earlier version wrote stay readable.
 
 `written_by_0.1.0/` is `small_run.recipe`, trained before the modules moved into rooms; `answers.npz` holds what it
-predicted then.
+predicted then; with TTA, what it predicts since the draws of a view are the same for every image.
 """
 
 from pathlib import Path
