@@ -74,7 +74,7 @@ def test_groups_of_another_network_are_its_halves(tmp_path: Path) -> None:
     assert layer_groups(model) == (["c1", "n1"], ["c2", "c3"])
 
 
-def test_a_saved_backbone_keeps_its_weights_unless_told(tmp_path: Path) -> None:
+def test_a_saved_backbone_keeps_its_weights_by_default(tmp_path: Path) -> None:
     """Invariant: `imagenet` keeps the saved weights, a file replaces them, `none` draws new ones."""
     path = tiny(tmp_path / "b.keras")
     saved = keras.models.load_model(path)
@@ -172,9 +172,9 @@ def fails(error: Exception) -> object:
     ids=lambda error: type(error).__name__,
 )
 def test_download_impossible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
-    """Golden: weights that cannot be fetched are a DownloadError in one line with three ways out.
+    """Golden: weights that cannot be downloaded are a DownloadError in one line with three remedies.
 
-    Invariant: a dead network is given up after seconds, and the process' own time limit is left as it was.
+    Invariant: without a network the download fails after seconds, and the socket timeout of the process is restored.
     """
     limits = []
 
@@ -185,10 +185,10 @@ def test_download_impossible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, er
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fails(error))
     monkeypatch.setattr(keras.applications, "ResNet50", build)
     before = socket.getdefaulttimeout()
-    with pytest.raises(DownloadError, match=r"weights 'imagenet' of resnet50: could not be fetched") as caught:
+    with pytest.raises(DownloadError, match=r"weights 'imagenet' of resnet50: could not be downloaded") as caught:
         load_backbone("resnet50")
-    for way_out in ("model.weights=FILE", "model.weights=none", "kbaseline fit --config quickstart"):
-        assert way_out in str(caught.value)
+    for remedy in ("model.weights=FILE", "model.weights=none", "kbaseline fit --config quickstart"):
+        assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
     assert socket.getdefaulttimeout() == before
     assert limits == [backbones.DOWNLOAD_TIMEOUT]

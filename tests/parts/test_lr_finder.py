@@ -239,7 +239,7 @@ def test_every_rule_answers_within_the_sweep() -> None:
 @pytest.mark.parametrize(
     ("smoothed", "said"),
     [
-        (np.linspace(2, 1, 20), "5 usable points of 20 steps, and 6 are needed"),
+        (np.linspace(2, 1, 20), "5 usable points of 20 steps, but 6 are needed"),
         (np.full(100, math.nan), "0 usable points of 100"),
         (np.linspace(1, 3, 100), "the loss never fell"),
         (np.ones(100), "the loss never fell"),
@@ -260,7 +260,7 @@ def test_words_for_misuse() -> None:
         curve_of(np.linspace(2, 1, 100)).suggest("vally")
     with pytest.raises(LRFinderError, match="no curve yet"):
         _ = LRFinder().curve
-    with pytest.raises(InputError, match="must rise"):
+    with pytest.raises(InputError, match="start_lr must be above 0 and below end_lr"):
         LRFinder(1.0, 0.1)
 
 
