@@ -122,7 +122,7 @@ def _feature_map(tensors: list[tuple[str, Any]], layer: str | None) -> tuple[str
     if found is None:
         names = ", ".join(name for name, _ in reversed(maps)) or "none"
         raise InputError(
-            f"layer {layer or 'with a feature map'!r}: must give (batch, rows, columns, channels); layers that do: {names}."
+            f"layer {layer or 'with a feature map'!r}: must give (batch, rows, columns, channels); these do: {names}."
         )
     return found
 

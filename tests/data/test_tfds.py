@@ -183,7 +183,9 @@ def test_a_spoilt_archive_leaves_nothing(served, tmp_path, kind):
     path = archive(served / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", files)
     if kind == "no archive":
         path.write_bytes(b"<html>Sorry</html>")
-    with pytest.raises(DownloadError, match=r"archive '.*': (cannot be unpacked|'cifar-10-batches-bin/.*' is missing or incomplete)"):
+    with pytest.raises(
+        DownloadError, match=r"archive '.*': (cannot be unpacked|'cifar-10-batches-bin/.*' is missing or incomplete)"
+    ):
         load("tfds:cifar10")
     assert not [name for name in finished(tmp_path / "data") if name.startswith("cifar10/")]
     assert not list((tmp_path / "data" / "cifar10").iterdir())

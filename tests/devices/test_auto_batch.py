@@ -137,7 +137,7 @@ def test_the_number_is_kept(tiny_backbone: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_auto_is_not_a_number_yet() -> None:
-    """Golden: reading the number before it is resolved is an error, as is a value that is neither a number nor `auto`."""
+    """Golden: reading the number before it is resolved is an error; so is a value that is neither number nor `auto`."""
     with pytest.raises(ConfigError, match=r"data\.batch_size: 'auto' is resolved by a Learner"):
         _ = DataConfig(batch_size="auto").batch
     assert json.loads(load_config({"data": {"batch_size": "auto"}}).model_dump_json())["data"]["batch_size"] == "auto"

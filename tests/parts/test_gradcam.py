@@ -130,7 +130,7 @@ def test_the_classifier_saved_and_loaded(classifier, rng, tmp_path):
 def test_what_cannot_be_asked_is_refused(classifier):
     """An unknown layer is answered with those there are; classes must be known; a graph is needed."""
     model, image = convolutional(), np.zeros((1, 8, 8, 3))
-    with pytest.raises(InputError, match=r"'lat': must give .* layers that do: early, late"):
+    with pytest.raises(InputError, match=r"'lat': must give .* these do: early, late"):
         grad_cam(model, image, [0], "lat")
     with pytest.raises(InputError, match="'scores': must give"):
         grad_cam(model, image, [0], "scores")

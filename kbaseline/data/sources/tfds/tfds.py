@@ -81,7 +81,7 @@ def _builder(name: str, config: DataConfig) -> Any:
 
     if ":" in name.split("/")[0] and not re.fullmatch(r"[\w/.\-]+:[\d.*]+", name):
         raise DataError(
-            f"tfds:{name}: community datasets are not supported; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION."
+            f"tfds:{name}: community datasets are not supported; use tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION."
         )
     try:
         return tfds.builder(name, data_dir=str(config.tfds_folder))
