@@ -1,4 +1,4 @@
-"""Grad-CAM: the paper's equations, on models of one's own and on the classifier."""
+"""Grad-CAM: the paper's equations, on small models and on the classifier."""
 
 import keras
 import numpy as np
@@ -113,7 +113,7 @@ def classifier(tmp_path_factory):
 
 
 def test_the_classifier_saved_and_loaded(classifier, rng, tmp_path):
-    """Invariant: the classifier's map is its backbone's, before and after TTA took it apart, and after loading."""
+    """Invariant: the classifier's map is its backbone's, before and after TTA, and after loading."""
     images = rng.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
     first = grad_cam(classifier, images, [3, 1])
     assert first.shape == (2, 4, 4)
@@ -128,7 +128,7 @@ def test_the_classifier_saved_and_loaded(classifier, rng, tmp_path):
 
 
 def test_what_cannot_be_asked_is_refused(classifier):
-    """An unknown layer is answered with those there are; classes must be known; a graph is needed."""
+    """Errors: an unknown layer (the message names the others), an unknown class, a model without a graph."""
     model, image = convolutional(), np.zeros((1, 8, 8, 3))
     with pytest.raises(InputError, match=r"'lat': must give .* these do: early, late"):
         grad_cam(model, image, [0], "lat")

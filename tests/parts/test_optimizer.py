@@ -180,7 +180,7 @@ def test_without_groups_it_is_adamw(rng: np.random.Generator) -> None:
     ],
 )
 def test_groups_that_do_not_partition_are_errors(groups: list[list[str]], said: str) -> None:
-    """Golden: an uncovered or doubly covered variable and a dead group are listed by name."""
+    """Golden: errors list variables in no group or in several, and groups without a variable."""
     with pytest.raises(InputError, match=said):
         LayerwiseAdamW(groups=groups).build(network().trainable_variables)
 
@@ -308,7 +308,7 @@ def test_a_clone_of_a_fresh_optimizer_is_fresh() -> None:
 
 
 def test_a_wrapped_optimizer_is_refused() -> None:
-    """Golden: an optimizer whose rate belongs to another one inside it is named."""
+    """Golden: an optimizer that wraps another one is an error."""
     wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1))
     with pytest.raises(InputError, match="has no argument learning_rate; give a plain optimizer"):
         clone_optimizer(wrapped, sequential().trainable_variables, learning_rate=0.2)

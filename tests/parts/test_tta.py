@@ -1,4 +1,4 @@
-"""Test-time augmentation: its views against plain numpy crops, its weights, and models it has never seen."""
+"""Test-time augmentation: its views against plain numpy crops, its weights, and models from elsewhere."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def ours(size: int = 10, **options: float) -> keras.Model:
 
 
 def stranger() -> keras.Model:
-    """Somebody else's model: fixed non-square float input, softmax at the end."""
+    """A model from elsewhere: fixed non-square float input, softmax at the end."""
     return keras.Sequential(
         [
             layers.Input((9, 14, 3)),
@@ -60,9 +60,9 @@ def test_the_eight_views_are_corners_and_mirrors(rng: np.random.Generator, sourc
     """Reference: view i is the crop at row i & 1, column (i >> 1) & 1, mirrored if i >> 2, as numpy crops it."""
     images = pictures(rng, 2, *source)
     network = keras.Sequential([layers.Input((12, 12, 3)), layers.Flatten()])
-    looks = TestTimeViews(RandomTransforms(12, **STILL), network, range(8), 1.35, True, True, 0)
+    views = TestTimeViews(RandomTransforms(12, **STILL), network, range(8), 1.35, True, True, 0)
     for number in range(8):
-        found = np.array(keras.ops.convert_to_numpy(looks.view(images, number)))
+        found = np.array(keras.ops.convert_to_numpy(views.view(images, number)))
         np.testing.assert_allclose(found, corner(images, number, 1.35, 12, 12), atol=2e-3, err_msg=str(number))
 
 
@@ -70,11 +70,11 @@ def test_a_view_of_twice_the_scale_is_the_quarter_itself() -> None:
     """Golden: at scale 2 the views of a 9x9 image are its four 5x5 quarters, then the same mirrored."""
     images = np.arange(81, dtype="float32").reshape(1, 9, 9, 1)
     network = keras.Sequential([layers.Input((5, 5, 1)), layers.Flatten()])
-    looks = TestTimeViews(RandomTransforms(5, **STILL), network, range(8), 2.0, True, True, 0)
+    views = TestTimeViews(RandomTransforms(5, **STILL), network, range(8), 2.0, True, True, 0)
     quarters = [images[0, :5, :5], images[0, 4:, :5], images[0, :5, 4:], images[0, 4:, 4:]]
     quarters += [quarter[:, ::-1] for quarter in quarters]
     for number, quarter in enumerate(quarters):
-        found = np.array(keras.ops.convert_to_numpy(looks.view(images, number)))[0]
+        found = np.array(keras.ops.convert_to_numpy(views.view(images, number)))[0]
         np.testing.assert_allclose(found, quarter, atol=1e-4, err_msg=str(number))
 
 
@@ -85,8 +85,8 @@ def test_views_keep_warp_rotation_and_lighting_but_neither_zoom_nor_flip(rng: np
 
     def view(**options: float) -> np.ndarray:
         layer = RandomTransforms(8, **{**STILL, **options})
-        looks = TestTimeViews(layer, network, (5,), 1.35, True, True, 0)
-        return np.array(keras.ops.convert_to_numpy(looks.view(images, 5)))
+        views = TestTimeViews(layer, network, (5,), 1.35, True, True, 0)
+        return np.array(keras.ops.convert_to_numpy(views.view(images, 5)))
 
     still = view()
     np.testing.assert_array_equal(view(max_zoom=2.0, do_flip=True), still)
@@ -110,10 +110,10 @@ def test_a_view_is_one_resample_of_corner_and_draws(rng: np.random.Generator, fl
     images = pictures(rng, 4, 7, 13)
     layer = RandomTransforms(12, do_flip=True, flip_vert=flip_vert, max_rotate=30.0, max_lighting=0.0, max_zoom=3.0)
     network = keras.Sequential([layers.Input((12, 12, 3)), layers.Flatten()])
-    looks = TestTimeViews(layer, network, range(8), 1.35, True, True, 7)
+    views = TestTimeViews(layer, network, range(8), 1.35, True, True, 7)
     for number in (2, 5):
         rows = np.array(keras.ops.convert_to_numpy(layer.draws(4, 7 + number)[0]), np.float64)
-        found = np.array(keras.ops.convert_to_numpy(looks.view(images, number)))
+        found = np.array(keras.ops.convert_to_numpy(views.view(images, number)))
         for image, shown, (_, turn, _, _, _, flip, p_warp, p_turn, _, *m) in zip(images, found, rows, strict=True):
             affine = quarter_turn(int(8 * flip)) if flip_vert else np.eye(3)
             affine = affine @ (rotate_matrix((2 * turn - 1) * 30) if p_turn < 0.75 else np.eye(3))
@@ -145,9 +145,9 @@ def test_views_that_move_nothing_give_the_plain_prediction(rng: np.random.Genera
     np.testing.assert_allclose(mean, plain, rtol=0, atol=3e-7)
     # Predictions may differ in the last bit, as compiled; the pixels of every view do not.
     layer = model.get_layer("transforms")
-    looks = TestTimeViews(layer, model, range(8), 1.0, False, True, 0)
+    views = TestTimeViews(layer, model, range(8), 1.0, False, True, 0)
     for number in range(8):
-        np.testing.assert_array_equal(looks.view(images, number), layer(images))
+        np.testing.assert_array_equal(views.view(images, number), layer(images))
 
 
 def test_order_of_views_and_calls_changes_nothing(rng: np.random.Generator) -> None:
@@ -216,7 +216,7 @@ def test_the_model_is_left_alone(rng: np.random.Generator) -> None:
 
 
 class Unshaped(keras.Model):
-    """A model whose outputs nobody knows before a call."""
+    """A model whose outputs are unknown before a call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,6 +242,6 @@ def test_bad_arguments_are_errors(rng: np.random.Generator, options: dict, said:
 
 
 def test_a_subclassed_model_is_refused(rng: np.random.Generator) -> None:
-    """Golden: a model that is not functional is an InputError that says so."""
+    """Golden: a model that is not functional is an InputError with the reason."""
     with pytest.raises(InputError, match="must be a functional or sequential model"):
         tta_predict(Unshaped(), pictures(rng, 2, 8, 8))
