@@ -1,7 +1,7 @@
 """kbaseline: a strong image-classification baseline in one command or fifteen lines, in Keras 3 on JAX.
 
-Importing this package loads neither Keras nor JAX. It chooses JAX as Keras' backend where nothing has chosen one, and
-sees to it that `keras.models.load_model` knows kbaseline's layers whichever of the two is imported first.
+Importing this package imports neither Keras nor JAX. It sets Keras' backend to JAX unless `KERAS_BACKEND` is set, and
+registers kbaseline's layers for `keras.models.load_model`, in whichever order the two are imported.
 """
 
 import importlib
@@ -57,11 +57,11 @@ __all__ = [
 ]
 
 _SERIALIZABLE = ("schedules", "transforms", "models.backbones", "optimizer")
-"""Modules whose classes a saved model may name."""
+"""Modules with classes that a saved model may contain."""
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name from its module on first use."""
+    """Imports a public name from its module on first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
@@ -72,12 +72,12 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    """Makes kbaseline's classes known to Keras, and says so if Keras runs on another backend."""
+    """Registers kbaseline's classes with Keras; warns if Keras uses another backend."""
     import keras
 
     if keras.backend.backend() != "jax":
         warnings.warn(
-            f"kbaseline is made for and tested on Keras' JAX backend, and Keras is using {keras.backend.backend()!r}; "
+            f"kbaseline is tested only with Keras' JAX backend, but Keras is using {keras.backend.backend()!r}; "
             "set KERAS_BACKEND=jax before Keras is imported.",
             stacklevel=2,
         )
@@ -86,8 +86,8 @@ def _register() -> None:
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):
-    # Keras finds custom classes only where their modules were imported, and importing them here and now would load
-    # Keras for `--help`. So this finder has `_register` run once, right after whoever imports Keras has done so.
+    # Keras finds custom classes only after their modules are imported, but importing them here would load Keras for
+    # `--help`. So this finder runs `_register` once, right after Keras is first imported.
     @staticmethod
     def find_spec(name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         spec = importlib.machinery.PathFinder.find_spec(name, path) if name == "keras" else None
@@ -96,7 +96,7 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
 
             def run_and_register(module: "ModuleType") -> None:
                 run(module)
-                # Not before: many a library only asks whether Keras could be imported.
+                # Not earlier: some libraries only look for the spec of Keras and never import it.
                 sys.meta_path.remove(_AfterKeras)
                 _register()
 

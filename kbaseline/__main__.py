@@ -1,4 +1,4 @@
-"""`python -m kbaseline` is the command line."""
+"""Runs the command line with `python -m kbaseline`."""
 
 from kbaseline.cli import main
 

@@ -1,4 +1,4 @@
-"""The exceptions a user can meet.
+"""The exceptions that kbaseline raises, and helpers for their messages.
 
     KBaselineError                 everything kbaseline raises on purpose
     ├── InputError                 an argument or setting is invalid; exit code 2
@@ -17,7 +17,7 @@ import importlib.util
 from collections.abc import Iterable
 
 LONGEST = 1200
-"""Most characters in a message."""
+"""Maximum number of characters in a message."""
 
 
 class KBaselineError(Exception):
@@ -101,7 +101,7 @@ def require(what: str, extra: str, *modules: str) -> None:
         modules: their import names.
 
     Raises:
-        InputError: one is not installed.
+        InputError: a package is not installed.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:

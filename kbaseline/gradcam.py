@@ -1,4 +1,4 @@
-"""Grad-CAM: where in an image a network saw what speaks for a class.
+"""Grad-CAM: which regions of an image support a class.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization"
 (https://arxiv.org/abs/1610.02391), equations 1 and 2. Works on any functional or sequential Keras model on JAX.
@@ -18,11 +18,11 @@ from kbaseline.errors import InputError
 def grad_cam(
     model: keras.Model, images: np.ndarray, classes: Sequence[int] | np.ndarray, layer: str | None = None
 ) -> np.ndarray:
-    """Maps of what speaks for a class, one an image, at the resolution of a feature map.
+    """Heatmaps of the regions that support a class, one per image, at the resolution of a feature map.
 
-    The channels of the feature map are weighted by the gradient of the class's score, averaged over all places, and
-    summed; what speaks against the class is cut off (equations 1 and 2 of https://arxiv.org/abs/1610.02391). A softmax
-    at the end of the model is left out, for the paper's score is the logit.
+    Each channel of the feature map is weighted by the gradient of the class score, averaged over all positions. The
+    weighted channels are summed and negative values are set to 0 (equations 1 and 2 of
+    https://arxiv.org/abs/1610.02391). The score is the logit, as in the paper: a softmax at the end is skipped.
 
     >>> from kbaseline.gradcam import grad_cam
     >>> import keras
@@ -35,22 +35,22 @@ def grad_cam(
     (5, 14, 14) float32
 
     Args:
-        model: from images to logits or probabilities `(batch, classes)`, channels last. It is left as it is.
-        images: `(number, height, width, channels)`, as the model takes them, all at once.
-        classes: integers `(number,)`: the class asked about in each image.
-        layer: name of the layer that gives the feature map; default: the last one that gives more than one place.
+        model: a model from images to logits or probabilities `(batch, classes)`, channels last; it is not changed.
+        images: `(number, height, width, channels)`, the model's input, computed as one batch.
+        classes: integers `(number,)`, the class to explain in each image.
+        layer: name of the layer that outputs the feature map; default: the last one with more than one position.
 
     Returns:
-        Float32 `(number, rows, columns)`, 0 to 1: each map divided by its highest value. All 0 where nothing speaks for
+        Float32 `(number, rows, columns)`, 0 to 1: each map divided by its highest value; all 0 if no region supports
         the class.
 
     Raises:
-        InputError: a model without a graph, no such layer or one that gives no feature map, or classes that do not
-            fit.
+        InputError: the model has no graph, the layer does not exist or outputs no feature map, or `classes` has a
+            wrong shape, dtype or value.
     """
     asked = np.asarray(classes)
     if asked.shape != (len(images),) or not np.issubdtype(asked.dtype, np.integer):
-        raise InputError(f"classes: must be {len(images)} integers, one an image; got {asked.dtype} {asked.shape}.")
+        raise InputError(f"classes: must be {len(images)} integers, one per image; got {asked.dtype} {asked.shape}.")
     body, head = _halves(model, layer)
     known = head.output_shape[-1]
     if len(asked) and not (asked.min() >= 0 and asked.max() < known):
@@ -63,14 +63,14 @@ def grad_cam(
 
 
 def _program(body: keras.Model, head: keras.Model) -> Any:
-    """The compiled equations: (state of body, state of head, images, classes) -> maps before they are scaled."""
+    """The compiled equations: (state of body, state of head, images, classes) -> unscaled maps."""
 
     def run(part: keras.Model, state: Any, values: Any) -> Any:
         return part.stateless_call(*state, values, training=False)[0]
 
     def score(features: Any, state: Any, classes: Any) -> Any:
         logits = run(head, state, features)
-        # The sum over images has each image's own gradient, for at inference no image sees another.
+        # At inference images are independent, so the gradient of the sum contains the gradient of every image.
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
 
     def maps(body_state: Any, head_state: Any, images: Any, classes: Any) -> Any:
@@ -82,14 +82,14 @@ def _program(body: keras.Model, head: keras.Model) -> Any:
 
 
 def _state(model: keras.Model) -> tuple[list[Any], list[Any]]:
-    """Values of a model's variables, as `stateless_call` takes them."""
+    """Values of a model's variables, in the form `stateless_call` takes."""
     return [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
 
 
 def _halves(model: keras.Model, layer: str | None) -> tuple[keras.Model, keras.Model]:
-    """The model up to the feature map, and from there to the logits; both share its variables."""
+    """Splits the model into images -> feature map and feature map -> logits; both share its variables."""
     if not getattr(model, "inputs", None):
-        raise InputError(f"model {model.name!r}: must be functional or sequential, with an input; it has no graph.")
+        raise InputError(f"model {model.name!r}: must be functional or sequential and have an input; it has no graph.")
     calls: list[tuple[Any, list[Any], list[Any]]] = []
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,8 +97,8 @@ def _halves(model: keras.Model, layer: str | None) -> tuple[keras.Model, keras.M
         calls.append((operation, keras.tree.flatten((args, kwargs)), keras.tree.flatten(outputs)))
         return outputs
 
-    # The same layers in a graph of our own, whose tensors Keras hands to us: `layer.output` would be what a nested
-    # model gives inside itself, or gave in another graph.
+    # A new graph of the same layers, whose tensors `call` records: `layer.output` could be a tensor inside a nested
+    # model or of another graph.
     graph = keras.models.clone_model(
         keras.Model(model.inputs, model.outputs), clone_function=lambda operation: operation, call_function=call
     )
@@ -109,12 +109,12 @@ def _halves(model: keras.Model, layer: str | None) -> tuple[keras.Model, keras.M
         return keras.Model(graph.inputs, features), keras.Model(features, _logits(last, before, graph.outputs[0]))
     except ValueError:
         raise InputError(
-            f"layer {name!r}: the output must depend on the image through it alone; name a later layer."
+            f"layer {name!r}: the output must depend on the image only through this layer; name a later one."
         ) from None
 
 
 def _feature_map(tensors: list[tuple[str, Any]], layer: str | None) -> tuple[str, Any]:
-    """Of (name, what it gives) of all layers, the last first: the one asked for, `(batch, rows, columns, channels)`."""
+    """Picks the feature map `(batch, rows, columns, channels)` from pairs (layer name, output), last layer first."""
     maps = [(name, tensor) for name, tensor in tensors if len(tensor.shape) == 4]
     if layer is None:
         maps = [(name, tensor) for name, tensor in maps if tuple(tensor.shape[1:3]) != (1, 1)]
@@ -122,13 +122,13 @@ def _feature_map(tensors: list[tuple[str, Any]], layer: str | None) -> tuple[str
     if found is None:
         names = ", ".join(name for name, _ in reversed(maps)) or "none"
         raise InputError(
-            f"layer {layer or 'with a feature map'!r}: must give (batch, rows, columns, channels); those are {names}."
+            f"layer {layer or 'with a feature map'!r}: must give (batch, rows, columns, channels); these do: {names}."
         )
     return found
 
 
 def _logits(last: Any, before: Any, output: Any) -> Any:
-    """The scores that a model's last layer makes of `before`, without a softmax."""
+    """The output of the last layer for the input `before`, without its softmax."""
     if not (isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax):
         return output
     if isinstance(last, keras.layers.Softmax | keras.layers.Activation):

@@ -1,4 +1,4 @@
-"""The learning-rate finder: a callback that sweeps the rate and leaves no trace, and four rules that read its curve.
+"""The learning-rate finder: a callback that sweeps the rate and restores the model, and four rules that read its curve.
 
 L. N. Smith, "Cyclical learning rates for training neural networks", https://arxiv.org/abs/1506.01186; the sweep, the
 smoothing, the stop and the rules are fastai's.
@@ -17,16 +17,16 @@ from kbaseline.optimizer import clone_optimizer
 from kbaseline.schedules import ExponentialSweep
 
 MIN_POINTS = 6
-"""Fewer points than these, after trimming, cannot show where a loss falls."""
+"""Smallest number of points, after trimming, from which a rule can suggest a rate."""
 
 LEAD_IN = 10
-"""A sweep's first steps, planned steps over this, train at next to no rate: their losses are the batches' luck."""
+"""The first `planned // LEAD_IN` steps of a sweep are ignored: their rates are so low that the losses are noise."""
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """Midway down the longest fall of the loss: a rate on the slope, well before its foot.
+    """A rate midway down the longest fall of the loss, well before the minimum.
 
-    The fall is the longest strictly decreasing subsequence; the answer lies half of a third past its first third.
+    The fall is the longest strictly decreasing subsequence. The rate lies halfway through its middle third.
     """
     lengths = np.ones(len(losses), dtype=int)
     for i in range(1, len(losses)):
@@ -39,14 +39,14 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
 
 
 def steep(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """The rate where the loss falls fastest per log rate."""
+    """The rate at which the loss falls fastest, with respect to the logarithm of the rate."""
     return float(lrs[np.argmin(np.diff(losses) / np.diff(np.log(lrs)))])
 
 
 def slide(lrs: np.ndarray, losses: np.ndarray, lr_diff: int = 15, threshold: float = 0.005) -> float:
-    """From the right, the first place where the slopes `lr_diff` points apart differ by no more than `threshold`.
+    """The first point, from the right, where slopes `lr_diff` points apart differ by at most `threshold`.
 
-    ESRI's rule, as in fastai: a rate shortly before the loss explodes.
+    ESRI's rule, as in fastai: a rate shortly before the loss diverges.
     """
     slopes = np.gradient(losses)
     right, left = -1, -1 - min(lr_diff, len(losses) - 1)
@@ -72,7 +72,7 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclass(frozen=True, eq=False)
 class LRCurve:
-    """What a sweep saw, and the rates that four rules read off it.
+    """Rates and losses of a sweep, and the learning rates that four rules suggest from them.
 
     >>> import numpy as np
     >>> from kbaseline.lr_finder import LRCurve
@@ -83,10 +83,10 @@ class LRCurve:
     valley 2e-03, minimum 1e-02
 
     Attributes:
-        lrs: float64 `(steps,)`, the rate of each step, rising.
+        lrs: float64 `(steps,)`, the rate of each step, in ascending order.
         losses: float64 `(steps,)`, the loss of each step's batch.
-        smoothed: float64 `(steps,)`, their debiased moving average, which the rules read.
-        planned: steps the sweep was meant to take; it may have stopped earlier.
+        smoothed: float64 `(steps,)`, the bias-corrected moving average of `losses`, which the rules read.
+        planned: number of steps planned; the sweep may have stopped earlier.
     """
 
     lrs: np.ndarray
@@ -95,17 +95,17 @@ class LRCurve:
     planned: int = 100
 
     def suggest(self, rule: str = "valley") -> float:
-        """A learning rate by one of the rules of fastai v2's `callback/schedule.py`.
+        """Suggests a learning rate by one of the rules of fastai v2's `callback/schedule.py`.
 
-        The first tenth of the planned steps and the last five are left out, and everything from the first loss that
-        is not finite.
+        The rules ignore the first tenth of the planned steps, the last five steps, and everything from the first loss
+        that is not finite.
 
         Args:
             rule: `"valley"`, `"steep"`, `"slide"` or `"minimum"`.
 
         Raises:
             InputError: an unknown rule.
-            LRFinderError: too few points, or a loss that never fell.
+            LRFinderError: the curve has too few points, or the loss never fell.
         """
         if rule not in RULES:
             raise InputError(f"rule {rule!r}: must be one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}")
@@ -116,8 +116,8 @@ class LRCurve:
             lrs, losses = lrs[: bad[0]], losses[: bad[0]]
         if len(losses) < MIN_POINTS:
             raise LRFinderError(
-                f"learning-rate finder: {len(losses)} usable points of {len(self.lrs)} steps, and {MIN_POINTS} are "
-                "needed; give more steps, or start at a lower rate if the loss was not finite."
+                f"learning-rate finder: {len(losses)} usable points of {len(self.lrs)} steps, but {MIN_POINTS} are "
+                "needed; use more steps, or a lower start_lr if the loss was not finite."
             )
         if not (np.diff(losses) < 0).any():
             raise LRFinderError(
@@ -127,11 +127,11 @@ class LRCurve:
         return RULES[rule](lrs, losses)
 
     def suggestions(self) -> dict[str, float]:
-        """Every rule's rate. Raises as `suggest` does."""
+        """The rate of every rule. Raises as `suggest` does."""
         return {rule: self.suggest(rule) for rule in RULES}
 
     def rows(self) -> list[dict[str, float]]:
-        """One row a step: step, learning_rate, loss, smoothed_loss."""
+        """One row per step: step, learning_rate, loss, smoothed_loss."""
         columns = zip(self.lrs, self.losses, self.smoothed, strict=True)
         return [
             {"step": i, "learning_rate": float(lr), "loss": float(loss), "smoothed_loss": float(smooth)}
@@ -140,14 +140,14 @@ class LRCurve:
 
 
 class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
-    """Finds a learning rate for any compiled Keras model, and leaves the model as it was.
+    """Finds a learning rate for any compiled Keras model, then restores the model.
 
-    A callback. Every step of a fit trains at a higher rate, `start_lr * (end_lr / start_lr) ** (i / steps)`. The fit
-    ends by itself after `steps` steps, or when the smoothed loss exceeds `stop_factor` times its best or is not finite.
-    Then weights, BatchNorm statistics, seeds, optimizer, learning rate and compiled step are put back, bit by bit: the
-    sweep trains with a copy of the optimizer. The idea is https://arxiv.org/abs/1506.01186; sweep, smoothing and stop
-    are fastai v1's (`callbacks/lr_finder.py`), but for one thing: the best loss is sought after the first tenth of the
-    steps, because a model that is nearly right may meet one easy batch, and the next is no divergence.
+    A callback. Every step of `fit` trains at a higher rate, `start_lr * (end_lr / start_lr) ** (i / steps)`. `fit`
+    stops after `steps` steps, or when the smoothed loss exceeds `stop_factor` times its lowest value or is not finite.
+    Then weights, BatchNorm statistics, seeds, optimizer, learning rate and compiled step are restored bit for bit; the
+    sweep trains with a copy of the optimizer. The idea is from https://arxiv.org/abs/1506.01186; sweep, smoothing and
+    stop criterion are fastai v1's (`callbacks/lr_finder.py`), with one exception: the lowest loss is taken only after
+    the first tenth of the steps. Otherwise one easy batch at the start could make normal losses look like divergence.
 
     >>> from kbaseline import LRFinder
     >>> import keras
@@ -161,18 +161,19 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
     True
 
     Args:
-        start_lr, end_lr: first rate, above 0, and the rate the sweep heads for (the last one used is a step below it).
-        steps: training steps, at least 1; give `fit` enough epochs for them.
-        beta: decay of the losses' moving average, in [0, 1).
-        stop_factor: how many times its best the smoothed loss may become; above 1.
+        start_lr, end_lr: first rate, above 0, and upper end of the sweep (the last rate used is one step below it).
+        steps: number of training steps, at least 1; `fit` needs enough epochs for them.
+        beta: decay of the moving average of the losses, in [0, 1).
+        stop_factor: the sweep stops when the smoothed loss exceeds its lowest value by this factor; above 1.
 
     Attributes:
         curve: the `LRCurve` of the last fit: rates, losses, and `suggest`.
 
     Raises:
-        InputError: rates that do not rise from above 0, or no steps; and in `fit`, a model that was compiled with
-            `steps_per_execution` above 1, which hides steps from callbacks, or with an optimizer that wraps another.
-        LRFinderError: from `curve`, where there was no fit.
+        InputError: `start_lr` is not positive or not below `end_lr`, or `steps` is below 1; in `fit`: the model was
+            compiled with `steps_per_execution` above 1, which hides steps from callbacks, or with an optimizer that
+            wraps another one.
+        LRFinderError: from `curve`, before the first `fit`.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         """The sweep's curve.
 
         Raises:
-            LRFinderError: no sweep was run.
+            LRFinderError: no sweep has run.
         """
         if not getattr(self, "_losses", None):
             raise LRFinderError("learning-rate finder: there is no curve yet; pass the callback to model.fit first.")
@@ -203,15 +204,15 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         return LRCurve(lrs, np.array(self._losses), np.array(self._smoothed), self.schedule.steps)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Remembers everything and swaps in the sweep."""
+        """Saves the state of the model and installs the sweep's optimizer."""
         model = self.model
         if model.steps_per_execution != 1:
             raise InputError(
-                f"LRFinder: steps_per_execution must be 1, or steps are hidden; got {model.steps_per_execution}. "
-                "Compile without it."
+                f"LRFinder: steps_per_execution must be 1, because callbacks see no other steps; got "
+                f"{model.steps_per_execution}. Compile the model without it."
             )
         optimizer, step = model.optimizer, model.train_function
-        # Copies: on a CPU, numpy may share the very buffer that the compiled step will overwrite.
+        # Copies: on a CPU, numpy may share the buffer that the compiled step will overwrite.
         values = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
         sweep = ExponentialSweep(
             self.schedule.start_lr, self.schedule.end_lr, self.schedule.steps, int(optimizer.iterations)
@@ -231,9 +232,9 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         self._average, self._best = 0.0, math.inf
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Records the batch's loss and decides whether to go on."""
+        """Records the loss of the batch and stops training at the end of the sweep or on divergence."""
         loss = float((logs or {})["loss"])
-        # Keras reports a running mean since the epoch's start; starting it anew makes it the batch's own.
+        # Keras reports the mean since the start of the epoch; after a reset it is the loss of one batch.
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
         self.model.reset_metrics()
@@ -248,11 +249,11 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Puts everything back."""
+        """Restores the model."""
         self.restore()
 
     def restore(self) -> None:
-        """Puts everything back after a fit that was interrupted; Keras calls `on_train_end` only after a whole one."""
+        """Restores the model after an interrupted `fit`, for which Keras does not call `on_train_end`."""
         if self._undo is not None:
             self._undo()
             self._undo = None

@@ -1,4 +1,4 @@
-"""AdamW with a learning-rate multiplier per layer group and a momentum that can follow a schedule.
+"""AdamW with a learning-rate multiplier per layer group and an optional momentum schedule.
 
 I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", https://arxiv.org/abs/1711.05101; per-layer
 rates as in J. Howard and S. Ruder, "Universal language model fine-tuning", https://arxiv.org/abs/1801.06146.
@@ -15,22 +15,23 @@ from kbaseline.errors import InputError
 
 
 def layer_group_lrs(max_lr: float | slice | Sequence[float | None], groups: int) -> list[float]:
-    """Reads `max_lr` as one rate for each layer group, first group first, as fastai v1's `Learner.lr_range` does.
+    """Converts `max_lr` to one learning rate per layer group, as fastai v1's `Learner.lr_range` does.
 
     >>> from kbaseline.optimizer import layer_group_lrs
     >>> [f"{rate:g}" for rate in layer_group_lrs(slice(1e-6, 1e-4), groups=3)]
     ['1e-06', '1e-05', '0.0001']
 
     Args:
-        max_lr: a float, the same everywhere; `slice(lo, hi)` or `(lo, hi)`, spread geometrically; or `slice(hi)` or
-            `(None, hi)`, `hi` for the last group and a tenth of it for the others. Rates are above 0.
+        max_lr: a float, the rate of all groups; `slice(lo, hi)` or `(lo, hi)`, spaced geometrically from `lo` for the
+            first group to `hi` for the last; or `slice(hi)` or `(None, hi)`, `hi` for the last group and a tenth of it
+            for the others. Rates are above 0.
         groups: number of layer groups, at least 1.
 
     Returns:
-        `groups` rates.
+        `groups` rates, first group first.
 
     Raises:
-        InputError: rates that are not positive, or a pair of another shape.
+        InputError: a rate is not positive, or a sequence has not exactly two.
     """
     if isinstance(max_lr, slice):
         lo, hi = max_lr.start, max_lr.stop
@@ -50,17 +51,17 @@ def layer_group_lrs(max_lr: float | slice | Sequence[float | None], groups: int)
 
 
 spread_rates = layer_group_lrs
-"""The name it had up to 0.1."""
+"""The name of `layer_group_lrs` up to version 0.1."""
 
 
 @keras.saving.register_keras_serializable(package="kbaseline")
 class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     """AdamW whose layer groups learn at different rates, and whose `beta_1` may be a schedule.
 
-    A group is a list of layer names; a variable belongs to the group that names a part of its path, which holds for
+    A group is a list of layer names. A variable belongs to the group that contains a part of its path; this works for
     nested models, for `Sequential`, and after reloading. The rate of group g is `learning_rate * multipliers[g]`.
-    The step is PyTorch's: decay first, `p -= p * weight_decay * rate`, on every variable (biases and BatchNorm too),
-    then `p -= rate * m̂ / (sqrt(v̂) + epsilon)` with both averages corrected for their bias by the current betas.
+    The update is PyTorch's: first the decay, `p -= p * weight_decay * rate`, on every variable (biases and BatchNorm
+    too), then `p -= rate * m̂ / (sqrt(v̂) + epsilon)`, with both averages bias-corrected by the current betas.
     The defaults are fastai v1's (`basic_train.py`); AdamW is https://arxiv.org/abs/1711.05101.
 
     >>> from kbaseline import LayerwiseAdamW
@@ -76,20 +77,21 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     Args:
         learning_rate: a float or a schedule: the rate of a group whose multiplier is 1.
-        groups: layer names, group by group; None for a single group of everything.
-        multipliers: one factor a group, at least 0; None for all 1.
-        weight_decay: decoupled decay: the fraction of itself that a variable loses in a step, over its group's rate.
-        beta_1: decay of the gradient's average (the momentum), in [0, 1): a float, or a schedule read at `iterations`
-            inside the compiled step, for instance `OneCycle(...).momentum()`.
+        groups: layer names of each group; None for a single group of all layers.
+        multipliers: one factor per group, at least 0; None for 1 everywhere.
+        weight_decay: decoupled weight decay; each step multiplies a variable by `1 - weight_decay * rate`, with its
+            group's rate.
+        beta_1: decay of the gradient's average (the momentum), in [0, 1): a float, or a schedule, for instance
+            `OneCycle(...).momentum()`, which the compiled step evaluates at `iterations`.
         beta_2: decay of the squared gradient's average, in [0, 1).
         epsilon: added to the denominator, after bias correction.
-        decay_norm_and_bias: whether vectors (biases, BatchNorm and LayerNorm scales) decay too; fastai v1 does.
+        decay_norm_and_bias: also decay vectors (biases, BatchNorm and LayerNorm scales), as fastai v1 does.
         name: the optimizer's name.
         **kwargs: `keras.optimizers.Optimizer`'s other arguments (clipping, EMA, gradient accumulation).
 
     Raises:
-        InputError: multipliers that do not fit the groups or are negative; and when built, as `fit` does, a variable
-            in no group or in several, or a group without a trainable variable.
+        InputError: multipliers are negative or their number differs from that of the groups; when the optimizer is
+            built, as in `fit`: a variable is in no group or in several, or a group has no trainable variable.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         count = len(groups) if groups is not None else 1
         factors = [1.0] * count if multipliers is None else [float(factor) for factor in multipliers]
         if len(factors) != count or min(factors) < 0:
-            raise InputError(f"multipliers: give {count} numbers of at least 0, one a group; got {multipliers!r}.")
+            raise InputError(f"multipliers: give {count} numbers of at least 0, one per group; got {multipliers!r}.")
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
         self.groups = None if groups is None else [list(group) for group in groups]
         self.multipliers = factors
@@ -130,12 +132,12 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     @property
     def schedules(self) -> tuple[float | LearningRateSchedule, float | LearningRateSchedule]:
-        """Rate and momentum as they were given, each a float or a schedule; `learning_rate` is the one of this step."""
+        """Rate and momentum as configured, each a float or a schedule; `learning_rate` is the current step's value."""
         rate = self.get_config()["learning_rate"]
         return keras.saving.deserialize_keras_object(rate) if isinstance(rate, dict) else rate, self._beta_1
 
     def build(self, var_list: Sequence[keras.Variable]) -> None:
-        """Makes the averages, after checking that groups and variables match one to one.
+        """Creates the moving averages, after checking that every variable is in exactly one group.
 
         Raises:
             InputError: see the class.
@@ -154,24 +156,24 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
             [index for index, names in enumerate(sets) if names.intersection(variable.path.split("/")[:-1])]
             for variable in variables
         ]
-        _refuse("variables that no group names", [v.path for v, m in zip(variables, members, strict=True) if not m])
+        _refuse("variables in no group", [v.path for v, m in zip(variables, members, strict=True) if not m])
         _refuse("variables in several groups", [v.path for v, m in zip(variables, members, strict=True) if len(m) > 1])
         used = {m[0] for m in members}
         idle = [", ".join(self.groups[i][:3]) or "(empty)" for i in range(len(sets)) if i not in used]
-        _refuse("groups that match no trainable variable", idle)
+        _refuse("groups without a trainable variable", idle)
         return [self.multipliers[m[0]] for m in members]
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """One step of every variable."""
-        # Once and not for every variable: a ResNet50 has 220, and tracing the momentum's schedule costs as much as the
-        # rest of the step's update.
+        """Updates all variables by one step."""
+        # Computed once, not per variable: a ResNet50 has 220, and tracing the momentum schedule costs as much as the
+        # rest of the update.
         step, beta_1 = ops.cast(self.iterations + 1, "float32"), ops.cast(self.beta_1, "float32")
         self._at_this_step = beta_1, 1 - ops.power(beta_1, step), 1 - ops.power(ops.cast(self.beta_2, "float32"), step)
         super().apply(grads, trainable_variables)
-        self._at_this_step = ()  # while the step is compiled these are tracers, of no use later
+        self._at_this_step = ()  # tracers of this compilation must not be kept
 
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
-        """One variable's step."""
+        """Updates one variable."""
         index = self._get_variable_index(variable)
         rate = ops.cast(learning_rate, variable.dtype) * self._multiplier_of_variable[index]
         gradient = ops.cast(gradient, variable.dtype)
@@ -208,18 +210,21 @@ def _refuse(what: str, names: list[str]) -> None:
 def clone_optimizer(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable], **changes: Any
 ) -> keras.optimizers.Optimizer:
-    """A copy that goes on from where `optimizer` stands, with some arguments changed; the original is not touched.
+    """Copies an optimizer with its state and changes some arguments; the original does not change.
 
-    Keras refuses to give a rate to an optimizer that has a schedule, and bakes betas into the compiled step. A copy
-    that is compiled anew has neither problem.
+    Keras cannot set the rate of an optimizer that has a schedule, and betas are constants of the compiled step. A copy
+    that is compiled again avoids both.
 
     Args:
-        optimizer: built or not.
-        variables: what both train, e.g. `model.trainable_variables`.
-        **changes: constructor arguments that differ, e.g. `learning_rate=0.1`.
+        optimizer: the optimizer to copy, built or not.
+        variables: the variables it trains, e.g. `model.trainable_variables`.
+        **changes: constructor arguments to change, e.g. `learning_rate=0.1`.
+
+    Returns:
+        The copy, built for `variables`, with the state of `optimizer` if that is built.
 
     Raises:
-        InputError: an optimizer that wraps another one (loss scaling), whose rate is not its own argument.
+        InputError: the optimizer has no such argument, for instance because it wraps another one (loss scaling).
     """
     config = optimizer.get_config()
     if missing := sorted(set(changes) - set(config)):
@@ -227,8 +232,8 @@ def clone_optimizer(
     copy = type(optimizer).from_config({**config, **changes})
     copy.build(variables)
     if optimizer.built:
-        # The rate, where it is a variable, is an argument and not state. The compiled step overwrites the buffers it
-        # is given, so the copy needs its own.
+        # The rate, if it is a variable, is an argument and not state. The compiled step overwrites its input buffers,
+        # so the copy needs buffers of its own.
         for new, old in zip(_state(copy), _state(optimizer), strict=True):
             new.assign(ops.copy(old.value))
     return copy

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step: one-cycle, its momentum, and the finder's sweep.
+"""Learning-rate schedules as pure functions of the step: one-cycle rate and momentum, and the finder's sweep.
 
 One-cycle: L. N. Smith, "A disciplined approach to neural network hyper-parameters: Part 1",
 https://arxiv.org/abs/1803.09820, with fastai's cosine annealing. Sweep: L. N. Smith, "Cyclical learning rates for
@@ -24,15 +24,15 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
         value(s) = peak + (start − peak) · sin²(π/2 · (1 − s/a))            for s < a
         value(s) = end + (peak − end) · sin²(π/2 · (1 − (s−a)/(n−a)))       for a ≤ s ≤ n
 
-    and it stays at `end` afterwards. $\sin^2(\pi/2 \cdot (1-p))$ is fastai's $(1+\cos \pi p)/2$ without the
-    cancellation that would cost float32 its digits where the rate is nearly zero.
+    and `end` afterwards. $\sin^2(\pi/2 \cdot (1-p))$ equals fastai's $(1+\cos \pi p)/2$, without the cancellation that
+    loses float32 precision where the rate is nearly zero.
 
     Args:
         start, peak, end: values before the first step, at step `a` and after the last step.
         total_steps: length of the cycle in optimizer steps, at least 1.
-        pct_start: fraction of the steps that lead to the peak, in (0, 1).
-        start_step: the optimizer's `iterations` when the cycle begins, so that an optimizer that has
-            already trained can run one.
+        pct_start: fraction of the steps before the peak, in (0, 1).
+        start_step: the optimizer's `iterations` when the cycle begins; above 0 for an optimizer that has already
+            trained.
 
     Raises:
         InputError: `total_steps` or `pct_start` outside its range.
@@ -79,9 +79,9 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
 class OneCycle(CosineCycle):
     """The one-cycle learning rate: `max_lr / div` up to `max_lr`, then down to `max_lr / final_div`.
 
-    A schedule for any Keras optimizer: from an optimizer step to a float32 scalar. Both halves are cosines; after the
-    last step the rate stays where it is. From https://arxiv.org/abs/1803.09820, with the shape and the defaults of
-    fastai v1's `callbacks/one_cycle.py`.
+    A schedule for any Keras optimizer: maps an optimizer step to a float32 scalar. Both halves are cosines; after the
+    last step the rate is constant. From https://arxiv.org/abs/1803.09820, with the shape and the defaults of fastai
+    v1's `callbacks/one_cycle.py`.
 
     >>> from kbaseline import OneCycle
     >>> cycle = OneCycle(max_lr=1e-3, total_steps=3 * 781)  # 3 epochs of CIFAR-10 in batches of 64
@@ -90,8 +90,8 @@ class OneCycle(CosineCycle):
 
     Args:
         max_lr: the peak rate, above 0.
-        total_steps: length of the cycle in optimizer steps, at least 1: steps an epoch times epochs.
-        pct_start: fraction of the steps in which the rate rises, in (0, 1).
+        total_steps: length of the cycle in optimizer steps, at least 1: steps per epoch times epochs.
+        pct_start: fraction of the steps during which the rate rises, in (0, 1).
         div: the first rate is `max_lr / div`; above 0.
         final_div: the last rate is `max_lr / final_div`; above 0. The default is fastai v1's `div * 1e4`.
         start_step: the optimizer's `iterations` when the cycle begins.
@@ -115,7 +115,7 @@ class OneCycle(CosineCycle):
         self.max_lr, self.div, self.final_div = float(max_lr), float(div), float(final_div)
 
     def momentum(self, ends: float = 0.95, middle: float = 0.85) -> CosineCycle:
-        """The momentum that mirrors this rate: `ends` where the rate is low, `middle` at its peak."""
+        """The matching momentum schedule: `ends` at both ends of the cycle, `middle` at the peak of the rate."""
         return CosineCycle(ends, middle, ends, self.total_steps, self.pct_start, self.start_step)
 
     def get_config(self) -> dict[str, Any]:
@@ -126,22 +126,22 @@ class OneCycle(CosineCycle):
 
 @keras.saving.register_keras_serializable(package="kbaseline")
 class ExponentialSweep(LearningRateSchedule):  # type: ignore[misc]
-    """The finder's rate: `start_lr · (end_lr / start_lr) ** (i / steps)` at its step i, so `end_lr` itself is not used.
+    """The finder's rate: `start_lr · (end_lr / start_lr) ** (i / steps)` at step i; `end_lr` itself is not reached.
 
     Args:
-        start_lr, end_lr: first rate, and the rate the sweep heads for.
+        start_lr, end_lr: first rate, and upper end of the sweep.
         steps: length in optimizer steps.
         start_step: the optimizer's `iterations` when the sweep begins.
 
     Raises:
-        InputError: rates that do not rise from above zero, or no steps.
+        InputError: `start_lr` is not positive or not below `end_lr`, or `steps` is below 1.
     """
 
     def __init__(self, start_lr: float = 1e-7, end_lr: float = 10.0, steps: int = 100, start_step: int = 0) -> None:
         if not 0 < start_lr < end_lr:
-            raise InputError(f"the sweep must rise from above zero; got start_lr {start_lr}, end_lr {end_lr}.")
+            raise InputError(f"start_lr must be above 0 and below end_lr; got start_lr {start_lr}, end_lr {end_lr}.")
         if steps < 1:
-            raise InputError(f"the sweep needs at least one step; got {steps}.")
+            raise InputError(f"steps must be at least 1; got {steps}.")
         self.start_lr, self.end_lr = float(start_lr), float(end_lr)
         self.steps, self.start_step = int(steps), int(start_step)
 

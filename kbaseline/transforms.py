@@ -1,4 +1,4 @@
-"""fastai's `get_transforms` as one Keras layer: resize, warp, rotation, zoom and flip in ONE resample, then lighting.
+"""fastai's `get_transforms` as a Keras layer: resize, warp, rotation, zoom and flip in one resample, then lighting.
 
 Ranges, probabilities and order are fastai v1's (`vision/transform.py`).
 """
@@ -26,19 +26,19 @@ from kbaseline.geometry import (
 
 # Columns of the table of uniform random numbers that `RandomTransforms` draws.
 _WARP, _ROTATE, _ZOOM, _ZOOM_ROW, _ZOOM_COL, _FLIP = range(6)
-_P_WARP, _P_ROTATE, _P_ZOOM, _M0 = range(6, 10)  # _M0 is the first of the warp's four magnitudes
+_P_WARP, _P_ROTATE, _P_ZOOM, _M0 = range(6, 10)  # _M0 is the first of four warp magnitudes
 _GEOMETRY_DRAWS = 13
 _BRIGHTNESS, _CONTRAST, _P_BRIGHTNESS, _P_CONTRAST = range(4)
 _LIGHTING_DRAWS = 4
 
 
 def adjust_lighting(images: Any, brightness: Any, contrast: Any) -> Any:
-    """Brightness and contrast in logit space: σ((logit(x) + logit(brightness)) · contrast), one sigmoid for both.
+    """Brightness and contrast in logit space: σ((logit(x) + logit(brightness)) · contrast).
 
     Args:
         images: float32 `(batch, height, width, channels)`, 0-255.
-        brightness: `(batch,)` in (0, 1), 0.5 changes nothing.
-        contrast: `(batch,)` above 0, 1 changes nothing.
+        brightness: `(batch,)` in (0, 1); 0.5 means no change.
+        contrast: `(batch,)` above 0; 1 means no change.
 
     Returns:
         float32 images of the same shape, 0-255.
@@ -53,11 +53,12 @@ def adjust_lighting(images: Any, brightness: Any, contrast: Any) -> Any:
 class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     """fastai's random transforms when training, a plain resize otherwise.
 
-    A layer, first of a model. Takes uint8 or float images `(batch, height, width, channels)` of any size, 0-255; gives
-    float32 `(batch, size, size, channels)`, 0-255. Per image and independently: symmetric warp, then rotation and zoom
-    (each with `p_affine`), resize included, in one resample with reflection at the borders; then brightness U(0.5 ±
-    max_lighting / 2) and contrast log-uniform up to 1 / (1 - max_lighting) (each with `p_lighting`). Ranges,
-    probabilities and order are those of `get_transforms` in fastai v1's `vision/transform.py`.
+    The first layer of a model. It takes uint8 or float images `(batch, height, width, channels)` of any size, 0-255,
+    and returns float32 `(batch, size, size, channels)`, 0-255. Each image gets its own draws: symmetric warp, rotation
+    and zoom (each with probability `p_affine`), applied together with the resize in one resample with reflection at
+    the borders; then brightness U(0.5 ± max_lighting / 2) and contrast log-uniform up to 1 / (1 - max_lighting) (each
+    with probability `p_lighting`). Ranges, probabilities and order are those of `get_transforms` in fastai v1's
+    `vision/transform.py`.
 
     >>> import numpy as np
     >>> from kbaseline import RandomTransforms
@@ -67,20 +68,20 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     (4, 32, 32, 3)
 
     Args:
-        size: of the output in pixels: its side, or (height, width).
-        do_flip: mirror left-right with probability a half.
-        flip_vert: any of the eight flips and quarter turns instead.
-        max_rotate: degrees, either way, 0 to 180.
-        max_zoom: largest magnification, at least 1.
+        size: output size in pixels: the side of a square, or (height, width).
+        do_flip: mirror left-right with probability 0.5.
+        flip_vert: apply one of the eight flips and quarter turns instead, all equally likely.
+        max_rotate: largest rotation in either direction, in degrees, 0 to 180.
+        max_zoom: largest magnification factor, at least 1.
         max_lighting: strength of brightness and contrast, in [0, 1).
         max_warp: strength of the perspective warp, in [0, 1).
         p_affine: probability of each of warp, rotation and zoom, 0 to 1.
         p_lighting: probability of each of brightness and contrast, 0 to 1.
-        seed: fixes the draws; None takes one at random.
+        seed: fixes the random draws; None for a random seed.
         **kwargs: `keras.layers.Layer`'s other arguments.
 
     Raises:
-        InputError: a strength or a probability outside its range.
+        InputError: an argument is outside its range.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        # The output is float32 whatever the policy: bfloat16 has no fractions of a level above 128.
+        # Always float32, under any policy: bfloat16 has no fractions of a level above 128.
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
         for name, value, low, high in (
             ("max_zoom", max_zoom, 1, math.inf),
@@ -118,7 +119,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool | None = None) -> Any:
-        """Transforms (training) or resizes (otherwise) a batch."""
+        """Transforms a batch when training, otherwise only resizes it."""
         if not training:
             return resize(images, self.height, self.width)
         images = shrink(images, self.height, self.width)
@@ -133,12 +134,12 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         return table[:, :_GEOMETRY_DRAWS], table[:, _GEOMETRY_DRAWS:]
 
     def geometry(self, draws: Any, zooms: Any, flips: Any, height: int, width: int) -> Any:
-        """One homography an image, in fastai's order: quarter turn · rotation · zoom · warp · flip.
+        """One homography per image, in fastai's order: quarter turn · rotation · zoom · warp · flip.
 
         Args:
             draws: uniform float32 `(batch, 13)`.
-            zooms, flips: `(batch, 3, 3)`, drawn by the two methods below, or fixed for a test-time view.
-            height, width: of the source, in pixels.
+            zooms, flips: `(batch, 3, 3)`, from `random_zoom` and `random_flip`, or fixed for a test-time view.
+            height, width: size of the input images, in pixels.
         """
         unmoved = identity(ops.shape(draws)[0])
         warps = symmetric_warp((2 * draws[:, _M0 : _M0 + 4] - 1) * self.max_warp)
@@ -150,18 +151,18 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         return compose(for_aspect(compose(turns, zooms), height, width), warps, flips)
 
     def random_zoom(self, draws: Any) -> Any:
-        """Zooms `(batch, 3, 3)` into random places, from uniform `draws` `(batch, 13)`."""
+        """Random zooms `(batch, 3, 3)` around random centres, from uniform `draws` `(batch, 13)`."""
         scale = ops.where(draws[:, _P_ZOOM] < self.p_affine, 1 + draws[:, _ZOOM] * (self.max_zoom - 1), 1.0)
         return zoom(scale, draws[:, _ZOOM_ROW], draws[:, _ZOOM_COL])
 
     def random_flip(self, draws: Any) -> Any:
-        """Mirrors `(batch, 3, 3)` with probability a half if `do_flip`, from uniform `draws` `(batch, 13)`."""
+        """Random mirrors `(batch, 3, 3)`, with probability 0.5 if `do_flip`, from uniform `draws` `(batch, 13)`."""
         if self.do_flip and not self.flip_vert:
             return flip(draws[:, _FLIP] < 0.5)
         return identity(ops.shape(draws)[0])
 
     def random_lighting(self, images: Any, draws: Any) -> Any:
-        """Brightness and contrast from uniform `draws` `(batch, 4)`; images where neither is drawn stay exact."""
+        """Random brightness and contrast from uniform `draws` `(batch, 4)`; images with neither stay unchanged."""
         if not self.max_lighting:
             return images
         change = draws[:, _P_BRIGHTNESS] < self.p_lighting, draws[:, _P_CONTRAST] < self.p_lighting
@@ -172,11 +173,11 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         return ops.where(either, adjust_lighting(images, brightness, contrast), images)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """`(batch, height, width, channels)`, those of `size`."""
+        """`(batch, height, width, channels)`, with the height and width of `size`."""
         return (input_shape[0], self.height, self.width, input_shape[-1])
 
     def compute_output_spec(self, images: Any, training: bool | None = None) -> keras.KerasTensor:
-        """Shape and dtype, without tracing, since the input's size may be unknown."""
+        """Shape and dtype of the output, without tracing, because the input size may be unknown."""
         return keras.KerasTensor(self.compute_output_shape(images.shape), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:

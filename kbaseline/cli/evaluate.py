@@ -47,7 +47,7 @@ def evaluate(
         return
     print_evaluation(found, Console())
     if written:
-        click.echo(f"figures and confusion matrix: {written}")
+        click.echo(f"scores and confusion matrix: {written}")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The commands that inspect and train nothing: `config`, `data`, `doctor` and `backbones`."""
+"""The commands that show settings, data and machine: `config`, `data`, `doctor` and `backbones`."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from kbaseline.cli.options import as_json, require_jax, resolve, settings, setti
 @click.command("config")
 @settings
 def show_config(config: str | None, source: str | None, assignments: tuple[str, ...]) -> None:
-    """Print the complete configuration: every key with its value and its meaning."""
+    """Print the complete configuration: every key with its value and meaning."""
     from kbaseline.config.load import describe
 
     click.echo(describe(resolve(config, source, assignments)))
@@ -65,11 +65,11 @@ def doctor(config: str | None, source: str | None, assignments: tuple[str, ...])
 @click.command()
 @as_json
 def backbones(as_json: bool) -> None:
-    """List the zoo: name, parameters, image size, preprocessing, and whether the weights are on this machine.
+    """List the backbones: name, parameters, image size, preprocessing, and whether the weights are on this machine.
 
-    Preprocessing is part of the model: images always go in as RGB 0-255. In Keras' terms, tf scales them to -1..1,
-    torch scales them to 0..1 and then normalises by ImageNet's mean and standard deviation, caffe converts RGB to BGR
-    and subtracts the mean.
+    Preprocessing is part of the model, whose input is always RGB 0-255. The names are those of Keras: tf scales to
+    -1..1, torch scales to 0..1 and normalises by ImageNet's mean and standard deviation, caffe converts RGB to BGR and
+    subtracts the mean.
     """
     from rich.console import Console
 

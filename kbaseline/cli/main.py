@@ -1,4 +1,4 @@
-"""The command `kbaseline`: its subcommands, and errors as one line and an exit code."""
+"""The command `kbaseline`: its subcommands, and errors as one line with an exit code."""
 
 import errno
 import sys
@@ -27,13 +27,13 @@ class _Commands(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as stop:
-            click.echo(str(stop) or "Interrupted; what the run folder holds is whole.", err=True)
+            click.echo(str(stop) or "Interrupted; the files in the run folder are complete.", err=True)
             ctx.exit(getattr(stop, "exit_code", 130))
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # click knows what to do when the reader of a pipe has gone
+                raise  # click handles a closed pipe
             if ctx.params.get("debug"):
                 raise
             click.echo(f"Error: unexpected {with_kind(error, 300)}. Traceback: kbaseline --debug ...", err=True)
@@ -45,7 +45,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="kbaseline", prog_name="kbaseline")
 def main(debug: bool) -> None:
     """A strong image-classification baseline in one command."""
-    # A pipe that is closed or not UTF-8 must not end a run over a dash in a table.
+    # A character that the output encoding lacks must not end a run.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

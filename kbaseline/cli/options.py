@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become a configuration."""
+"""Options shared by several commands, and the configuration they select."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ _config = click.option(
 
 
 def settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that choose a configuration."""
+    """Adds the options that select a configuration."""
     return _config(_data(_set(command)))
 
 
 def settings_without_source(command: Callable[..., None]) -> Callable[..., None]:
-    """The same for a command whose argument is the source."""
+    """`settings` without `--data`, for a command whose argument is the source."""
     return _config(_set(command))
 
 
@@ -38,7 +38,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 def resolve(
     config: str | None, source: str | None, assignments: tuple[str, ...], further: Mapping[str, Any] | None = None
 ) -> Any:
-    """The configuration chosen by those options and `further` changes. Raises `ConfigError` as `load_config` does."""
+    """The configuration selected by the options, with `further` changes. Raises `ConfigError` as `load_config` does."""
     from kbaseline.config.load import load_config, parse_assignments
 
     changes = {**({"data.source": source} if source else {}), **parse_assignments(assignments), **(further or {})}
@@ -46,10 +46,10 @@ def resolve(
 
 
 def require_jax() -> None:
-    """Refuses another Keras backend before Keras is imported.
+    """Checks that no other Keras backend is set, before Keras is imported.
 
     Raises:
-        InputError: `KERAS_BACKEND` names another one.
+        InputError: `KERAS_BACKEND` is set to another backend.
     """
     if (backend := os.environ.get("KERAS_BACKEND", "jax")) != "jax":
         raise InputError(f"KERAS_BACKEND is {backend!r}: kbaseline runs on 'jax'; unset it or set it to jax.")

@@ -21,7 +21,7 @@ from kbaseline.errors import InputError
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue the run in this folder; --set may change only where it runs (docs/scaling.md).",
+    help="Continue the run in this folder; --set may change only devices and processes (docs/scaling.md).",
 )
 def fit(
     config: str | None,
@@ -51,7 +51,7 @@ def fit(
 @click.command("find-lr")
 @settings
 @out
-@click.option("--stage", metavar="NAME", help="The stage whose layers are trained in the sweep. Default: the first.")
+@click.option("--stage", metavar="NAME", help="Stage whose layers the sweep trains. Default: the first.")
 def find_lr(
     config: str | None, source: str | None, assignments: tuple[str, ...], out: Path | None, stage: str | None
 ) -> None:

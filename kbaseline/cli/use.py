@@ -24,7 +24,7 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
     be read, the exit code is 2.
     """
     if as_json and as_csv:
-        raise click.UsageError("--json and --csv: give one of them.")
+        raise click.UsageError("--json and --csv: give only one of them.")
     require_jax()
     from rich.console import Console
 
@@ -62,7 +62,7 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
 def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] | None) -> None:
     """Export a finished run's network as one file that does not need kbaseline, with a model card.
 
-    Input: raw uint8 pixels, any number of images at once. Output: probabilities. Resize and normalisation are part of
+    Input: uint8 pixels, in batches of any size. Output: probabilities. Resize and normalisation are part of
     the network. The file is first compared with the run on real images, and is not written if they disagree.
     """
     require_jax()

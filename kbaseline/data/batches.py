@@ -1,4 +1,4 @@
-"""`ImageBatches`: a split as a Keras dataset of uint8 batches, sliced on the host in a seeded order."""
+"""`ImageBatches`: a split as a Keras dataset of uint8 batches, in a seeded order."""
 
 import math
 import mmap
@@ -11,31 +11,31 @@ import numpy as np
 from kbaseline.errors import DataError
 
 RESIDENT_BYTES = 512 * 2**20
-"""About how much of a memory map stays in this process' memory; the system's own cache may hold all of it."""
+"""Approximate limit on the mapped memory of this process; the system's page cache may hold all of the file."""
 
 HUGE_PAGE = 2 * 2**20
-"""Bytes that reading one image may map."""
+"""Bytes that may be mapped when one image is read."""
 
 
 class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches for `model.fit`, `model.evaluate` and `model.predict`.
 
-    Made under a `keras.distribution.DataParallel`, each batch is padded to a multiple of its devices, and of several
-    processes each slices only its own part of a batch; batches and their order are those of one device.
+    If a `keras.distribution.DataParallel` is active, each batch is padded to a multiple of the number of devices, and
+    each process reads only its own part of a batch. Batches and their order are the same as on one device.
 
     Args:
         images: uint8 `(number, height, width, 3)`; a memory map is read batch by batch.
         labels: int `(number,)`, or None for prediction.
-        class_weights: float32 `(classes,)`, the weight of an image in the loss by its label; None weighs nothing.
-        batch_size: images a batch.
-        shuffle: a new order every epoch, fixed by `seed` and the epoch's number; the last partial batch is dropped,
-            so that BatchNorm never sees a tiny one and the step is compiled once.
-        seed: fixes the orders.
+        class_weights: float32 `(classes,)`, the weight in the loss for images of each label; None for no weights.
+        batch_size: images per batch.
+        shuffle: use a new order every epoch, determined by `seed` and the epoch number, and drop the last partial
+            batch, so that BatchNorm gets no tiny batch and the step is compiled once.
+        seed: fixes the order of every epoch.
         pad: repeat the last image until the last batch is full, so that prediction is compiled once;
             `unpadded` cuts the result to `number`.
 
     Raises:
-        DataError: shuffling fewer images than one batch holds.
+        DataError: `shuffle` with fewer images than one batch.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         self._order = self._next_order()
 
     def go_to(self, epoch: int, skipped: int = 0) -> None:
-        """Makes `model.fit`, which draws a new order as it begins, go on with the epoch after this one.
+        """Sets the epoch. `model.fit` advances by one epoch when it begins, so it continues with `epoch + 1`.
 
         Args:
-            epoch: counted from 0.
-            skipped: leave out this many batches at the beginning of every epoch.
+            epoch: epoch number, from 0.
+            skipped: number of batches to skip at the beginning of every epoch.
         """
         self.epoch, self._skipped = epoch, skipped
         self._order = self._next_order()
@@ -84,7 +84,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         return rounded(len(self.images) / self.batch_size) - self._skipped
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Batch `index`: uint8 `(batch, height, width, 3)`, and if any int32 labels and float32 weights `(batch,)`."""
+        """Batch `index`: uint8 `(batch, height, width, 3)`, then int32 labels and float32 weights `(batch,)` if any."""
         begin = (index + self._skipped) * self.batch_size
         chosen = self._order[begin : begin + self.batch_size]
         missing = self.batch_size - len(chosen) if self.pad else 0
@@ -99,7 +99,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
         return (images, labels) if self.class_weights is None else (images, labels, self.class_weights[labels])
 
     def _let_go(self, count: int) -> None:
-        """Unmaps what was read, after every so many images, so that memory does not grow with the data."""
+        """Unmaps pages at regular intervals, so that memory does not grow with the size of the data."""
         self._read += count
         mapped = getattr(self.images, "_mmap", None)
         if mapped is None or self.images.nbytes <= RESIDENT_BYTES or self._read * HUGE_PAGE < RESIDENT_BYTES:
@@ -109,12 +109,12 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
             mapped.madvise(mmap.MADV_DONTNEED)
 
     def unpadded(self, rows: np.ndarray) -> np.ndarray:
-        """Cuts what a network gave for all padded batches to one row an image."""
+        """Removes padding from predictions for all batches; returns one row per image."""
         size = self.batch_size + -self.batch_size % self._devices
         kept = rows.reshape(len(self), size, *rows.shape[1:])[:, : self.batch_size]
         return kept.reshape(-1, *rows.shape[1:])[: len(self.images)]
 
     def on_epoch_end(self) -> None:
-        """Draws the next epoch's order."""
+        """Draws the order of the next epoch."""
         self.epoch += 1
         self._order = self._next_order()

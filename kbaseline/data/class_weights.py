@@ -1,4 +1,4 @@
-"""How much each class weighs in the training loss."""
+"""Class weights in the training loss."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,26 +12,26 @@ from kbaseline.errors import DataError, did_you_mean, listed
 def class_weights(
     setting: Mapping[str, float] | Literal["none", "auto"], labels: np.ndarray, class_names: Sequence[str]
 ) -> np.ndarray | None:
-    """The weight of every class.
+    """Computes the weight of every class in the training loss.
 
     Args:
         setting: `"none"`; `"auto"` for scikit-learn's `balanced` weights, `images / (classes * images of the class)`,
-            with which every class weighs the same in an epoch and an image weighs 1 on average; or name -> weight,
-            1 for a class that is not named.
-        labels: int `(number,)`, of the training images.
+            which give every class the same total weight and images a mean weight of 1; or a mapping from class name
+            to weight, with 1 for every other class.
+        labels: int `(number,)`, labels of the training images.
         class_names: the name of each label.
 
     Returns:
         float32 `(classes,)`; None for `"none"`.
 
     Raises:
-        DataError: a name that is no class.
+        DataError: a name is not a class.
     """
     if setting == "none":
         return None
     weights = np.ones(len(class_names), np.float32)
     if isinstance(setting, str):
-        # A class of which a subset took no image has nothing to weigh.
+        # A class may have no image left in a subset; its weight is never used.
         present = np.unique(labels)
         balanced = import_module("sklearn.utils.class_weight").compute_class_weight
         weights[present] = balanced("balanced", classes=present, y=labels)
@@ -40,7 +40,7 @@ def class_weights(
     for name, weight in setting.items():
         if name not in places:
             raise DataError(
-                f"data.class_weights: {name!r} is none of the {len(places)} classes ({listed(class_names)})."
+                f"data.class_weights: {name!r} is not one of the {len(places)} classes ({listed(class_names)})."
                 f"{did_you_mean(name, class_names)}"
             )
         weights[places[name]] = weight

@@ -1,4 +1,4 @@
-"""Finds images that are equal pixel by pixel, and those among them that leak from one split into another."""
+"""Finds images with equal pixels, and leaks: those in more than one split."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from kbaseline.data.pictures import pixel_digest
 from kbaseline.data.prepare import Split
 
 EARLIER = {"valid": "train", "test": "train or valid"}
-"""Split -> the splits that must not hold its images too, for a message."""
+"""Split -> the splits that must not contain its images, for the warning."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One image: its split, its row there and its label."""
+    """One image: its split, its row in the split and its label."""
 
     split: str
     row: int
@@ -23,17 +23,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of images with the same pixels at the size they were decoded to, which no network can tell apart.
+    """Groups of images whose pixels are equal after decoding and resizing, so that no network can tell them apart.
 
     Attributes:
-        groups: two or more images each, those of train first, then valid, then test.
+        groups: two or more images each, first those in train, then valid, then test.
     """
 
     groups: tuple[tuple[Place, ...], ...]
 
     @property
     def leaks(self) -> dict[str, int]:
-        """Split -> how many of its images are also in an earlier split: in train, or for test in train or valid."""
+        """Split -> number of its images that are also in an earlier split: train, or for test, train or valid."""
         splits = [place.split for group in self.groups for place in group if place.split != group[0].split]
         return {split: splits.count(split) for split in ("valid", "test") if split in splits}
 
@@ -46,7 +46,7 @@ class Duplicates:
 def find_duplicates(data: ImageData) -> Duplicates:
     """Compares all images of all splits.
 
-    Photos have digests from decoding, so 200,000 take a tenth of a second; arrays are read once.
+    Photos are compared by digests saved when they were decoded, 200,000 in a tenth of a second. Arrays are read once.
     """
     names, splits = list(data.splits), list(data.splits.values())
     digests = np.concatenate([_digests(split) for split in splits])
@@ -66,16 +66,16 @@ def find_duplicates(data: ImageData) -> Duplicates:
 
 
 def leak_warning(data: ImageData) -> str:
-    """One line on images that are in two splits; an empty string where there are none."""
+    """One line on images that are in more than one split; an empty string if there are none."""
     counts = [
-        f"{count:,} of {len(data.splits[split]):,} {split} images are in {EARLIER[split]} too"
+        f"{count:,} of {len(data.splits[split]):,} {split} images are also in {EARLIER[split]}"
         for split, count in find_duplicates(data).leaks.items()
     ]
     if not counts:
         return ""
     return (
-        f"leak: {' and '.join(counts)}, pixel for pixel, which makes accuracy look better than it is; "
-        f"`kbaseline data {data.source}` names them"
+        f"leak: {' and '.join(counts)}, pixel for pixel, so accuracy is too optimistic; "
+        f"`kbaseline data {data.source}` lists them"
     )
 
 

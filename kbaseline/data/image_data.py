@@ -30,16 +30,16 @@ class ImageData:
 
     Attributes:
         train: training images: `images`, uint8 `(number, height, width, 3)` 0-255, and `labels`, int32 `(number,)`.
-        valid: the same for validation, after every epoch.
-        test: the same for the test at the end; None where the source's test split serves as `valid`.
+        valid: the same for validation after every epoch.
+        test: the same for the final test; None if the source's test split is used as `valid`.
         class_names: the name of each label, from label 0.
-        size: side of the square the network will see, in pixels. `images` keep the source's own
-            pixels where they can, so that resize and augmentation make one resample in the model.
-        source: where the images came from.
-        skipped: one line for each image or row that was left out because it cannot be read.
+        size: side of the network's square input, in pixels. `images` keep the source's own size where possible, so
+            that the model combines resize and augmentation in one resample.
+        source: the source string, or a name for arrays.
+        skipped: one line for each image or row that was skipped because it cannot be read.
 
     Raises:
-        DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself checks nothing.
+        DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself does no checks.
     """
 
     train: Split
@@ -57,12 +57,12 @@ class ImageData:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits there are, by name."""
+        """The existing splits, by name."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
     def fingerprint(self) -> str:
-        """A digest of class names, labels and image sizes, which differs where images were added, moved or removed."""
+        """A digest of class names, labels and image sizes; it changes when images are added, moved or removed."""
         digest = hashlib.sha256(repr((self.class_names, self.size)).encode())
         for name, split in self.splits.items():
             digest.update(f"{name} {split.images.shape}".encode())
@@ -71,18 +71,18 @@ class ImageData:
 
     @classmethod
     def from_source(cls, source: str, size: int = 128, *, seed: int = 42, **options: Any) -> Self:
-        """Reads a source string.
+        """Loads images from a source string.
 
         Args:
             source: `"tfds:cifar10"`, `"folder:PATH"`, `"csv:PATH"` or `"digits"`.
-            size: side of the square the network will see, in pixels.
+            size: side of the network's square input, in pixels.
             seed: fixes random splits and subsets.
             **options: the other keys of the configuration's `data` section: `limit`, `limit_valid`,
                 `valid_fraction`, `data_dir`, `cache_dir`, `resize`, `on_bad_image`.
 
         Raises:
-            DataError: an unknown source, or images and labels that break a rule.
-            DownloadError: the images are not here and could not be fetched.
+            DataError: the source is unknown, or its images or labels are invalid.
+            DownloadError: the images are not on this machine and could not be downloaded.
         """
         config = load_config({"seed": seed, "data": {"source": source, "size": size, **options}})
         data = load_source(config.data, config.seed)
@@ -104,19 +104,19 @@ class ImageData:
         """Takes arrays that are already in memory.
 
         Args:
-            train: images `(number, height, width, 3)` or `(number, height, width)` for grey ones, integer
-                or float, values 0-255; and integer labels `(number,)` from 0.
-            valid: the same, or None to take `test`, or else hold a stratified part of `train` out.
+            train: images `(number, height, width, 3)`, or `(number, height, width)` for grey ones, integer or float,
+                values 0-255; and integer labels `(number,)` from 0.
+            valid: the same; None to use `test`, or if that is None too, a stratified part of `train`.
             test: the same, or None.
             class_names: the name of each label; default `"0"`, `"1"`, ...
-            size: side of the square the network will see; default: the images' shorter side.
-            valid_fraction: hold out this fraction of `train` as `valid` although there is a `test`.
+            size: side of the network's square input, in pixels; default: the images' shorter side.
+            valid_fraction: hold out this fraction of `train` as `valid`, even if `test` is given.
             seed: fixes the hold-out.
             source: a name for reports.
 
         Raises:
-            DataError: a wrong shape or dtype, values outside 0-255, labels that do not fit the
-                images or the names, fewer than two classes.
+            DataError: a wrong shape or dtype, values outside 0-255, labels that do not match the images or the class
+                names, or fewer than two classes.
         """
         arrays = {"train": train, "valid": valid, "test": test}
         splits = {name: _checked(name, *pair) for name, pair in arrays.items() if pair is not None}
@@ -162,8 +162,8 @@ def load_source(
         Images uint8 0-255, `(number, height, width, 3)`, in memory or memory-mapped.
 
     Raises:
-        DataError: an unknown source, or data that break a rule.
-        DownloadError: the images are not here and could not be fetched.
+        DataError: the source is unknown, or its data are invalid.
+        DownloadError: the images are not on this machine and could not be downloaded.
         RunError: a folder cannot be written, or TFDS fails.
     """
     with open_source(config, console) as listing:
@@ -180,10 +180,10 @@ def load_source(
 
 
 def checked_images(name: str, images: Any) -> np.ndarray:
-    """Images as uint8 `(number, height, width, 3)`.
+    """Checks images and returns them as uint8 `(number, height, width, 3)`.
 
     Raises:
-        DataError: none at all, another shape or dtype, or values outside 0-255.
+        DataError: no images, a wrong shape or dtype, or values outside 0-255.
     """
     images = np.asanyarray(images)
     if images.ndim == 3:
@@ -193,26 +193,26 @@ def checked_images(name: str, images: Any) -> np.ndarray:
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=-1)
     if not len(images):
-        raise DataError(f"{name} images: there are none; give at least one for each class.")
+        raise DataError(f"{name} images: there are none; give at least one per class.")
     return images if images.dtype == np.uint8 else _as_uint8(name, images)
 
 
 def _checked(name: str, images: Any, labels: Any) -> Split:
-    """Images as uint8 `(number, height, width, 3)` and labels as int32 `(number,)`, or a `DataError`."""
+    """Checks images and labels: uint8 `(number, height, width, 3)` and int32 `(number,)`, or a `DataError`."""
     images, labels = checked_images(name, images), np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{name} labels: must be {len(images)} integers, one an image; got {labels.dtype} of shape {labels.shape}."
+            f"{name} labels: must be {len(images)} integers, one per image; got {labels.dtype} of shape {labels.shape}."
         )
     if labels.min() < 0:
-        raise DataError(f"{name} labels: must count from 0; got {labels.min()}.")
+        raise DataError(f"{name} labels: must start at 0; got {labels.min()}.")
     return Split(images, labels.astype(np.int32))
 
 
 def _taken(source: str, name: str, splits: Mapping[str, Split], numbers: np.ndarray) -> Split:
-    """The images that `choose` chose of one of the splits; all of them are taken as they are, without a copy."""
+    """The images of a split that `choose` selected; without a copy if it selected all of them."""
     if not len(numbers):
         raise DataError(f"source {source!r}: {name} is empty; give each class two images or more.")
     rows = numbers

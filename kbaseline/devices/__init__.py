@@ -1,1 +1,1 @@
-"""What the machine offers: XLA flags and memory, several devices, several processes, the batch that fits."""
+"""Devices: XLA settings, several devices, several processes, and the largest batch that fits into memory."""

@@ -1,14 +1,14 @@
 """`data.batch_size: auto`: the largest batch whose training step fits into the accelerator's memory.
 
-Sizes are powers of two, tried upwards by one step each of the whole network, nothing frozen, until one does not fit or
-would leave less than a tenth of the memory. What is tried is what will run, so nothing is estimated. At most 1,024, and
-at most an eighth of the training images, so that an epoch has eight steps.
+Powers of two are tried in ascending order. Each trial runs one training step of the whole network with nothing frozen.
+The search ends when a size does not fit or leaves less than a tenth of the memory free. No memory use is estimated. The
+size is at most 1,024, and at most an eighth of the training images, so that an epoch has at least eight steps.
 
-A CPU does not say that its memory is short, it begins to swap; there it is 64, the article's.
+A CPU does not raise an error when memory runs out, it swaps. There the size is 64, as in the article.
 
-The number stands in the configuration of the run folder and in `result.json`, so that a resumed or repeated run takes
-it from there. Learning rates stay as they are configured: whether a larger batch wants a larger rate is for the finder
-to say, `max_lr: auto`.
+The chosen number is saved in the run folder's configuration and in `result.json`, so a resumed or repeated run uses the
+same one. Configured learning rates do not change. To choose the rate for the new batch size, use the finder with
+`max_lr: auto`.
 """
 
 from collections.abc import Callable
@@ -27,53 +27,56 @@ from kbaseline.errors import RunError
 ON_CPU = 64
 MOST = 1024
 FIRST = 16
-"""The size that is tried first."""
+"""The first size to try."""
 
 STEPS = 8
-"""Least steps an epoch."""
+"""Smallest number of steps per epoch."""
 
 USED = 0.9
-"""Most of the memory that a step may take; the rest is for what else the run does, and for other programs."""
+"""Largest fraction of the memory that a step may use; the rest is for other parts of the run and other programs."""
 
 
 def resolve_batch_size(config: Config, model: keras.Model, data: ImageData, console: Console) -> Config:
-    """The configuration with a number for `data.batch_size`; where `auto` is asked for, says which and why.
+    """Replaces `data.batch_size: auto` by a number, and prints the number and the reason.
 
     Args:
-        config: the run's.
-        model: the classifier, every layer trainable; it is left as it was, bit by bit.
-        data: its training images bound the size.
-        console: where to say it.
+        config: the run's configuration.
+        model: the classifier, with every layer trainable; it is restored bit for bit.
+        data: the number of training images limits the size.
+        console: where to print.
+
+    Returns:
+        The configuration with the number; `config` itself if its batch size is a number already.
 
     Raises:
-        RunError: not even one image fits.
+        RunError: a batch of one image does not fit.
     """
     if config.data.batch_size != "auto":
         return config
     most = power_of_two(min(MOST, len(data.train) // STEPS))
     if jax.default_backend() == "cpu":
-        size, why = min(ON_CPU, most), "the choice for a CPU"
+        size, why = min(ON_CPU, most), "chosen for a CPU"
     else:
-        with console.status("data.batch_size auto: trying"):
+        with console.status("data.batch_size auto: trying sizes"):
             size = largest(lambda batch: _fits(model, data, batch), most)
-        why = f"tried on {jax.devices()[0].device_kind}"
+        why = f"tested on {jax.devices()[0].device_kind}"
     if size == most:
-        why += f", and all that {len(data.train):,} training images allow" if most < MOST else ", and the most it takes"
-    text = f"data.batch_size auto: {size}, {why}; learning rates stay as they are set"
+        why += f", limited by {len(data.train):,} training images" if most < MOST else ", the upper limit"
+    text = f"data.batch_size auto: {size}, {why}; learning rates are unchanged"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
 
 
 def power_of_two(number: int) -> int:
-    """The largest that is not above `number`; 1 where there is none."""
+    """The largest power of two up to `number`; 1 if there is none."""
     return 1 << max(0, number.bit_length() - 1)
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest power of two up to `most` that fits, all smaller ones fitting too; 1 if none does.
+    """The largest power of two up to `most` that fits; 1 if none does. If a size fits, every smaller one must fit too.
 
     Args:
-        fits: whether a size does.
+        fits: returns whether a size fits.
         most: a power of two.
     """
     size = min(FIRST, most)
@@ -89,11 +92,11 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _fits(model: keras.Model, data: ImageData, batch: int) -> bool:
-    """Whether one training step of a batch fits; puts back what it changes."""
-    # A model of its own over the same variables: the given one is not compiled.
+    """Whether one training step with this batch size fits; restores the variables."""
+    # A second model over the same variables: the given model stays uncompiled.
     trial = keras.Model(model.inputs, model.outputs)
     trial.compile(keras.optimizers.AdamW(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    # Copies: a failed step has taken the buffers of the variables and does not give them back.
+    # Copies: a failed step has donated the variables' buffers, which are then gone.
     values = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
     images = np.zeros((batch, *data.train.images.shape[1:]), np.uint8)
     try:
@@ -110,7 +113,7 @@ def _fits(model: keras.Model, data: ImageData, batch: int) -> bool:
 
 
 def _share_used() -> float:
-    """The most of the accelerators' memory that was ever in use, 0 to 1; 0 where they do not say."""
-    told = [device.memory_stats() or {} for device in jax.local_devices()]
-    shares = [stats.get("peak_bytes_in_use", 0) / stats["bytes_limit"] for stats in told if stats.get("bytes_limit")]
+    """Peak memory use of the fullest accelerator, as a fraction from 0 to 1; 0 if the devices do not report it."""
+    reports = [device.memory_stats() or {} for device in jax.local_devices()]
+    shares = [stats.get("peak_bytes_in_use", 0) / stats["bytes_limit"] for stats in reports if stats.get("bytes_limit")]
     return float(max(shares, default=0))

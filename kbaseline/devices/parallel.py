@@ -1,7 +1,8 @@
-"""Several devices as one: Keras' `DataParallel` over the devices of this process, or of all processes of a run.
+"""Data parallelism: Keras' `DataParallel` over the devices of this process, or of all processes of a run.
 
-A step's batch is that of one device, and each device computes its part of it; gradients, BatchNorm's statistics and
-metrics are those of the whole batch, and random draws those of an image's place in it.
+`batch_size` counts the images of all devices together, and each device computes an equal part of a batch. Gradients,
+BatchNorm statistics and metrics are those of the whole batch. Random draws depend on an image's position in the batch,
+not on the device.
 """
 
 import functools
@@ -21,21 +22,21 @@ _Arguments = ParamSpec("_Arguments")
 _Found = TypeVar("_Found")
 
 _trainable: "WeakKeyDictionary[keras.Model, int]" = WeakKeyDictionary()
-"""How many variables were trainable when a model's prediction was compiled."""
+"""Number of trainable variables when a model's prediction function was compiled."""
 
 
 def data_parallel(
     devices: int | Literal["all"], batch_size: int | Literal["auto"]
 ) -> keras.distribution.DataParallel | None:
-    """What spreads every batch over `devices` of each process, or None for a single device.
+    """The Keras distribution that splits every batch over `devices` of each process, or None for a single device.
 
     Args:
-        devices: how many of the devices a process sees, or `"all"`.
-        batch_size: images a step, over all devices.
+        devices: number of devices used in each process, or `"all"`.
+        batch_size: images per step, over all devices.
 
     Raises:
-        InputError: there are fewer devices, or processes with different numbers of them; or a batch that cannot be
-            cut into as many equal parts, or is not known yet.
+        InputError: some process has fewer devices; or the batch size is `"auto"` or not a multiple of the number of
+            devices.
     """
     groups = [
         [device for device in jax.devices() if device.process_index == process]
@@ -50,7 +51,7 @@ def data_parallel(
         return None
     if batch_size == "auto":
         raise InputError(
-            f"data.batch_size 'auto': is tried on one device; give a number for the {len(chosen)} that share a batch."
+            f"data.batch_size 'auto': works on one device only; give a number for the {len(chosen)} that share a batch."
         )
     if batch_size % len(chosen):
         nearest = max(1, round(batch_size / len(chosen))) * len(chosen)
@@ -64,7 +65,7 @@ def data_parallel(
 def on_all_devices(
     verb: Callable[Concatenate[Any, _Arguments], _Found],
 ) -> Callable[Concatenate[Any, _Arguments], _Found]:
-    """A method whose variables, batches and steps are those of all devices of its object's `distribution`, if any."""
+    """Decorates a method so that it runs in the scope of its object's `distribution`, if that is not None."""
 
     @functools.wraps(verb)
     def spread(owner: Any, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Found:
@@ -75,32 +76,33 @@ def on_all_devices(
 
 
 def device_summary(distribution: keras.distribution.DataParallel | None, batch_size: int) -> str | None:
-    """One line on how devices share a batch, or on those that are left out; None for the only device there is."""
+    """One line on how devices share a batch, or on unused devices; None if there is only one device."""
     if distribution is not None:
         count, processes = distribution.num_model_replicas, jax.process_count()
         among = f" of {processes} processes" if processes > 1 else ""
         return f"{count} devices{among} share every batch, {batch_size // count} images each"
     if (there := jax.local_device_count()) > 1:
-        return f"1 of {there} devices is used; --set runtime.devices=all has all of them share every batch"
+        return f"1 of {there} devices is used; set runtime.devices=all to split every batch over all of them"
     return None
 
 
 def predict_batches(
     model: keras.Model, batches: ImageBatches, callbacks: Sequence[keras.callbacks.Callback] = ()
 ) -> np.ndarray:
-    """`model.predict`, on as many devices as the active `keras.distribution` has.
+    """`model.predict` on all devices of the active `keras.distribution`.
 
     Args:
         model: a functional model with one output.
-        batches: padded.
-        callbacks: Keras callbacks, for a progress bar.
+        batches: batches made with `pad=True`.
+        callbacks: Keras callbacks, for instance a progress bar.
 
     Returns:
-        One row an image, in each process all of them.
+        One row per image; every process gets all rows.
     """
     if keras.distribution.distribution() is not None:
         model = _read_by_all(model) if jax.process_count() > 1 else model
-        # A compiled prediction says where every variable lies, trainable ones first: another split needs another one.
+        # A compiled prediction fixes the placement of every variable, trainable ones first. If layers were frozen or
+        # unfrozen since, it must be compiled again.
         trainable = len(model.trainable_variables)
         if _trainable.get(model) != trainable:
             _trainable[model] = trainable
@@ -110,12 +112,12 @@ def predict_batches(
 
 @functools.lru_cache(maxsize=2)
 def _read_by_all(model: keras.Model) -> keras.Model:
-    """The model, with outputs that every process can read; kept, so that the next validation compiles nothing."""
+    """The model with outputs that every process can read; cached, so that later validations compile nothing."""
     return keras.Model(model.inputs, _Everywhere()(model.output))
 
 
 class _Everywhere(keras.layers.Layer):  # type: ignore[misc]
-    """Hands on its input, whole on every device: a process can read nothing that lies on those of another."""
+    """Copies its input to every device: a process cannot read arrays on the devices of another one."""
 
     def call(self, values: Any) -> Any:
         mesh = keras.distribution.distribution().device_mesh

@@ -1,4 +1,4 @@
-"""What the machine offers: precision, JAX's compilation cache, and the facts a figure was measured under."""
+"""XLA and JAX settings: precision, compilation cache, flags, out-of-memory errors, versions of the environment."""
 
 import importlib.metadata
 import os
@@ -20,7 +20,7 @@ def dtype_policy(precision: str) -> str:
     """The Keras dtype policy of a `runtime.precision`: bfloat16 on GPUs that compute in it, float32 elsewhere."""
     if precision == "auto":
         device = jax.devices()[0]
-        # Ampere (8.0) is the first to have it.
+        # Ampere (8.0) is the first architecture with bfloat16.
         capable = device.platform == "gpu" and float(getattr(device, "compute_capability", None) or 0) >= 8
         precision = "bfloat16" if capable else "float32"
     return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
@@ -35,32 +35,32 @@ def enable_compilation_cache() -> None:
 
 
 def make_deterministic() -> None:
-    """Makes a GPU compute the same bits twice; XLA reads its flag only as JAX starts. A CPU does so in any case.
+    """Makes GPU computations bitwise reproducible; on a CPU they always are. XLA reads the flag when JAX starts.
 
     Raises:
-        InputError: JAX has already started on a GPU without it.
+        InputError: JAX has already started on a GPU without the flag.
     """
-    if not _tell_xla(_DETERMINISTIC) and jax.default_backend() == "gpu":
+    if not _set_flag(_DETERMINISTIC) and jax.default_backend() == "gpu":
         raise InputError(
-            "runtime.deterministic: JAX has started in this process without it; set it in a fresh process, "
-            f"or XLA_FLAGS={_DETERMINISTIC} in the environment."
+            "runtime.deterministic: JAX has already started in this process without it; start a fresh process, "
+            f"or set XLA_FLAGS={_DETERMINISTIC} in the environment."
         )
 
 
 def prefer_eigen_convolutions() -> None:
-    """Has XLA compute convolutions on a CPU by Eigen instead of YNNPACK: the same to rounding, and faster.
+    """Makes XLA compute convolutions on a CPU with Eigen instead of YNNPACK: faster, and equal up to rounding.
 
-    XLA reads its flag only as JAX starts; later there is no effect. Nor is there one where it was not measured: with
-    JAX 0.13 or later, on other processors than x86-64, or where JAX has a plugin for an accelerator.
+    XLA reads the flag when JAX starts; a later call has no effect. The flag is set only where it was measured: not
+    with JAX 0.13 or later, not on processors other than x86-64, and not where JAX has a plugin for an accelerator.
     """
     measured = platform.machine() in ("x86_64", "AMD64") and jax.__version_info__ < (0, 13)
     chosen = _LIBRARIES in os.environ.get("XLA_FLAGS", "")
     if measured and not chosen and not importlib.metadata.entry_points(group="jax_plugins"):
-        _tell_xla(f"{_LIBRARIES}=-individual_convolution")
+        _set_flag(f"{_LIBRARIES}=-individual_convolution")
 
 
-def _tell_xla(flag: str) -> bool:
-    """Adds a flag to those that XLA reads as JAX starts; False if JAX has started without it."""
+def _set_flag(flag: str) -> bool:
+    """Adds a flag to `XLA_FLAGS`, which XLA reads when JAX starts; False if JAX has started without it."""
     flags = os.environ.get("XLA_FLAGS", "")
     if flag in flags:
         return True
@@ -73,7 +73,7 @@ def _tell_xla(flag: str) -> bool:
 def jax_has_started() -> bool:
     """Whether JAX has started its devices in this process, and so has read XLA's flags.
 
-    JAX has no public way to ask; checked with 0.10.2, 0.11.2 and 0.12.0.1.
+    JAX has no public function for this; checked with 0.10.2, 0.11.2 and 0.12.0.1.
     """
     started: bool = jax._src.xla_bridge.backends_are_initialized()
     return started
@@ -81,19 +81,19 @@ def jax_has_started() -> bool:
 
 @contextmanager
 def explain_oom(what: str, batch: int) -> Iterator[None]:
-    """Turns XLA's report that the accelerator's memory does not suffice into one line.
+    """Turns XLA's out-of-memory error into an error of one line.
 
     Args:
-        what: what is being done.
+        what: the work in progress, for the message.
         batch: `data.batch_size`.
 
     Raises:
-        RunError: see above.
+        RunError: the accelerator's memory is too small.
     """
     try:
         yield
     except Exception as error:
-        # Keras puts its variables back after a failed step, and fails at that too, for the step has taken them.
+        # After a failed step Keras restores its variables and fails again, because the step has donated their buffers.
         seen: BaseException | None = error
         while seen is not None and "RESOURCE_EXHAUSTED" not in str(seen):
             seen = seen.__context__
@@ -107,7 +107,7 @@ def explain_oom(what: str, batch: int) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and processor count that figures were measured with."""
+    """Versions, platform, devices and processor count, to record with results."""
     packages = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-datasets")
     return {
         **{name: _version(name) for name in packages},

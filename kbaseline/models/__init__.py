@@ -1,1 +1,1 @@
-"""Networks: the zoo, backbones and their weights, the classifier on top, faster layers on a CPU."""
+"""Networks: the model zoo, backbones and their weights, the classifier, faster convolutions on a CPU."""

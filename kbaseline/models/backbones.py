@@ -1,4 +1,4 @@
-"""Backbones of the zoo or of a file: built, filled with weights, and cut into layer groups."""
+"""Backbones from the zoo or a file: builds them, loads their weights and divides them into layer groups."""
 
 import warnings
 import zipfile
@@ -15,18 +15,18 @@ from kbaseline.errors import DownloadError, ModelError, one_line
 from kbaseline.models.zoo import BUNDLED_RESNET20, Backbone, resolve_weights
 
 DOWNLOAD_TIMEOUT = 20.0
-"""Seconds without an answer after which a download of weights is given up."""
+"""Seconds without a response after which a download of weights fails."""
 
 
 def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (None, None, 3)) -> keras.Model:
     """ResNet-20 for small images, 0.27 M parameters (https://arxiv.org/abs/1512.03385, section 4.2).
 
     Args:
-        weights: `"cifar10"` for the bundled weights, None for random ones, or a file.
-        input_shape: `(height, width, 3)`; float images preprocessed to -1..1.
+        weights: `"cifar10"` for the bundled weights, None for random ones, or the path of a weights file.
+        input_shape: `(height, width, 3)`; the model takes float images scaled to -1..1.
 
     Returns:
-        A model giving `(batch, height / 4, width / 4, 64)`.
+        A model with output `(batch, height / 4, width / 4, 64)`.
     """
 
     def conv_bn(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
@@ -52,7 +52,7 @@ def resnet20(weights: str | None = None, input_shape: tuple[int | None, ...] = (
 
 @keras.saving.register_keras_serializable(package="kbaseline")
 class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
-    """What `keras.applications` networks expect, from float RGB `(batch, height, width, 3)`, 0-255.
+    """Converts float RGB `(batch, height, width, 3)`, 0-255, to the input that `keras.applications` networks expect.
 
     Args:
         mode: `"caffe"` (BGR, means subtracted), `"tf"` (-1..1) or `"torch"` (channel statistics).
@@ -60,7 +60,7 @@ class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
     """
 
     def __init__(self, mode: str, **kwargs: Any) -> None:
-        # float32 whatever the policy: bfloat16 has no fractions of a level above 128.
+        # Always float32, under any policy: bfloat16 has no fractions of a level above 128.
         super().__init__(**{"dtype": "float32", **kwargs})
         self.mode = mode
 
@@ -78,21 +78,21 @@ class ImageNetPreprocessing(layers.Layer):  # type: ignore[misc]
 
 
 def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[keras.Model, str | None]:
-    """Builds a backbone and fills it with weights.
+    """Builds a backbone and loads its weights.
 
     Args:
-        name: a name from `ZOO`, or the path of a `.keras` model that takes RGB 0-255 and gives a feature map
+        name: a name from `ZOO`, or the path of a `.keras` model that takes RGB 0-255 and outputs a feature map
             `(batch, height, width, channels)`.
-        weights: `"auto"` for those it comes with (a `.keras` model: those it was saved with), their name
-            (`"imagenet"`, `"cifar10"`), `"none"`, or the path of a weights file.
-        size: side of the square it will see, in pixels, for a check of a saved backbone.
+        weights: `"auto"` for the pretrained weights (of a `.keras` model: the saved ones), their name (`"imagenet"`,
+            `"cifar10"`), `"none"`, or the path of a weights file.
+        size: side of the square input image, in pixels; used to check a saved backbone.
 
     Returns:
         The model, and its preprocessing mode or None.
 
     Raises:
         ModelError: an unknown name or file, or weights of another architecture.
-        DownloadError: the weights are not here and could not be fetched.
+        DownloadError: the weights are not on this machine and could not be downloaded.
     """
     chosen = resolve_weights(name, weights)
     if chosen.row is None:
@@ -107,16 +107,16 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
 
 
 def read_model(path: Path, display_name: str) -> keras.Model:
-    """A `.keras` file's model, not compiled; no code from the file is run.
+    """Loads the model of a `.keras` file without compiling it; executes no code from the file.
 
     Raises:
-        ModelError: it is no `.keras` file, it is damaged, or it holds code, a Lambda layer for instance; the message
-            begins with `display_name`.
+        ModelError: the file is not a `.keras` file, is damaged, or contains code, for instance a Lambda layer; the
+            message begins with `display_name`.
     """
-    # Only the format whose reader refuses code and links that lead out of the file; Keras reads others too.
+    # Keras reads other formats too, but only this reader refuses code and links to other files.
     if not zipfile.is_zipfile(path):
-        raise ModelError(f"{display_name}: not a Keras model that can be read (no .keras file).")
-    # Keras and HDF5 trip over a damaged file wherever they happen to be reading.
+        raise ModelError(f"{display_name}: not a Keras model that can be read (not a .keras file).")
+    # A damaged file can make Keras and HDF5 raise any kind of error.
     try:
         with _whole_weights():
             return keras.models.load_model(path, compile=False, safe_mode=True)
@@ -126,17 +126,17 @@ def read_model(path: Path, display_name: str) -> keras.Model:
 
 @contextmanager
 def _whole_weights() -> Iterator[None]:
-    """Makes an error of Keras' word for weights that are not in the file; those layers would stay random."""
+    """Turns Keras' warning about weights missing from the file into an error; those layers would stay random."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
         yield
 
 
 def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
-    """Names of a backbone's weight-holding layers, as an early and a late group.
+    """Names of a backbone's layers with weights, in an early and a late group.
 
-    Networks whose stages are called `conv1` ... `conv5` (every ResNet) are cut before `conv4`, fastai's layer3. Every
-    other network is cut halfway along its weight-holding layers, in topological order.
+    Networks with stages named `conv1` ... `conv5` (every ResNet) are split before `conv4`, fastai's layer3. All other
+    networks are split at half the number of their layers with weights, in topological order.
     """
     names = [layer.name for layer in leaves(backbone) if layer.weights]
     halfway = len(names) // 2
@@ -145,13 +145,13 @@ def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
 
 
 def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers inside a layer that hold no other layers, in topological order."""
+    """The layers inside a layer that contain no other layers, in topological order; the layer itself if it has none."""
     inside = layer.layers if isinstance(layer, keras.Model) else sublayers(layer)
     return [leaf for child in inside for leaf in leaves(child)] if inside else [layer]
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers that a layer holds itself. Public for models alone; this is what `Model.layers` does in Keras 3.15."""
+    """The direct sublayers of a layer. Public for models only; `Model.layers` does the same in Keras 3.15."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
@@ -166,7 +166,7 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
     import socket
 
     previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # without it a dead network hangs for minutes
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # without a timeout a dead network hangs for minutes
     try:
         return _built(row, row.pretrained)
     except Exception as error:
@@ -179,23 +179,23 @@ def _pretrained(name: str, row: Backbone) -> keras.Model:
         if not _is_download_error(error):
             raise
         raise DownloadError(
-            f"weights {row.pretrained!r} of {name}: could not be fetched ({one_line(error, 240)}). "
-            "Give a file with --set model.weights=FILE, train from nothing with --set model.weights=none, or try "
-            "`kbaseline fit --config quickstart`, which needs no network."
+            f"weights {row.pretrained!r} of {name}: could not be downloaded ({one_line(error, 240)}). "
+            "Give a file with --set model.weights=FILE, start from random weights with --set model.weights=none, or "
+            "try `kbaseline fit --config quickstart`, which needs no network."
         ) from None
     finally:
         socket.setdefaulttimeout(previous)
 
 
 def _is_download_error(error: BaseException) -> bool:
-    """Keras wraps the network's error in a bare `Exception` whose text begins so."""
+    """Whether a download failed. Keras wraps network errors in a plain `Exception` with the text below."""
     return isinstance(error, URLError | TimeoutError | ConnectionError) or "URL fetch failure" in str(error)
 
 
 def _saved_backbone(path: Path, size: int) -> keras.Model:
     model = read_model(path, f"backbone {str(path)!r}")
     try:
-        # Keras' shape arithmetic alone would let a network of grey images pass.
+        # Keras' shape inference alone would accept a network for grey images.
         taken = getattr(model, "input_shape", (None, None, None, None))
         if any(own not in (None, ours) for own, ours in zip(taken, (None, size, size, 3), strict=True)):
             raise ValueError(f"it takes {taken}")
@@ -207,16 +207,16 @@ def _saved_backbone(path: Path, size: int) -> keras.Model:
         ) from None
     if len(shape) != 4 or shape[-1] is None:
         raise ModelError(
-            f"backbone {str(path)!r}: must give a feature map (batch, height, width, channels); gives {shape}. "
+            f"backbone {str(path)!r}: must give a feature map (batch, height, width, channels); it gives {shape}. "
             "Save it without its pooling and classifier."
         )
     return model
 
 
 def _follow_policy(model: keras.Model) -> None:
-    """Gives every layer the precision in force; a saved backbone brings the one it was saved with."""
+    """Sets every layer's dtype policy to the global one; a saved backbone has the policy it was saved with."""
     for layer in leaves(model):
-        # 0-255 in bfloat16 would lose the fractions of a level before it is normalised.
+        # In bfloat16, values of 0-255 would lose the fractions of a level before they are normalised.
         normalises = isinstance(layer, layers.Normalization | layers.Rescaling | layers.InputLayer)
         layer.dtype_policy = keras.DTypePolicy("float32") if normalises else keras.config.dtype_policy()
 
@@ -229,5 +229,5 @@ def _fill(model: keras.Model, path: Path) -> None:
         reason = one_line(error)
         raise ModelError(
             f"weights {str(path)!r}: not for {model.name} without its classifier ({reason}). "
-            "Name the backbone they were saved from."
+            "Set model.backbone to the one they were saved from."
         ) from None

@@ -12,7 +12,7 @@ from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.transforms import RandomTransforms
 
 BACKBONE = "backbone"
-"""Name of the classifier's layer that is the backbone."""
+"""Name of the backbone layer inside the classifier."""
 
 TORCH_BATCHNORM = {"momentum": 0.9, "epsilon": 1e-5}
 """PyTorch's BatchNorm defaults, in Keras' terms."""
@@ -34,13 +34,13 @@ def build_classifier(
 
     Args:
         num_classes: number of classes, at least 2.
-        size: side of the square the backbone sees, in pixels.
+        size: side of the backbone's square input, in pixels.
         backbone: a name from the zoo, or the path of a `.keras` model that takes RGB 0-255.
         weights: `"auto"`, `"imagenet"`, `"cifar10"`, `"none"`, or the path of a weights file; see `load_backbone`.
         transforms: arguments of `RandomTransforms`.
         hidden: units of the head's hidden layer.
-        dropout: before the last layer; half of it before the hidden layer.
-        bn_momentum: of the running statistics of the backbone's BatchNorm; None leaves them as they are.
+        dropout: rate before the last layer; half of it before the hidden layer.
+        bn_momentum: momentum of the running statistics in the backbone's BatchNorm; None keeps the backbone's own.
         seed: fixes initial weights, transforms and dropout.
 
     Returns:
@@ -54,7 +54,7 @@ def build_classifier(
     if num_classes < 2:
         raise ModelError(f"num_classes must be at least 2; got {num_classes}.")
     seeds = iter(range(seed, seed + 8))
-    keras.utils.set_random_seed(next(seeds))  # a backbone without weights draws them here
+    keras.utils.set_random_seed(next(seeds))  # for the initial weights of a backbone without pretrained ones
     body, preprocessing = load_backbone(backbone, weights, size)
     body.name = BACKBONE
     if bn_momentum is not None:
@@ -69,17 +69,19 @@ def build_classifier(
         features = body(x)
     except ValueError as error:
         reason = one_line(error)
-        raise ModelError(f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}).") from None
+        raise ModelError(
+            f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}); set another data.size."
+        ) from None
     adapt_to_cpu(body)
     logits = _head(features, num_classes, hidden, dropout, seeds)
     return keras.Model(images, logits, name="kbaseline")
 
 
 def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: Any) -> Any:
-    """fastai's `create_head`, in float32 whatever the policy."""
+    """fastai's `create_head`, in float32 under any dtype policy."""
 
     def dense(units: int, name: str) -> layers.Layer:
-        # PyTorch's kaiming_normal_, which does not truncate.
+        # As PyTorch's kaiming_normal_, which does not truncate.
         initializer = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal", seed=next(seeds))
         return layers.Dense(units, kernel_initializer=initializer, dtype="float32", name=name)
 
@@ -101,8 +103,8 @@ def freeze(model: keras.Model, train_bn: bool = True) -> None:
     """Freezes the backbone; the head stays trainable. Compile the model afterwards.
 
     Args:
-        model: what `build_classifier` built.
-        train_bn: keep BatchNorm training (its γ and β, and its running statistics), as fastai does. Otherwise
+        model: a classifier from `build_classifier`.
+        train_bn: keep training the backbone's BatchNorm (γ, β and the running statistics), as fastai does. Otherwise
             BatchNorm runs in inference mode, which is cheaper.
     """
     body = model.get_layer(BACKBONE)
@@ -112,15 +114,15 @@ def freeze(model: keras.Model, train_bn: bool = True) -> None:
 
 
 def unfreeze(model: keras.Model) -> None:
-    """Makes everything trainable. Compile the model afterwards."""
+    """Makes all layers trainable. Compile the model afterwards."""
     model.trainable = True
 
 
 def classifier_groups(model: keras.Model) -> list[list[str]]:
-    """Layer names of the three groups that learn at different rates: early body, late body, head.
+    """Layer names of the three groups with their own learning rates: early backbone, late backbone, head.
 
     Args:
-        model: what `build_classifier` built, or loaded again.
+        model: a classifier from `build_classifier`, or loaded from a file.
     """
     body = model.get_layer(BACKBONE)
     early, late = layer_groups(body)

@@ -1,7 +1,7 @@
-"""On a CPU, 1x1 convolutions as matrix products: same network, same numbers, same saved file.
+"""Computes 1x1 convolutions as matrix products on a CPU: same weights, same saved file, outputs equal up to rounding.
 
-XLA's CPU backend computes the gradient of their kernels, as convolutions, many times slower where YNNPACK does it
-(`devices.xla.prefer_eigen_convolutions`). Larger kernels gain nothing as products.
+XLA's CPU backend computes the kernel gradient of a 1x1 convolution many times slower than that of a matrix product if
+it uses YNNPACK (`devices.xla.prefer_eigen_convolutions`). Larger kernels gain nothing.
 """
 
 from functools import partial
@@ -15,16 +15,16 @@ from kbaseline.models.backbones import leaves
 
 
 def adapt_to_cpu(model: keras.Model) -> int:
-    """Has a model's 1x1 convolutions computed as matrix products, if JAX runs on a CPU. Compile the model afterwards.
+    """Computes a model's 1x1 convolutions as matrix products if JAX runs on a CPU. Compile the model afterwards.
 
-    Weights, configuration and the saved file stay those of Keras' own layers; a loaded copy is a stock model. Every
-    layer's outputs stay the same too, up to rounding.
+    Weights, configuration and the saved file do not change; a model loaded from the file is a plain Keras model. The
+    outputs of every layer are equal up to rounding.
 
     Args:
-        model: any built Keras model; `Conv2D` layers of it are changed, subclasses are not.
+        model: any built Keras model; its `Conv2D` layers are changed, subclasses of `Conv2D` are not.
 
     Returns:
-        How many layers were changed; 0 on another kind of device.
+        The number of layers changed; 0 on any other kind of device.
     """
     if jax.default_backend() != "cpu":
         return 0
@@ -35,7 +35,7 @@ def adapt_to_cpu(model: keras.Model) -> int:
 
 
 def restore(model: keras.Model) -> None:
-    """Has the layers computed in Keras' own way again. Compile the model afterwards."""
+    """Restores Keras' own convolution in all layers. Compile the model afterwards."""
     for layer in leaves(model):
         vars(layer).pop("convolution_op", None)
 
@@ -51,25 +51,25 @@ def _is_pointwise(layer: keras.layers.Layer) -> bool:
 
 
 def _convolve(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
-    """What the layer's own method of that name computes."""
+    """Replaces `layer.convolution_op`."""
     kernel = ops.convert_to_tensor(kernel)
     return pointwise(ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
 
 
 def pointwise(inputs: Any, kernel: Any, strides: tuple[int, int]) -> Any:
-    """A 1x1 convolution.
+    """A 1x1 convolution, computed as a matrix product.
 
     Args:
         inputs: float `(batch, height, width, in_channels)`.
         kernel: `(1, 1, in_channels, out_channels)`, of the same dtype.
-        strides: of rows and columns, in pixels.
+        strides: along rows and columns, in pixels.
 
     Returns:
         `(batch, ceil(height / strides[0]), ceil(width / strides[1]), out_channels)`.
     """
-    # Without it XLA computes the inputs anew for the kernel gradient, back through every addition of a ResNet stage.
+    # Without the barrier XLA recomputes the inputs for the kernel gradient, through all additions of a ResNet stage.
     inputs = jax.lax.optimization_barrier(inputs)
     seen = inputs[:, :: strides[0], :: strides[1]]
-    # As matrices: the kernel gradient, a product over three axes, would first copy both with their axes turned.
+    # Reshaped to matrices: with three axes, the kernel gradient would first copy both factors transposed.
     outputs = ops.matmul(ops.reshape(seen, (-1, seen.shape[-1])), kernel[0, 0])
     return ops.reshape(outputs, (-1, *seen.shape[1:-1], outputs.shape[-1]))

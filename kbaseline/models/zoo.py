@@ -1,6 +1,6 @@
-"""The model zoo as a table: what each backbone is, and whether its weights are on this machine.
+"""The model zoo as a table: name, parameters, image size, preprocessing and weights of each backbone.
 
-Loads neither Keras nor JAX, so that the table is printed at once; `backbones` builds what it names.
+Imports neither Keras nor JAX, so the table prints at once. The module `backbones` builds the networks.
 """
 
 import os
@@ -23,13 +23,13 @@ class Backbone:
     """One row of the zoo.
 
     Attributes:
-        application: its function in `keras.applications`; None for kbaseline's own ResNet-20.
-        parameters: how many it has, without a classifier.
-        size: side of the images its weights were trained on, in pixels. A hint: every backbone takes others too.
-        preprocessing: how RGB 0-255 becomes what the network was trained on: a mode of
-            `keras.applications.imagenet_utils.preprocess_input`, or None where the network does it itself.
-        file: the downloaded weights' name in Keras' cache; None for weights that come with kbaseline.
-        pretrained: the name of the weights there are.
+        application: name of its function in `keras.applications`; None for kbaseline's own ResNet-20.
+        parameters: number of parameters, without a classifier.
+        size: side of the images that the weights were trained on, in pixels. Every backbone takes other sizes too.
+        preprocessing: conversion of RGB 0-255 to the network's input: a mode of
+            `keras.applications.imagenet_utils.preprocess_input`, or None if the network itself contains it.
+        file: file name of the downloaded weights in Keras' cache; None for weights that come with kbaseline.
+        pretrained: name of the pretrained weights.
     """
 
     application: str | None
@@ -41,7 +41,7 @@ class Backbone:
 
     @property
     def weights_file(self) -> Path:
-        """Where its weights are, or will be once downloaded."""
+        """Path of the weights, whether they are downloaded or not."""
         return BUNDLED_RESNET20 if self.file is None else keras_home() / "models" / self.file
 
 
@@ -69,18 +69,18 @@ ZOO: dict[str, Backbone] = {
 
 
 def keras_home() -> Path:
-    """Where Keras keeps what it downloads."""
+    """The folder in which Keras keeps downloads."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a backbone starts from.
+    """The initial weights of a backbone.
 
     Attributes:
         row: the backbone's row of the zoo; None for a saved `.keras` model.
-        kind: `"own"`, those it comes with or was saved with; `"file"`, those of another file; or `"none"`.
-        file: where they are, or will be once downloaded; None for `"none"`.
+        kind: `"own"` for the pretrained or saved weights, `"file"` for those of another file, or `"none"`.
+        file: path of the weights, whether they are downloaded or not; None for `"none"`.
     """
 
     row: Backbone | None
@@ -89,10 +89,10 @@ class Weights:
 
 
 def resolve_weights(backbone: str, weights: str) -> Weights:
-    """What `model.backbone` and `model.weights` ask for; loads and downloads nothing.
+    """Finds the weights that `model.backbone` and `model.weights` name; loads and downloads nothing.
 
     Raises:
-        ModelError: an unknown name, or a file that is not there.
+        ModelError: an unknown name, or a missing file.
     """
     saved, row = Path(backbone).expanduser(), ZOO.get(backbone)
     if backbone.endswith(".keras"):
@@ -100,7 +100,7 @@ def resolve_weights(backbone: str, weights: str) -> Weights:
             raise ModelError(f"backbone {str(saved)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
     elif row is None:
         raise ModelError(
-            f"backbone {backbone!r}: no such name; known are {', '.join(ZOO)}, or the path of a .keras model."
+            f"backbone {backbone!r}: no such name; give one of {', '.join(ZOO)}, or the path of a .keras model."
             f"{did_you_mean(backbone, ZOO)}"
         )
     if weights == "none":
@@ -116,7 +116,7 @@ def resolve_weights(backbone: str, weights: str) -> Weights:
 
 
 def zoo_rows() -> list[dict[str, Any]]:
-    """The zoo in plain Python, for JSON: `cached` says whether the weights are here, `weights_file` where."""
+    """The zoo as plain Python, for JSON; `cached` is true if `weights_file` exists on this machine."""
     return [
         {
             "name": name,
@@ -132,7 +132,7 @@ def zoo_rows() -> list[dict[str, Any]]:
 
 
 def zoo_table() -> Table:
-    """The zoo for the terminal."""
+    """The zoo as a table for the terminal."""
     table = plain_table("backbone", figures=("parameters", "size"))
     for heading in ("preprocessing", "weights", "here"):
         table.add_column(heading)

@@ -31,7 +31,9 @@ def test_weights_by_name():
 
 def test_an_unknown_class_is_refused():
     """Golden: a name that is no class gets the likely one."""
-    with pytest.raises(DataError, match=r"data\.class_weights: 'dgo' is none of the 4 classes .*Did you mean 'dog'\?"):
+    with pytest.raises(
+        DataError, match=r"data\.class_weights: 'dgo' is not one of the 4 classes .*Did you mean 'dog'\?"
+    ):
         class_weights({"dgo": 2.0}, LABELS, NAMES)
 
 

@@ -1,4 +1,4 @@
-"""Exact duplicates: which images are the same, which of them leak, and what a run says of it."""
+"""Exact duplicates: which images are equal, which of them leak, and the warning of a run."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,13 @@ def test_groups_leaks_and_contradictions():
 
 
 def test_leak_warning():
-    """Golden: one line with the numbers and the command that tells more; nothing where nothing leaks."""
+    """Golden: one line with the counts and the command that lists the images; empty without a leak."""
     assert leak_warning(data([1, 2, 3], [4, 5])) == ""
     said = leak_warning(data([1, 2, 3], [2, 5], [5, 6, 7]))
     assert said.startswith(
-        "leak: 1 of 2 valid images are in train too and 1 of 3 test images are in train or valid too, pixel for pixel"
+        "leak: 1 of 2 valid images are also in train and 1 of 3 test images are also in train or valid, pixel for pixel"
     )
-    assert said.endswith("`kbaseline data arrays` names them")
+    assert said.endswith("`kbaseline data arrays` lists them")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -1,4 +1,4 @@
-"""`data.batch_size: auto`: what is chosen, that it leaves no trace, and that it is kept."""
+"""`data.batch_size: auto`: the size it chooses, the network unchanged, and the number saved."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from kbaseline.learner import Learner
 
 @pytest.mark.parametrize(("room", "most", "chosen"), [(100, 1024, 64), (2000, 1024, 1024), (5, 1024, 4), (99, 8, 8)])
 def test_the_largest_that_fits(room: int, most: int, chosen: int) -> None:
-    """Golden: the largest power of two within the room and the bound; no size is tried twice."""
+    """Golden: the largest power of two within memory and the upper limit; no size is tried twice."""
     tried: list[int] = []
 
     def fits(size: int) -> bool:
@@ -51,19 +51,21 @@ def config(backbone: str, size: Any) -> dict[str, Any]:
 
 
 def test_on_a_cpu(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: 64, or what the images allow, said in a line; nothing is tried, which a CPU would answer by swapping."""
+    """Golden: 64 or less, limited by the number of images, in one line; no size is tried, because a CPU would swap."""
     said = io.StringIO()
     monkeypatch.setattr(keras.Model, "fit", None)
     auto = Learner(data, config=config(tiny_backbone, "auto"), console=Console(file=said))
     assert auto.config.data.batch_size == auto.config.data.batch == 32
     assert said.getvalue() == (
-        "data.batch_size auto: 32, the choice for a CPU, and all that 300 training images allow; learning rates stay "
-        "as they are set\n"
+        "data.batch_size auto: 32, chosen for a CPU, limited by 300 training images; learning rates are unchanged\n"
     )
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, room: int, peak: float = 0.0, *, real: bool = False) -> list[int]:
-    """An accelerator on which batches above `room` do not fit; the sizes it was given. Are those that fit trained?"""
+    """Fakes an accelerator on which batches above `room` do not fit; returns the list of sizes tried.
+
+    With `real`, batches that fit are trained.
+    """
     tried: list[int] = []
     fit = keras.Model.fit
     device = SimpleNamespace(
@@ -75,7 +77,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, room: int, peak: float = 0.0, *
     def step(self: Any, batches: Any, **options: Any) -> Any:
         tried.append(batches.batch_size)
         if batches.batch_size > room:
-            # As a real one fails: the compiled step has taken the buffers.
+            # As on a real device: the compiled step has donated the buffers.
             for variable in self.variables:
                 variable.value.delete()
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
@@ -88,28 +90,28 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, room: int, peak: float = 0.0, *
 def test_out_of_memory_halves_and_leaves_no_trace(
     tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Invariant: a batch that does not fit is not chosen, and the network is bitwise the one that nobody tried."""
+    """Invariant: a batch that does not fit is not chosen, and the network is bitwise equal to an untouched one."""
     untouched = Learner(data, config=config(tiny_backbone, 8), console=Console(quiet=True))
     said = io.StringIO()
     with monkeypatch.context() as patch:
         assert with_memory(patch, room=8, real=True) == []
         learner = Learner(data, config=config(tiny_backbone, "auto"), console=Console(file=said))
     assert learner.config.data.batch_size == 8
-    assert "data.batch_size auto: 8, tried on Fake 1; learning rates stay as they are set\n" in said.getvalue()
+    assert "data.batch_size auto: 8, tested on Fake 1; learning rates are unchanged\n" in said.getvalue()
     assert not learner.model.compiled
     for mine, theirs in zip(learner.model.variables, untouched.model.variables, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_tenth_of_the_memory_stays_free(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: a step that takes 32 of 64 bytes fits, one that takes 64 of them is not chosen though it ran."""
+    """Golden: a step that takes 32 of 64 bytes is chosen; one that takes all 64 ran but is not."""
     tried = with_memory(monkeypatch, room=99, peak=2.0)
     chosen = Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
     assert (chosen.config.data.batch_size, tried) == (16, [16, 32])
 
 
 def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: then it is one line, with what to change."""
+    """Golden: the error is one line with the remedy."""
     tried = with_memory(monkeypatch, room=0)
     monkeypatch.setattr("kbaseline.devices.xla.jax", batch_size.jax)
     monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
@@ -121,7 +123,7 @@ def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: py
 
 
 def test_the_number_is_kept(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: a run folder's configuration, from which it is resumed and repeated, holds the number and not `auto`."""
+    """Golden: the run folder's configuration, used to resume and repeat the run, has the number and not `auto`."""
 
     def sweep(_: Learner) -> None:
         raise LRFinderError("enough seen")
@@ -135,7 +137,7 @@ def test_the_number_is_kept(tiny_backbone: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_auto_is_not_a_number_yet() -> None:
-    """Golden: asking before it is resolved is an error; what is neither a number nor `auto` is refused."""
+    """Golden: reading the number before it is resolved is an error; so is a value that is neither number nor `auto`."""
     with pytest.raises(ConfigError, match=r"data\.batch_size: 'auto' is resolved by a Learner"):
         _ = DataConfig(batch_size="auto").batch
     assert json.loads(load_config({"data": {"batch_size": "auto"}}).model_dump_json())["data"]["batch_size"] == "auto"

@@ -1,4 +1,4 @@
-"""How many programs XLA compiles: one step a fit, whatever the sizes of the splits, and none twice."""
+"""Number of programs XLA compiles: one step per fit, for any sizes of the splits, and none twice."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def test_a_fit_compiles_one_training_step_and_one_validation_step(learn, compile
 
 
 def test_all_views_are_one_program(learn, compiled):
-    """Golden: test-time augmentation, of two splits and partial batches, is one program, which later weights reach."""
+    """Golden: test-time augmentation of two splits and partial batches is one program with the current weights."""
     learn.tta("valid")
     before = learn.tta("test").probabilities
     learn.model.get_layer("head_logits").bias.assign([3.0, 0.0, 0.0])

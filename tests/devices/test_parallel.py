@@ -1,4 +1,4 @@
-"""Eight devices, or several processes, train, sweep and predict as one device does, and end together."""
+"""Eight devices or several processes train, sweep and predict as one device does, and fail together."""
 
 import json
 import signal
@@ -40,9 +40,9 @@ def whole(recipe, tmp_path_factory) -> Path:
 
 
 def assert_alike(folder: Path, whole: Path) -> None:
-    """The same run but for the order in which floats were added: curves, suggestions, predictions, weights, seeds."""
+    """Asserts equal runs up to float summation order: curves, suggestions, predictions, weights, seeds."""
     for figure, difference in small_run.differences(folder, whole).items():
-        # The finder ends at rates that blow differences up.
+        # The finder ends at rates that amplify differences.
         assert difference <= (10 * TOLERANCE if figure.startswith("lr_find") else TOLERANCE), figure
 
 
@@ -52,7 +52,7 @@ def assert_alike(folder: Path, whole: Path) -> None:
 def test_many_devices_train_as_one(recipe, whole, tmp_path, processes, devices):
     """Eight devices of one process, two processes of two, four of one: the run of one device (reference).
 
-    Only the first process speaks, and no other writes a file anywhere.
+    Only the first process prints, and no other process writes a file.
     """
     launched = Launched(["fit", "--config", recipe, "--out", tmp_path / "run"], tmp_path / "logs", processes, devices)
     assert launched.codes() == [0] * processes, launched.text()
@@ -68,10 +68,10 @@ def test_many_devices_train_as_one(recipe, whole, tmp_path, processes, devices):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_others_and_other_numbers_go_on(recipe, whole, tmp_path, victim):
-    """SIGKILL of one of two within an epoch: the other ends within a minute and says why; JAX does, if the first died.
+    """SIGKILL of one of two processes within an epoch: the other ends within a minute and prints the reason.
 
-    The run goes on with one process of eight devices, is cut by SIGTERM to one of four processes, which stops all
-    after one and the same step, and ends in one process alike to the run that nothing cut.
+    If the first process died, JAX prints it. The run is resumed in four processes; SIGTERM to one of them stops all
+    after the same step. It is then resumed in one process with eight devices, and equals the uninterrupted run.
     """
     run = tmp_path / "run"
     launched = Launched(["fit", "--config", recipe, "--out", run], tmp_path / "two", 2)
@@ -98,7 +98,7 @@ def test_a_dead_process_ends_the_others_and_other_numbers_go_on(recipe, whole, t
 
 
 def wait_for(run: Path, launched: Launched, stage: int) -> None:
-    """Returns as soon as a checkpoint within an epoch of a stage is there."""
+    """Waits until a checkpoint within an epoch of a stage exists."""
     while all(process.poll() is None for process in launched.processes):
         for path in run.glob("checkpoints/*.json"):
             try:
@@ -114,7 +114,7 @@ def wait_for(run: Path, launched: Launched, stage: int) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_is_said_by_each_process_and_none_is_left_waiting(recipe, tmp_path):
-    """A batch that three processes cannot share: exit code 2 of each, one line, no folder."""
+    """A batch size that is not a multiple of three: each process exits with code 2 and one line; no folder."""
     launched = Launched(["fit", "--config", recipe, "--out", tmp_path / "run"], tmp_path / "logs", 3)
     assert launched.codes() == [2, 2, 2], launched.text()
     assert launched.text(2) == (
@@ -124,14 +124,14 @@ def test_a_mistake_is_said_by_each_process_and_none_is_left_waiting(recipe, tmp_
 
 
 def fake_devices(monkeypatch, *processes: int) -> None:
-    """Gives JAX so many devices in each process."""
+    """Makes JAX report this many devices in each process."""
     devices = [SimpleNamespace(process_index=index) for index, count in enumerate(processes) for _ in range(count)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(jax, "process_count", lambda: len(processes))
 
 
 def test_devices_and_batch_must_fit(monkeypatch):
-    """Golden: one device needs nothing; the nearest batch is named; more devices than there are is refused."""
+    """Golden: no distribution for one device; the error names the nearest batch size; too many devices are an error."""
     assert data_parallel("all", 64) is None
     fake_devices(monkeypatch, 8)
     assert data_parallel(1, 64) is None
@@ -148,7 +148,7 @@ def test_devices_and_batch_must_fit(monkeypatch):
 
 
 def test_the_keys_of_processes_come_together():
-    """Golden: a coordinator without numbers and a number outside the count are refused."""
+    """Golden: errors for a coordinator without process numbers, and for a process number out of range."""
     for runtime, match in (
         ({"coordinator": "host:1234"}, "coordinator needs num_processes and process_id"),
         ({"coordinator": "host:1234", "num_processes": 2, "process_id": 2}, "process_id must be less than"),
@@ -160,7 +160,7 @@ def test_the_keys_of_processes_come_together():
 
 
 class Rows:
-    """Images that remember which of them were read."""
+    """Images that record which of them were read."""
 
     def __init__(self, number: int) -> None:
         self.array = np.arange(number, dtype=np.uint8)[:, None, None, None]
@@ -198,7 +198,7 @@ def test_each_process_reads_its_own_part_of_every_batch(monkeypatch):
 
 
 def test_padding_is_cut(monkeypatch):
-    """Invariant: every padded batch is a multiple of the devices, and `unpadded` gives each image its row."""
+    """Invariant: every padded batch is a multiple of the devices; `unpadded` returns one row per image."""
     mine = parts(monkeypatch, 4, 2, batch_size=6, pad=True)
     rows = [np.concatenate([part[index][0] for part in mine])[:, 0, 0] for index in range(len(mine[0]))]
     assert [len(batch) for batch in rows] == [8, 8, 8, 8]

@@ -1,4 +1,4 @@
-"""The zoo: names, preprocessing, weights, saved backbones, and the words for what cannot be."""
+"""The zoo: names, preprocessing, weights, saved backbones, and errors."""
 
 import socket
 import urllib.error
@@ -24,7 +24,7 @@ def tiny(path: Path, *head: layers.Layer, channels: int = 3) -> Path:
 
 
 def test_the_zoo_is_what_the_readme_names() -> None:
-    """Golden: the names that were promised are there, resnet50 with Caffe's preprocessing, resnet20 with its own."""
+    """Golden: the documented names exist; resnet50 has Caffe's preprocessing, resnet20 its own."""
     promised = {"resnet50", "resnet101", "resnet152", "mobilenet_v2", "efficientnetv2_b0", "convnext_tiny", "resnet20"}
     assert promised <= set(ZOO)
     assert (ZOO["resnet50"].preprocessing, ZOO["resnet50"].pretrained) == ("caffe", "imagenet")
@@ -68,13 +68,13 @@ def test_groups_of_a_resnet_are_cut_before_conv4() -> None:
 
 
 def test_groups_of_another_network_are_its_halves(tmp_path: Path) -> None:
-    """Golden: four weight-holding layers are cut two and two, in order."""
+    """Golden: four layers with weights are split into two and two, in order."""
     model, preprocessing = load_backbone(str(tiny(tmp_path / "b.keras")), size=16)
     assert preprocessing is None
     assert layer_groups(model) == (["c1", "n1"], ["c2", "c3"])
 
 
-def test_a_saved_backbone_keeps_its_weights_unless_told(tmp_path: Path) -> None:
+def test_a_saved_backbone_keeps_its_weights_by_default(tmp_path: Path) -> None:
     """Invariant: `imagenet` keeps the saved weights, a file replaces them, `none` draws new ones."""
     path = tiny(tmp_path / "b.keras")
     saved = keras.models.load_model(path)
@@ -101,7 +101,7 @@ def test_a_weights_file_fills_a_name_of_the_zoo(tmp_path: Path) -> None:
 
 
 def test_unknown_names_get_a_suggestion() -> None:
-    """Golden: an unknown backbone is answered with the closest name, a `.keras` path that is none with the rule."""
+    """Golden: an unknown backbone's error names the closest one; a missing `.keras` file's error names the rule."""
     with pytest.raises(ModelError, match=r"backbone 'resnet5': no such name.*Did you mean 'resnet50'"):
         load_backbone("resnet5")
     with pytest.raises(ModelError, match=r"no such file; give a \.keras model or a name"):
@@ -117,13 +117,13 @@ def test_unknown_names_get_a_suggestion() -> None:
     ],
 )
 def test_unknown_weights_are_errors(name: str, weights: str, said: str) -> None:
-    """Golden: weights that the row does not have, or a missing file, are refused before anything is built."""
+    """Golden: unknown weights or a missing file are errors before anything is built."""
     with pytest.raises(ModelError, match=said):
         load_backbone(name, weights)
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
-    """Golden: a weights file of another network, and a file that is none, are refused by name and in one line."""
+    """Golden: a weights file of another network and an invalid file are errors of one line with the file name."""
     other = tmp_path / "other.weights.h5"
     keras.models.load_model(tiny(tmp_path / "b.keras")).save_weights(other)
     junk = tmp_path / "junk.weights.h5"
@@ -138,7 +138,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_backbone(tmp_path: Path) -> None:
-    """Golden: a classifier, a grey or fixed-size network and a broken file are each refused with the reason."""
+    """Golden: the error for a classifier, a grey or fixed-size network and a broken file gives the reason."""
     with pytest.raises(ModelError, match=r"must give a feature map .*Save it without its pooling and classifier"):
         load_backbone(str(tiny(tmp_path / "top.keras", layers.GlobalAveragePooling2D())), size=16)
     with pytest.raises(ModelError, match=r"must take RGB images \(16, 16, 3\)"):
@@ -172,9 +172,9 @@ def fails(error: Exception) -> object:
     ids=lambda error: type(error).__name__,
 )
 def test_download_impossible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
-    """Golden: weights that cannot be fetched are a DownloadError in one line with three ways out.
+    """Golden: weights that cannot be downloaded are a DownloadError in one line with three remedies.
 
-    Invariant: a dead network is given up after seconds, and the process' own time limit is left as it was.
+    Invariant: without a network the download fails after seconds, and the socket timeout of the process is restored.
     """
     limits = []
 
@@ -185,10 +185,10 @@ def test_download_impossible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, er
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fails(error))
     monkeypatch.setattr(keras.applications, "ResNet50", build)
     before = socket.getdefaulttimeout()
-    with pytest.raises(DownloadError, match=r"weights 'imagenet' of resnet50: could not be fetched") as caught:
+    with pytest.raises(DownloadError, match=r"weights 'imagenet' of resnet50: could not be downloaded") as caught:
         load_backbone("resnet50")
-    for way_out in ("model.weights=FILE", "model.weights=none", "kbaseline fit --config quickstart"):
-        assert way_out in str(caught.value)
+    for remedy in ("model.weights=FILE", "model.weights=none", "kbaseline fit --config quickstart"):
+        assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
     assert socket.getdefaulttimeout() == before
     assert limits == [backbones.DOWNLOAD_TIMEOUT]
@@ -196,7 +196,7 @@ def test_download_impossible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, er
 
 
 def test_an_error_that_is_no_download_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariant: a mistake in a build is not dressed up as a network's."""
+    """Invariant: another error while building is not reported as a network error."""
 
     def build(**_: object) -> None:
         raise ZeroDivisionError
@@ -209,9 +209,9 @@ def test_an_error_that_is_no_download_stays_itself(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_row_builds_and_gives_a_feature_map(name: str) -> None:
-    """Invariant: each backbone builds without weights, gives a feature map, and has two groups that hold weights.
+    """Invariant: each backbone builds without weights, outputs a feature map, and has two groups with weights.
 
-    Reference: the table's parameters are the built model's, its size is the one Keras takes where none is given.
+    Reference: the table has the parameter count of the built model and Keras' default input size.
     """
     model, _ = load_backbone(name, "none")
     assert model.count_params() == ZOO[name].parameters

@@ -1,4 +1,4 @@
-"""The classifier: its head, its counts, its first loss, what freezing means, and that it is whole in one file."""
+"""The classifier: head, parameter counts, initial loss, freezing, and saving in one file."""
 
 import math
 import subprocess
@@ -19,7 +19,7 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 @pytest.fixture(scope="module")
 def small() -> keras.Model:
-    """A ResNet-20 classifier of five classes at 16 pixels; tests that train it judge only what moved meanwhile."""
+    """A ResNet-20 classifier of five classes at 16 pixels; tests that train it check only what changed meanwhile."""
     return build_classifier(5, 16, "resnet20", "none", seed=1)
 
 
@@ -59,7 +59,7 @@ def test_parameter_counts_golden(large: keras.Model) -> None:
 
 
 def test_layer_groups_golden(large: keras.Model) -> None:
-    """Golden: the groups are stem to layer2, layer3 and layer4, head, with torchvision's numbers and Keras' biases."""
+    """Golden: the groups are stem to layer2, layer3 and layer4, head, with torchvision's counts and Keras' biases."""
     early, late, head = (set(group) for group in classifier_groups(large))
     counted = []
     for group in (early, late, head):
@@ -71,7 +71,7 @@ def test_layer_groups_golden(large: keras.Model) -> None:
 
 
 def test_every_variable_has_one_group(large: keras.Model, small: keras.Model) -> None:
-    """Invariant: the groups cover every trainable variable once, frozen or not, or the optimizer would refuse."""
+    """Invariant: the groups cover every trainable variable once, frozen or not, as the optimizer requires."""
     for model in (large, small):
         for prepare in (unfreeze, freeze):
             prepare(model)
@@ -120,7 +120,7 @@ def test_batchnorm_follows_the_article(large: keras.Model) -> None:
 
 
 def test_first_loss(small: keras.Model, rng: np.random.Generator) -> None:
-    """Reference: the untrained head knows nothing: its training loss is that of independent N(0, 4) logits.
+    """Reference: the training loss of the untrained head is that of independent N(0, 4) logits.
 
     Not ln(classes) itself: BatchNorm gives the last layer 512 inputs of variance 1, dropout doubles their mean square,
     and kaiming_normal_ (variance 2 / 512) makes logits of variance 4. Their mean cross-entropy, by simulation in numpy,
@@ -199,7 +199,7 @@ def test_it_takes_raw_pixels_of_any_size(small: keras.Model, rng: np.random.Gene
 
 
 def test_the_seed_fixes_the_weights(small: keras.Model) -> None:
-    """Determinism: the same seed builds the same weights, another seed others, whatever was drawn before."""
+    """Determinism: the same seed builds the same weights, another seed others, regardless of earlier random draws."""
     keras.utils.set_random_seed(99)
     kernels = []
     for seed in (3, 3, 4):
@@ -245,6 +245,6 @@ def test_bfloat16_keeps_the_head_in_float32(photos: tuple[np.ndarray, np.ndarray
 
 
 def test_fewer_than_two_classes() -> None:
-    """Golden: one class is nothing to tell apart."""
+    """Golden: a single class is an error."""
     with pytest.raises(ModelError, match="num_classes must be at least 2; got 1"):
         build_classifier(1, 16, "resnet20", "none")

@@ -1,4 +1,4 @@
-"""1x1 convolutions as products on a CPU: the numbers of Keras' own, and nothing of it in the saved file."""
+"""1x1 convolutions as matrix products on a CPU: Keras' results up to rounding, and an unchanged saved file."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def network(strides: int | tuple[int, int] = 1, use_bias: bool = True, padding: 
 
 
 def gradients(model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Of a weighted sum of the outputs, by variable and to the images."""
+    """Gradients of a weighted sum of the outputs, by variable and with respect to the images."""
     weights = np.random.default_rng(1).normal(size=model(images).shape).astype("float32")
 
     def loss(values: list, x: np.ndarray) -> jax.Array:
@@ -34,7 +34,7 @@ def gradients(model: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def products(model: keras.Model) -> tuple[int, int]:
-    """Matrix products and convolutions of a pass forward and back, to weights and images."""
+    """Numbers of matrix products and convolutions in a forward and backward pass, to weights and images."""
 
     def loss(values: list, x: np.ndarray) -> jax.Array:
         return keras.ops.sum(model.stateless_call(values, model.non_trainable_variables, x)[0])
@@ -50,7 +50,7 @@ def products(model: keras.Model) -> tuple[int, int]:
 def test_gradients_are_those_of_keras(
     strides: int | tuple[int, int], padding: str, use_bias: bool, rng: np.random.Generator
 ) -> None:
-    """Reference: output and every gradient agree with the stock layers', strided and with a side that is odd."""
+    """Reference: output and every gradient agree with the stock layers', with strides and with odd sides."""
     model = network(strides, use_bias, padding)
     images = rng.normal(size=(4, *SHAPE)).astype("float32")
     stock_output, stock = np.asarray(model(images)), gradients(model, images)
@@ -92,7 +92,7 @@ def test_other_layers_are_left_alone() -> None:
 
 
 def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: on a GPU Keras' own layers stay."""
+    """Golden: on a GPU the layers are not changed."""
     model = network()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert adapt_to_cpu(model) == 0
@@ -101,7 +101,7 @@ def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("copied", ["saved", "cloned"])
 def test_copies_are_stock_models(copied: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    """Invariant: configuration and file do not show the change; a copy computes in Keras' way and predicts the same."""
+    """Invariant: configuration and file are unchanged; a loaded copy uses Keras' convolution and predicts the same."""
     model = network()
     before = model.get_config()
     adapt_to_cpu(model)
@@ -119,7 +119,7 @@ def test_copies_are_stock_models(copied: str, tmp_path: Path, rng: np.random.Gen
 
 
 def test_restored_layers_are_stock_ones() -> None:
-    """Invariant: nothing of the change is left, in the layers and in the program."""
+    """Invariant: `restore` removes the change from the layers and from the compiled program."""
     model = network()
     stock = [set(vars(layer)) for layer in model.layers]
     adapt_to_cpu(model)

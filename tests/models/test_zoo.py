@@ -1,4 +1,4 @@
-"""The zoo's table: what it says of weights is so, and it is printed without Keras. Its numbers: test_backbones."""
+"""The zoo's table: the state of the weights is right, and it prints without Keras. Parameters: test_backbones."""
 
 import json
 import subprocess
@@ -35,12 +35,12 @@ def test_cached_weights_are_seen_where_keras_keeps_them(keras_home):
 
 
 def test_the_bundled_backbones_parameters_are_counted():
-    """Reference: the table's figure is the built model's. The others are built by a slow test of backbones."""
+    """Reference: the table has the parameter count of the built model. A slow test of backbones builds the others."""
     assert ZOO["resnet20"].parameters == resnet20().count_params()
 
 
 def test_weights_mean_one_thing_to_a_run_and_to_doctor(keras_home, tmp_path, monkeypatch):
-    """Golden: names, files and `none` of a row and of a saved model; what a run refuses `doctor` calls missing."""
+    """Golden: names, files and `none` of a row and of a saved model; `doctor` reports as missing what a run refuses."""
     monkeypatch.chdir(tmp_path)
     for name in ("own.keras", "w.h5"):
         (tmp_path / name).touch()
@@ -73,7 +73,7 @@ def test_weights_mean_one_thing_to_a_run_and_to_doctor(keras_home, tmp_path, mon
 
 
 def test_the_table_fits_80_columns(keras_home):
-    """Every name and figure stands whole in a line of its own on a narrow terminal."""
+    """On a narrow terminal every row is complete in one line."""
     console = Console(width=80)
     with console.capture() as shown:
         console.print(zoo_table())

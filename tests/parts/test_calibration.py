@@ -65,7 +65,7 @@ def test_temperature_divides_logits(rng):
 
 
 def test_a_temperature_from_elsewhere_is_used_as_it_is(too_sure):
-    """Invariant: with a temperature given, nothing is fitted on these predictions, and it mends them."""
+    """Invariant: with a temperature given, nothing is fitted on these predictions, and it calibrates them."""
     p, labels = too_sure
     found = calibrate(p, labels, 2.5)
     assert (found.temperature, found.cross_fitted) == (2.5, False)
@@ -75,7 +75,7 @@ def test_a_temperature_from_elsewhere_is_used_as_it_is(too_sure):
 
 
 def test_without_one_each_half_takes_the_others(rng):
-    """Invariant: the figure at a temperature never saw its own images' labels, so noise is not rewarded.
+    """Invariant: the error after scaling is computed on images not used for the fit, so noise is not rewarded.
 
     Labels of pure noise over 8 images: fitted on all of them a temperature lowers the loss by construction, crosswise
     it need not.
@@ -93,7 +93,7 @@ def test_without_one_each_half_takes_the_others(rng):
 
 
 def test_extremes_stay_finite():
-    """No mistake, probabilities of exactly 0, a single image: figures are finite, the temperature in its range."""
+    """No mistake, probabilities of exactly 0, a single image: metrics are finite, the temperature in its range."""
     for p, labels in ((np.eye(3), [0, 1, 2]), (np.eye(3), [1, 2, 0]), (np.array([[1.0, 0.0]]), [0])):
         found = calibrate(p, np.array(labels))
         assert 0.1 <= found.temperature <= 10

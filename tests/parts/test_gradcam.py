@@ -1,4 +1,4 @@
-"""Grad-CAM: the paper's equations, on models of one's own and on the classifier."""
+"""Grad-CAM: the paper's equations, on small models and on the classifier."""
 
 import keras
 import numpy as np
@@ -84,7 +84,7 @@ def test_a_softmax_at_the_end_is_left_out(rng, end):
 
 
 def test_no_evidence_is_an_empty_map():
-    """Golden: where every channel speaks against the class the map is 0, not NaN."""
+    """Golden: if every channel lowers the score of the class, the map is 0, not NaN."""
     model = convolutional()
     model.get_layer("late").set_weights([np.zeros((3, 3, 5, 4)), np.ones(4)])
     model.get_layer("scores").set_weights([-np.ones((4, 3)), np.zeros(3)])
@@ -113,7 +113,7 @@ def classifier(tmp_path_factory):
 
 
 def test_the_classifier_saved_and_loaded(classifier, rng, tmp_path):
-    """Invariant: the classifier's map is its backbone's, before and after TTA took it apart, and after loading."""
+    """Invariant: the classifier's map is its backbone's, before and after TTA, and after loading."""
     images = rng.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
     first = grad_cam(classifier, images, [3, 1])
     assert first.shape == (2, 4, 4)
@@ -128,9 +128,9 @@ def test_the_classifier_saved_and_loaded(classifier, rng, tmp_path):
 
 
 def test_what_cannot_be_asked_is_refused(classifier):
-    """An unknown layer is answered with those there are; classes must be known; a graph is needed."""
+    """Errors: an unknown layer (the message names the others), an unknown class, a model without a graph."""
     model, image = convolutional(), np.zeros((1, 8, 8, 3))
-    with pytest.raises(InputError, match=r"'lat': must give .* those are early, late"):
+    with pytest.raises(InputError, match=r"'lat': must give .* these do: early, late"):
         grad_cam(model, image, [0], "lat")
     with pytest.raises(InputError, match="'scores': must give"):
         grad_cam(model, image, [0], "scores")

@@ -1,4 +1,4 @@
-"""The learning-rate finder: what it applied and saw, where it stopped, what it suggests, and that it left no trace."""
+"""The learning-rate finder: rates applied, losses recorded, where it stops, suggestions, and the restored model."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kbaseline.schedules import OneCycle
 
 
 class Increments(keras.callbacks.Callback):
-    """How far one weight moved at each step; put back to zero each time, so that small steps keep their digits."""
+    """How far one weight moved at each step; reset to zero each time, so that small steps keep their precision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def one_weight(loss: Callable, optimizer: keras.optimizers.Optimizer) -> keras.M
 
 
 def slope_of_one(y: object, p: object) -> object:
-    """One plus the weight: the gradient is 1, and the loss is 1 while the weight is put back."""
+    """One plus the weight: the gradient is 1, and the loss is 1 while the weight is reset."""
     del y
     return keras.ops.mean(p, axis=-1) + 1
 
@@ -94,7 +94,7 @@ def test_losses_are_each_batchs_own(rng: np.random.Generator) -> None:
 
 
 def smooth(losses: list[float]) -> list[float]:
-    """fastai's debiased moving average."""
+    """fastai's bias-corrected moving average."""
     average, found = 0.0, []
     for n, loss in enumerate(losses, 1):
         average = 0.98 * average + 0.02 * loss
@@ -239,7 +239,7 @@ def test_every_rule_answers_within_the_sweep() -> None:
 @pytest.mark.parametrize(
     ("smoothed", "said"),
     [
-        (np.linspace(2, 1, 20), "5 usable points of 20 steps, and 6 are needed"),
+        (np.linspace(2, 1, 20), "5 usable points of 20 steps, but 6 are needed"),
         (np.full(100, math.nan), "0 usable points of 100"),
         (np.linspace(1, 3, 100), "the loss never fell"),
         (np.ones(100), "the loss never fell"),
@@ -260,12 +260,12 @@ def test_words_for_misuse() -> None:
         curve_of(np.linspace(2, 1, 100)).suggest("vally")
     with pytest.raises(LRFinderError, match="no curve yet"):
         _ = LRFinder().curve
-    with pytest.raises(InputError, match="must rise"):
+    with pytest.raises(InputError, match="start_lr must be above 0 and below end_lr"):
         LRFinder(1.0, 0.1)
 
 
 def test_rows_are_the_curve() -> None:
-    """Golden: one row a step, for the CSV file."""
+    """Golden: one row per step, for the CSV file."""
     curve = LRCurve(np.array([1e-3, 1e-2]), np.array([2.0, 1.0]), np.array([2.0, 1.5]), 2)
     assert curve.rows()[1] == {"step": 1, "learning_rate": 1e-2, "loss": 1.0, "smoothed_loss": 1.5}
 
@@ -319,14 +319,14 @@ def everything(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    # Keras numbers the second model's layers anew; only the order says what is what.
+    # Keras gives the layers of the second model other numbers, so variables are matched by order.
     for (name, new), old in zip(found.items(), expected.values(), strict=True):
         np.testing.assert_array_equal(new, old, err_msg=name)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_it_leaves_no_trace(name: str) -> None:
-    """Invariant: after a sweep everything is bitwise what it was, and every later fit is as if none had been run.
+    """Invariant: a sweep restores everything bit for bit and does not affect any later fit.
 
     Before any fit and again after one: weights, BatchNorm statistics, seeds, optimizer state and rate.
     """
@@ -356,7 +356,7 @@ class Breaks(keras.callbacks.Callback):
 
 
 def test_restore_after_an_interrupted_fit() -> None:
-    """Invariant: when the fit broke off, `restore` puts everything back, twice does no harm, and training goes on."""
+    """Invariant: after an interrupted fit `restore` restores all; a second call is harmless; training goes on."""
     model, control = noisy_network(cycling()), noisy_network(cycling())
     fit(model)
     fit(control)
@@ -372,7 +372,7 @@ def test_restore_after_an_interrupted_fit() -> None:
 
 
 def test_one_finder_can_be_used_twice() -> None:
-    """Determinism: a second sweep with the same callback sees the same curve."""
+    """Determinism: a second sweep with the same callback has the same curve."""
     model = noisy_network(keras.optimizers.Adam(0.01))
     finder = LRFinder(1e-5, 1.0, steps=8)
     fit(model, 3, finder)
@@ -382,7 +382,7 @@ def test_one_finder_can_be_used_twice() -> None:
 
 
 def test_hidden_steps_are_refused() -> None:
-    """Golden: `steps_per_execution` above 1 hides steps, a wrapped optimizer hides its rate; both are refused."""
+    """Golden: `steps_per_execution` above 1 hides steps, a wrapped optimizer hides its rate; both are errors."""
     model = noisy_network(keras.optimizers.Adam(0.01))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.01), loss, steps_per_execution=2)

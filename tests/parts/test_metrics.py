@@ -1,4 +1,4 @@
-"""Metrics: golden numbers worked out by hand, and refusal of what is no prediction."""
+"""Metrics: golden numbers worked out by hand, and errors for invalid predictions."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from kbaseline.errors import InputError
 from kbaseline.metrics import accuracy_interval, compare_paired, evaluate_predictions
 
 NAMES = ("cat", "dog", "emu")
-# Predictions: cat, dog, cat, dog, dog. Nobody says emu.
+# Predictions: cat, dog, cat, dog, dog. None is emu.
 PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.6, 0.4, 0.0], [0.1, 0.6, 0.3], [0.0, 0.75, 0.25]])
 LABELS = np.array([0, 1, 1, 2, 2])
 
@@ -36,7 +36,7 @@ def test_a_probability_of_zero_costs_a_finite_loss():
 
 
 def test_confusion_has_actual_rows(evaluation):
-    """Golden: rows are actual classes, columns predicted ones, classes nobody predicted included."""
+    """Golden: rows are actual classes, columns predicted ones, including classes that were never predicted."""
     assert evaluation.confusion.tolist() == [[1, 0, 0], [1, 1, 0], [0, 2, 0]]
     assert evaluation.confusion.dtype == np.int64
 
@@ -78,7 +78,7 @@ def test_most_confused_is_sorted_and_leaves_out_the_diagonal(evaluation):
 
 
 def test_to_dict_is_plain(evaluation):
-    """Invariant: the figures survive JSON unchanged."""
+    """Invariant: the metrics survive JSON unchanged."""
     found = evaluation.to_dict()
     assert json.loads(json.dumps(found)) == found
     assert list(found) == [
@@ -141,7 +141,7 @@ def test_top_k_accuracy(classes, k, rng):
 
 
 def test_among_equals_the_first_label_leads():
-    """Invariant: top-1 of a network that says nothing is its accuracy, whatever k is."""
+    """Golden: with equal probabilities the first labels rank first, so top-1 is 1/3 and top-2 is 2/3."""
     p = np.full((3, 3), 1 / 3)
     found = evaluate_predictions(p, [0, 1, 2], NAMES)
     assert (found.accuracy, found.top_k_accuracy) == (pytest.approx(1 / 3), pytest.approx(2 / 3))

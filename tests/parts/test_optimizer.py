@@ -171,23 +171,23 @@ def test_without_groups_it_is_adamw(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
-        ([["early"], ["head"]], "no group names: .*norm/gamma, .*norm/beta"),
+        ([["early"], ["head"]], "variables in no group: .*norm/gamma, .*norm/beta"),
         ([["early", "norm"], ["head", "norm"]], "in several groups: .*norm/gamma, .*norm/beta"),
-        ([["early", "norm", "head"], ["haed", "tail"]], "match no trainable variable: haed, tail"),
-        ([["early", "norm", "head"], []], r"match no trainable variable: \(empty\)"),
+        ([["early", "norm", "head"], ["haed", "tail"]], "groups without a trainable variable: haed, tail"),
+        ([["early", "norm", "head"], []], r"groups without a trainable variable: \(empty\)"),
         ([["early", "norm", "head"], ["early"]], "in several groups: .*early/kernel"),
-        ([["net"]], "no group names: .*early/kernel, .*head/bias"),
+        ([["net"]], "variables in no group: .*early/kernel, .*head/bias"),
     ],
 )
 def test_groups_that_do_not_partition_are_errors(groups: list[list[str]], said: str) -> None:
-    """Golden: an uncovered or doubly covered variable and a dead group are listed by name."""
+    """Golden: errors list variables in no group or in several, and groups without a variable."""
     with pytest.raises(InputError, match=said):
         LayerwiseAdamW(groups=groups).build(network().trainable_variables)
 
 
 @pytest.mark.parametrize("multipliers", [[1.0], [1.0, -0.1], []])
 def test_bad_multipliers_are_errors(multipliers: list[float]) -> None:
-    """Golden: one multiplier a group, none negative."""
+    """Golden: one multiplier per group, none negative."""
     with pytest.raises(InputError, match="multipliers: give 2 numbers of at least 0"):
         LayerwiseAdamW(groups=[["a"], ["b"]], multipliers=multipliers)
 
@@ -308,7 +308,7 @@ def test_a_clone_of_a_fresh_optimizer_is_fresh() -> None:
 
 
 def test_a_wrapped_optimizer_is_refused() -> None:
-    """Golden: an optimizer whose rate belongs to another one inside it is named."""
+    """Golden: an optimizer that wraps another one is an error."""
     wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1))
     with pytest.raises(InputError, match="has no argument learning_rate; give a plain optimizer"):
         clone_optimizer(wrapped, sequential().trainable_variables, learning_rate=0.2)

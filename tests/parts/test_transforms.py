@@ -54,7 +54,7 @@ def test_zoom_golden() -> None:
     list(enumerate([(0, 1), (4, 1), (0, 3), (4, 3), (1, 0), (1, 4), (3, 0), (3, 4)])),
 )
 def test_dihedral_golden(k: int, place: tuple[int, int]) -> None:
-    """Golden: fastai's eight dihedral places of the pixel (x, y) = (0, 1), told as (x, y)."""
+    """Golden: fastai's eight dihedral places of the pixel (x, y) = (0, 1), as (x, y)."""
     row, column = moved(1, 0, G.dihedral(np.array([k])))
     assert (column, row) == place
 
@@ -109,7 +109,7 @@ def padded(row: int, column: int) -> list[tuple[int, int]]:
 
 
 def test_one_pixel_of_padding_golden() -> None:
-    """Golden: fastai's pixel (3, 4), reflection-padded by one, shows at (4, 5) and (6, 5); np.pad says the same.
+    """Golden: fastai's pixel (3, 4), reflection-padded by one, shows at (4, 5) and (6, 5), as in np.pad.
 
     With zeros (6, 5) would be dark, and with the border repeated (4, 6) bright.
     """
@@ -194,7 +194,7 @@ WARPS = [tuple(0.5 * sign if i == place else 0 for i in range(4)) for place in r
 
 @pytest.mark.parametrize("m", [*WARPS, (0.2, -0.1, 0.05, -0.2), (0.0, 0.0, 0.0, 0.0)])
 def test_perspective_warps(m: tuple[float, ...]) -> None:
-    """Reference: each of the eight single warps, and a mixed one, sends its corners where a linear solver says."""
+    """Reference: each of the eight single warps, and a mixed one, moves its corners as computed by a linear solver."""
     found = as_numpy(G.symmetric_warp(np.array([m], "float32")))[0]
     np.testing.assert_allclose(found, warp_matrix(np.array(m)), atol=2e-6)
     targets = [(-1 - m[3], -1 - m[1]), (-1 - m[2], 1 + m[1]), (1 + m[3], -1 - m[0]), (1 + m[2], 1 + m[0])]
@@ -379,7 +379,7 @@ def test_warp_draws() -> None:
 
 
 def test_geometry_draws_are_independent() -> None:
-    """Invariant: whether an image is turned says nothing about whether it is magnified or mirrored."""
+    """Invariant: rotation, zoom and mirroring of an image are drawn independently."""
     layer, geometry, _ = drawn(do_flip=True, max_warp=0.0)
     unmoved = G.identity(MANY)
     turned = np.abs(as_numpy(layer.geometry(geometry, unmoved, unmoved, 8, 8))[:, 0, 1]) > 1e-7

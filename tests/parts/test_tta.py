@@ -1,4 +1,4 @@
-"""Test-time augmentation: its views against plain numpy crops, its weights, and models it has never seen."""
+"""Test-time augmentation: its views against plain numpy crops, its weights, and models from elsewhere."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def ours(size: int = 10, **options: float) -> keras.Model:
 
 
 def stranger() -> keras.Model:
-    """Somebody else's model: fixed non-square float input, softmax at the end."""
+    """A model from elsewhere: fixed non-square float input, softmax at the end."""
     return keras.Sequential(
         [
             layers.Input((9, 14, 3)),
@@ -216,7 +216,7 @@ def test_the_model_is_left_alone(rng: np.random.Generator) -> None:
 
 
 class Unshaped(keras.Model):
-    """A model whose outputs nobody knows before a call."""
+    """A model whose outputs are unknown before a call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,6 +242,6 @@ def test_bad_arguments_are_errors(rng: np.random.Generator, options: dict, said:
 
 
 def test_a_subclassed_model_is_refused(rng: np.random.Generator) -> None:
-    """Golden: a model that is not functional is an InputError that says so."""
+    """Golden: a model that is not functional is an InputError with the reason."""
     with pytest.raises(InputError, match="must be a functional or sequential model"):
         tta_predict(Unshaped(), pictures(rng, 2, 8, 8))

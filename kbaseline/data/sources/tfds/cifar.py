@@ -1,4 +1,4 @@
-"""Prepares CIFAR-10 and CIFAR-100 for TFDS without TensorFlow."""
+"""Prepares CIFAR-10 and CIFAR-100 in TFDS's format without TensorFlow."""
 
 import tarfile
 from collections.abc import Iterator
@@ -17,16 +17,19 @@ _PIXELS = 3 * 32 * 32
 
 
 def cifar_builder(name: str, console: Console | None, **options: Any) -> Any:
-    """TFDS's own builder of `name`, but for two steps that call TensorFlow.
+    """TFDS's own builder of `name`, with replacements for the two steps that call TensorFlow.
 
-    TFDS reads the archive with `tf.io.gfile` and encodes arrays with `tf.image`; here tarfile reads and
-    Pillow encodes (the PNG bytes differ, the pixels do not). Description, version, URL, checksum, keys
-    and so the order of the examples stay TFDS's: what is prepared is the very same dataset.
+    TFDS reads the archive with `tf.io.gfile` and encodes arrays with `tf.image`. This builder uses tarfile and Pillow:
+    the PNG bytes differ, the pixels do not. Description, version, URL, checksum and keys are TFDS's, and so is the
+    order of the examples; the prepared dataset is the same.
 
     Args:
         name: `"cifar10"` or `"cifar100"`.
         console: where to show progress; None shows nothing.
-        **options: passed on, for instance `data_dir`.
+        **options: arguments of the builder, for instance `data_dir`.
+
+    Returns:
+        A `tfds.core.GeneratorBasedBuilder`.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification import cifar
@@ -52,7 +55,7 @@ def cifar_builder(name: str, console: Console | None, **options: Any) -> Any:
                 record = dict(zip(keys, labels, strict=True))
                 yield index, {**record, "id": f"{prefix}{index:05d}", "image": Image.fromarray(image)}
 
-    # The name and the module of the base lead TFDS to its checksums.
+    # TFDS finds the checksums by the name and the module of the base class.
     members = {
         "__module__": base.__module__,
         "_split_generators": split_generators,
@@ -63,7 +66,7 @@ def cifar_builder(name: str, console: Console | None, **options: Any) -> Any:
 
 
 def _unpacked(archive: Path, info: Any) -> dict[str, bytes]:
-    """The files of the upstream archive by name, all in memory (180 MB)."""
+    """The files of the upstream archive by name, all read into memory (180 MB)."""
     wanted = {info.prefix + file: file for file in (*info.label_files, *info.train_files, *info.test_files)}
     found: dict[str, bytes] = {}
     try:
@@ -74,19 +77,21 @@ def _unpacked(archive: Path, info: Any) -> dict[str, bytes]:
                     found[wanted[member.name]] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DownloadError(
-            f"archive {str(archive)!r}: cannot be unpacked ({error}); delete it and try again."
+            f"archive {str(archive)!r}: cannot be unpacked ({error}); delete the archive and try again."
         ) from error
     row = len(info.label_keys) + _PIXELS
     for name, file in wanted.items():
         if file not in found or (file.endswith(".bin") and len(found[file]) % row):
-            raise DownloadError(f"archive {str(archive)!r}: lacks a whole {name!r}; delete it and try again.")
+            raise DownloadError(
+                f"archive {str(archive)!r}: {name!r} is missing or incomplete; delete the archive and try again."
+            )
     return found
 
 
 def _examples(files: list[bytes], label_count: int) -> Iterator[tuple[list[int], np.ndarray]]:
     """Labels and image of each example: uint8 0-255, `(32, 32, 3)`.
 
-    Every row of a file is the labels, one byte each, then the red, the green and the blue plane.
+    Each row of a file holds the labels, one byte each, then the red, green and blue planes.
     """
     for content in files:
         rows = np.frombuffer(content, np.uint8).reshape(-1, label_count + _PIXELS)

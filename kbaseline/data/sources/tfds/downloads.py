@@ -1,4 +1,4 @@
-"""Downloads of TFDS with timeouts and a progress bar; nothing is left of one that fails."""
+"""TFDS downloads with timeouts and a progress bar; a failed download leaves no files."""
 
 import re
 import shutil
@@ -21,10 +21,10 @@ RETRIES = 2
 
 
 class Downloads:
-    """The downloads made under `guarded_downloads`.
+    """The downloads made inside `guarded_downloads`.
 
     Attributes:
-        failure: URL and reason of the first that failed, or None.
+        failure: URL and reason of the first failed download, or None.
     """
 
     def __init__(self, bar: Bar) -> None:
@@ -34,11 +34,11 @@ class Downloads:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Ends running downloads: Python waits for their threads before it exits."""
+        """Stops running downloads, because Python waits for their threads before it exits."""
         self._stopped.set()
 
     def fetch(self, genuine: Callable[..., Any], downloader: Any, url: str, folder: Any, verify: bool) -> Any:
-        """Downloads a file with TFDS's own function; removes what is left of a failed one and notes the reason."""
+        """Downloads a file with TFDS's own function; after a failure removes partial files and records the reason."""
         try:
             self._reach(url, verify)
             return genuine(downloader, url, folder, verify)
@@ -49,7 +49,7 @@ class Downloads:
 
     @contextmanager
     def open(self, genuine: Callable[..., Any], url: str, **options: Any) -> Iterator[tuple[Any, Iterable[bytes]]]:
-        """Opens a URL with TFDS's own function, under timeouts; gives the response and its bytes, which are counted."""
+        """Opens a URL with TFDS's own function and timeouts; yields the response and its blocks, counted by the bar."""
         if url.startswith("http"):
             options["timeout"] = (CONNECT_SECONDS, READ_SECONDS)
         with genuine(url, **options) as (response, blocks):
@@ -64,10 +64,10 @@ class Downloads:
             yield block
 
     def _reach(self, url: str, verify: bool) -> None:
-        """Asks each host once, without the retries by which TFDS would spend minutes on a dead network."""
+        """Contacts each host once, without retries; TFDS's retries take minutes if there is no network."""
         host = urlsplit(url).netloc
         if url.startswith("http") and host not in self._reached:
-            # Late: only those who download need it. TFDS uses it too, so proxies and certificates agree.
+            # Imported here because only downloads need it. TFDS uses it too, so proxies and certificates agree.
             import requests
 
             requests.get(url, stream=True, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), verify=verify).close()
@@ -76,21 +76,21 @@ class Downloads:
 
 @contextmanager
 def guarded_downloads(console: Console | None) -> Iterator[Downloads]:
-    """Puts timeouts, few retries and a progress bar under what TFDS downloads inside the block."""
-    patience = socket.getdefaulttimeout()
+    """Inside the block, TFDS downloads have timeouts, few retries and a progress bar."""
+    timeout = socket.getdefaulttimeout()
     with Bar(console, "Downloading", unit="bytes") as bar:
         downloads = Downloads(bar)
-        socket.setdefaulttimeout(READ_SECONDS)  # For ftp, which goes through urllib.
+        socket.setdefaulttimeout(READ_SECONDS)  # for FTP, which uses urllib
         try:
             with downloads_replaced(downloads.open, downloads.fetch, RETRIES):
                 yield downloads
         finally:
             downloads.stop()
-            socket.setdefaulttimeout(patience)
+            socket.setdefaulttimeout(timeout)
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, without the Python objects that requests puts before it."""
+    """The innermost reason, without the object names that requests puts before it."""
     inner = error.args[0] if error.args else error
     text = " ".join(str(getattr(inner, "reason", inner)).split())
     return re.sub(r"^<?\w+(\.\w+)*(\([^()]*\)| object at \w+)>?: ", "", text) or type(error).__name__

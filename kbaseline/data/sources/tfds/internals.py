@@ -1,6 +1,6 @@
-"""What TFDS has no public setting for, one function for each private thing that is used; checked against TFDS 4.9.10.
+"""Access to TFDS's private API, one function for each use; checked with TFDS 4.9.10.
 
-`tests/data/test_tfds.py` says which of them a new release has changed.
+`tests/data/test_tfds.py` fails by name for each one that a new release changes.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +11,11 @@ from typing import Any
 
 @contextmanager
 def progress_bars_hidden() -> Iterator[None]:
-    """Switches TFDS's progress bars off, then back to what they were."""
+    """Turns TFDS's progress bars off, then restores their state."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 
-    # The switch is public, its state is not: without `_active` a program that has the bars off would get them back,
-    # or one that has them on would lose them.
+    # The setter is public, the state is not. Without `_active` the state of the calling program could not be restored.
     before = tqdm_utils._active
     tfds.display_progress_bar(False)
     try:
@@ -27,11 +26,11 @@ def progress_bars_hidden() -> Iterator[None]:
 
 @contextmanager
 def tensorflow_banner_hidden() -> Iterator[None]:
-    """Keeps TFDS from printing a banner when it misses TensorFlow; the ImportError is raised all the same."""
+    """Stops TFDS from printing a banner when TensorFlow is missing; the ImportError is still raised."""
     from tensorflow_datasets.core.utils import lazy_imports_utils
 
-    # The banner goes to standard output, where `--json` writes nothing but JSON, and tells people to install
-    # TensorFlow where our own error of one line names the extra. A plain setattr would import TensorFlow.
+    # The banner goes to standard output, which must contain only JSON with `--json`, and it advises installing
+    # TensorFlow; our own error names the extra instead. A plain setattr would import TensorFlow.
     module = vars(lazy_imports_utils.tensorflow)
     before = module["error_callback"]
     module["error_callback"] = None
@@ -42,25 +41,25 @@ def tensorflow_banner_hidden() -> Iterator[None]:
 
 
 def silence(builder: Any) -> None:
-    """Keeps one builder from printing what it is about to download and that it has."""
-    # Both print to standard output, where `--json` writes nothing but JSON; neither asks a log level or a setting.
-    # Replaced on this object alone, so there is nothing to put back.
+    """Stops one builder from printing messages before and after a download."""
+    # Both functions print to standard output, which must contain only JSON with `--json`; neither depends on a log
+    # level or a setting. They are replaced on this object only, so nothing has to be restored.
     builder._log_download_bytes = builder._log_download_done = lambda: None
 
 
 @contextmanager
 def downloads_replaced(open_url: Callable[..., Any], fetch: Callable[..., Any], retries: int) -> Iterator[None]:
-    """Puts our own functions around TFDS's downloads, then its own ones back.
+    """Wraps TFDS's download functions, then restores them.
 
     Args:
-        open_url: called as `open_url(genuine, url, **options)`, a context of the response and its blocks of bytes.
+        open_url: context manager, called as `open_url(genuine, url, **options)`; yields the response and its blocks.
         fetch: called as `fetch(genuine, downloader, url, folder, verify)`; downloads one file into a folder of its own.
-        retries: how often a request is repeated, in place of ten times.
+        retries: number of retries of a request; TFDS has ten.
     """
     from tensorflow_datasets.core.download import downloader
 
-    # `_open_url` sets no timeout, so a dead connection would hang the run for ever; it alone sees the bytes go by.
-    # `_sync_download` alone knows URL and folder of a download, and TFDS leaves the folder of a failed one behind.
+    # `_open_url` sets no timeout, so a dead connection would hang the run; only there can the bytes be counted.
+    # Only `_sync_download` has both URL and folder of a download; TFDS does not remove the folder after a failure.
     before = downloader._open_url, downloader._Downloader._sync_download, downloader.MAX_RETRIES
 
     def sync_download(self: Any, url: str, destination_path: Any, verify: bool = True) -> Any:

@@ -24,10 +24,10 @@ from kbaseline.storage.npz import DamagedError, read_array
 class TFRecords:
     """The records of TFRecord files, by number.
 
-    A record is its length (8 bytes, little-endian), 4 bytes of checksum, the content, 4 of checksum.
+    A record is its length (8 bytes, little-endian), a checksum (4 bytes), the content, and a checksum (4 bytes).
 
     Args:
-        shards: path, number of records to skip and number to take, for each file.
+        shards: path, number of records to skip and number of records to take, for each file.
     """
 
     def __init__(self, shards: Sequence[tuple[str, int, int]]) -> None:
@@ -54,7 +54,7 @@ def split_records(builder: Any, split: str) -> Any:
     """The serialised examples of a split: `len(...)` and `...[number]`.
 
     Raises:
-        DataError: the dataset was prepared in a format that only other software reads.
+        DataError: the dataset was prepared in a format that kbaseline cannot read.
     """
     from tensorflow_datasets.core.decode import DeserializeMethod
 
@@ -74,10 +74,10 @@ class Records:
     """The images of some splits of a TFDS dataset, as `Pictures`.
 
     Args:
-        source: how to call the dataset.
-        splits: split as TFDS calls it -> its serialised examples, in the order in which they are numbered.
-        image_key: the feature that holds the encoded image.
-        stamp: changes when the files on disk do.
+        source: name of the dataset in messages.
+        splits: TFDS's split name -> its serialised examples; images are numbered in this order, over all splits.
+        image_key: name of the feature with the encoded image.
+        stamp: string that changes when the files on disk change.
     """
 
     def __init__(self, source: str, splits: dict[str, Any], image_key: str, stamp: str) -> None:
@@ -98,12 +98,14 @@ class Records:
             with self._lock:
                 record = self._records[split][number]
         except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise RunError(f"{self.name(index)}: cannot be read ({error}); prepare the dataset anew.") from error
+            raise RunError(
+                f"{self.name(index)}: cannot be read ({error}); delete the dataset and prepare it again."
+            ) from error
         values = example_features(record)[self._image_key].bytes_list.value
         return io.BytesIO(values[0] if values else b"")
 
     def fingerprint(self, index: int) -> str:
-        """Of the files on disk and the number in them."""
+        """Identifies the files on disk and the example in them."""
         split, number = self._place(index)
         return f"{self._stamp}\0{self._names[split]}\0{number}"
 
@@ -120,7 +122,7 @@ def example_features(record: bytes) -> Any:
 
 
 def read_labels(records: Any, label_key: str, bar: Bar) -> np.ndarray:
-    """The label of every example, int64 `(number,)`; -1 where there is none."""
+    """The label of every example, int64 `(number,)`; -1 for an example without a label."""
     labels = np.full(len(records), -1, np.int64)
     for number in range(len(records)):
         values = example_features(records[number])[label_key].int64_list.value
@@ -130,9 +132,9 @@ def read_labels(records: Any, label_key: str, bar: Bar) -> np.ndarray:
 
 
 def remembered(folder: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array that is made once and then read back from `folder` for as long as `stamp` stays the same.
+    """Returns the result of `make`, cached in `folder` under `stamp`.
 
-    Labels are needed before images are chosen; to find them every byte of a dataset has to be read.
+    Used for labels: they are needed before images are selected, and finding them means reading the whole dataset.
 
     Raises:
         RunError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The source `tfds:NAME`: an image-classification set of TensorFlow Datasets, prepared and read without TensorFlow."""
+"""The source `tfds:NAME`: an image-classification dataset of TFDS, prepared and read without TensorFlow."""
 
 import importlib.util
 import os
@@ -24,20 +24,20 @@ from kbaseline.errors import DataError, DownloadError, KBaselineError, RunError,
 
 @contextmanager
 def open_tfds(name: str, config: DataConfig, console: Console | None = None) -> Iterator[Listing]:
-    """Lists the images of a TFDS set, which is downloaded and prepared first where it is not yet.
+    """Lists the images of a TFDS dataset, which is downloaded and prepared first if necessary.
 
-    CIFAR-10 and CIFAR-100 are prepared without TensorFlow; of the others those whose builders do not call it. A set
-    that is prepared already is always read without it. TFDS's `train`, `validation` and `test` become train, valid
-    and test; a `test` without labels is left out. TFDS prints nothing until the context ends.
+    CIFAR-10, CIFAR-100 and every dataset whose builder does not call TensorFlow are prepared without it. A prepared
+    dataset is always read without it. TFDS's `train`, `validation` and `test` become train, valid and test; a `test`
+    without labels is ignored. TFDS prints nothing until the context ends.
 
     Args:
         name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`.
-        config: its `data_dir` holds the set, its `cache_dir` the labels.
+        config: `data_dir` is the folder for the dataset, `cache_dir` the folder for the labels.
         console: where to show progress; None shows nothing.
 
     Raises:
-        DataError: an unknown set, one without images and labels, or one whose builder needs TensorFlow.
-        DownloadError: the set is not here and could not be fetched.
+        DataError: the dataset is unknown, has no images with labels, or has a builder that needs TensorFlow.
+        DownloadError: the dataset is not on this machine and could not be downloaded.
         RunError: TFDS fails, or a folder cannot be written.
     """
     with _quiet():
@@ -50,7 +50,7 @@ def open_tfds(name: str, config: DataConfig, console: Console | None = None) -> 
 
 
 def tfds_status(name: str, config: DataConfig) -> tuple[bool, str]:
-    """Whether a set is prepared in the data folder; TFDS itself is not asked."""
+    """Whether a dataset is prepared in the data folder, and one line on it; does not import TFDS."""
     folder = config.tfds_folder / name.replace(":", "/")
     if any(folder.glob("**/dataset_info.json")):
         return True, f"tfds:{name} in {folder}"
@@ -59,8 +59,8 @@ def tfds_status(name: str, config: DataConfig) -> tuple[bool, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences TFDS: its progress bars, its log and what it prints where TensorFlow is missing."""
-    # TFDS takes half a second to import; only those who read one of its sets pay for it, here and below.
+    """Silences TFDS: progress bars, log, and the banner about missing TensorFlow."""
+    # Importing TFDS takes half a second, so it is imported inside functions, here and below.
     try:
         import tensorflow_datasets  # noqa: F401
         from absl import logging
@@ -76,24 +76,24 @@ def _quiet() -> Iterator[None]:
 
 
 def _builder(name: str, config: DataConfig) -> Any:
-    """TFDS's builder of a set, from its code or from what is prepared in the data folder."""
+    """TFDS's builder of a dataset, from its code or from the prepared files in the data folder."""
     import tensorflow_datasets as tfds
 
     if ":" in name.split("/")[0] and not re.fullmatch(r"[\w/.\-]+:[\d.*]+", name):
         raise DataError(
-            f"tfds:{name}: community sets are not supported; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION."
+            f"tfds:{name}: community datasets are not supported; use tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION."
         )
     try:
         return tfds.builder(name, data_dir=str(config.tfds_folder))
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise DataError(
-            f"tfds:{name}: TFDS knows no such set; https://www.tensorflow.org/datasets/catalog lists them."
+            f"tfds:{name}: TFDS has no such dataset; https://www.tensorflow.org/datasets/catalog lists all."
             f"{did_you_mean(re.split('[/:]', name)[0], known)}"
         ) from None
     except Exception as error:
         missing = _missing_module(error)
-        # TFDS puts what it was called with before the reason.
+        # TFDS puts the call's arguments before the reason.
         reason = re.sub(r'^Failed to construct dataset .*?}": | Here are .*$', "", _first_line(error))
         raise (_needs(name, missing) if missing else DataError(f"tfds:{name}: {reason}")) from error
 
@@ -102,7 +102,7 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
     """Names of the features that hold the image and the label.
 
     Raises:
-        DataError: the set has no images with one class each.
+        DataError: the dataset does not have one image and one class label per example.
     """
     import tensorflow_datasets as tfds
 
@@ -115,10 +115,10 @@ def _keys(name: str, info: Any) -> tuple[str, str]:
             and isinstance(features[label], tfds.features.ClassLabel)
         ):
             if features[image].np_dtype == np.float32:
-                raise DataError(f"tfds:{name}: its images are float, not 0-255; choose a set of ordinary pictures.")
+                raise DataError(f"tfds:{name}: its images are float, not 0-255; use a dataset with 8-bit images.")
             return image, label
     shown = ", ".join(f"{key} ({type(value).__name__})" for key, value in features.items())
-    raise DataError(f"tfds:{name}: must have one image and one class label an example; it has {shown}.")
+    raise DataError(f"tfds:{name}: must have one image and one class label per example; it has {shown}.")
 
 
 def _download_and_prepare(name: str, builder: Any, console: Console | None) -> None:
@@ -140,13 +140,13 @@ def _download_and_prepare(name: str, builder: Any, console: Console | None) -> N
         except KBaselineError:
             raise
         except Exception as error:
-            # Another process may have prepared the same set in the meantime; then all is well.
+            # Not an error if another process has prepared the same dataset in the meantime.
             if not builder.is_prepared():
                 raise _explained(name, root, error, downloads) from error
 
 
 def _hide_gpus_from_tensorflow() -> None:
-    """TensorFlow, where a builder uses it, would take the memory of all GPUs from JAX."""
+    """Keeps TensorFlow, if a builder uses it, from reserving the memory of all GPUs."""
     if importlib.util.find_spec("tensorflow") is None:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -157,24 +157,24 @@ def _hide_gpus_from_tensorflow() -> None:
 
 
 def _explained(name: str, root: Path, error: Exception, downloads: Downloads) -> KBaselineError:
-    """TFDS's failure as one line with its remedy."""
+    """Turns a failure of TFDS into an error of one line with the remedy."""
     if downloads.failure is not None or type(error).__name__ in ("DownloadError", "NonMatchingChecksumError"):
         url, reason = downloads.failure or ("its files", _first_line(error))
         return DownloadError(
-            f"tfds:{name}: could not fetch {url} ({reason}) and {str(root)!r} holds no prepared copy; go online, set "
-            "data.data_dir=DIR where one is, take data.source=folder:PATH, or run `kbaseline fit --config quickstart`, "
-            "which needs no network."
+            f"tfds:{name}: could not download {url} ({reason}), and {str(root)!r} has no prepared copy; check the "
+            "network, set data.data_dir=DIR where DIR holds a copy, use data.source=folder:PATH, or run "
+            "`kbaseline fit --config quickstart`, which needs no network."
         )
     missing = _missing_module(error)
     if missing:
         return _needs(name, missing)
     if "manual" in str(error).lower() and isinstance(error, AssertionError):
-        return DataError(f"tfds:{name}: must be fetched by hand first; {_first_line(error)}")
+        return DataError(f"tfds:{name}: must be downloaded by hand first; {_first_line(error)}")
     return RunError(f"tfds:{name}: TFDS could not prepare it in {str(root)!r} ({_first_line(error)}).")
 
 
 def _missing_module(error: BaseException | None) -> str:
-    """The module whose absence made TFDS fail, or an empty string."""
+    """The missing module that made TFDS fail, or an empty string."""
     while error is not None:
         found = re.search(r"No module named '([\w.]+)'", str(error)) if isinstance(error, ImportError) else None
         if found:
@@ -185,7 +185,9 @@ def _missing_module(error: BaseException | None) -> str:
 
 def _needs(name: str, module: str) -> DataError:
     remedy = "pip install 'kbaseline[tensorflow]'" if module.startswith("tensorflow") else f"pip install {module}"
-    return DataError(f"tfds:{name}: TFDS needs the module {module} to prepare this set; run `{remedy}` and try again.")
+    return DataError(
+        f"tfds:{name}: TFDS needs the module {module} to prepare this dataset; run `{remedy}` and try again."
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -212,10 +214,10 @@ def _listing(
         labels[split] = _labels(parts, label_key, f"{stamp}\0{found}\0{label_key}", config, console)
         records[found] = parts
         if split != "train" and (labels[split] < 0).all():
-            del labels[split], records[found]  # Kept secret for a competition.
+            del labels[split], records[found]  # withheld labels, as in a competition
     for split, values in labels.items():
         if (values < 0).any():
-            raise DataError(f"{source}: every image must have a label; {split} has {(values < 0).sum():,} without.")
+            raise DataError(f"{source}: every image must have a label; {split} has {(values < 0).sum():,} without one.")
     feature = builder.info.features[label_key]
     names = tuple(feature.names or map(str, range(feature.num_classes)))
     return Listing(Records(source, records, image_key, stamp), labels, names, source)
