@@ -6,28 +6,59 @@ import tempfile
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # One for all processes of a session, those that tests start too: compiling is most of what tests do.
+    # One for all processes of a session, those that tests start too.
     os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["KBASELINE_CACHE"] + "/jax"
+    # Compiling is most of what tests do. AVX has no fused multiply-add: with it, code compiled in such haste rounds a
+    # number otherwise when it computes it again, and the gradient of a maximum finds no element equal to the maximum.
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_max_isa=AVX"]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # JAX writes compiled programs in place: another process may meet half of one, and compiles it itself.
+    warnings = [os.environ.get("PYTHONWARNINGS", ""), "ignore:Error reading persistent compilation cache"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import keras
 import numpy as np
 import pytest
 from small_run import save_tiny_backbone
 
 from kbaseline.config.load import load_config
+from kbaseline.devices.xla import prefer_eigen_convolutions
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.runs.results import Outcome, write_results
 from kbaseline.storage.run_folder import RunFolder
 
 # `jax_numpy_rank_promotion="raise"` is left out: Keras' own Dense layer adds a bias (units,) to (batch, units).
+
+
+MOST = 500_000_000
+"""Bytes of compiled programs that are kept; one version of the code leaves a tenth of it."""
+
+# As every learner does; JAX keeps the programs of other flags apart.
+prefer_eigen_convolutions()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled programs stay for later sessions, in pytest's own cache if that can be written to."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    folder = Path(os.environ["KBASELINE_CACHE"], "jax")
+    with suppress(AttributeError, OSError):  # without the plugin, and where nothing may be written
+        kept = config.cache.mkdir("jax")
+        if sum(file.stat().st_size for file in kept.iterdir()) > MOST:
+            shutil.rmtree(kept)
+        if os.access(kept, os.W_OK):
+            folder = kept
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def pytest_unconfigure() -> None:
