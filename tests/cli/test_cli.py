@@ -109,27 +109,17 @@ def test_doctor_tells_what_is_here_and_what_is_missing(tmp_path, monkeypatch):
     assert call("doctor", "--set", f"data.data_dir={tmp_path}").stdout.count("missing") == 1
 
 
-def test_fit_and_find_lr_write_their_folders(tmp_path, tiny_backbone):
-    """The two commands run on digits from the shell, print the ladder, and leave whole folders."""
-    small = ["--config", "quickstart", "--set", "data.limit=200", "--set", "lr_find.steps=20"]
-    small += ["--set", f"model.backbone={tiny_backbone}", "--set", "model.weights=auto", "--set", "data.size=16"]
-    small += ["--set", "stages=[{name: head, freeze: true, epochs: 1, max_lr: 0.01}]"]
-    out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "kbaseline", "fit", *small, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+def test_fit_and_find_lr_write_their_folders(fit_in_a_shell, tmp_path):
+    """The two commands run on digits, `fit` from the shell, print accuracy by step, and leave whole folders."""
+    said = (fit_in_a_shell / "said.txt").read_text()
     for word in ("train_loss", "valid_loss", "images/s", "head", "tta", "suggested"):
-        assert word in done.stdout, done.stdout
-    assert {path.name for path in out.iterdir()} >= {"result.json", "model.keras", "lr_find.png"}
-    found = call("find-lr", *small, "--out", str(tmp_path / "sweep"))
+        assert word in said, said
+    assert {path.name for path in (fit_in_a_shell / "run").iterdir()} >= {"result.json", "model.keras", "lr_find.png"}
+    sweep = ["find-lr", "--config", str(fit_in_a_shell / "recipe.yaml"), "--out", str(tmp_path / "sweep")]
+    found = call(*sweep)
     assert found.exit_code == 0, found.output
     assert "valley" in found.stdout
-    assert Path(tmp_path / "sweep" / "lr_find.csv").is_file()
+    assert (tmp_path / "sweep" / "lr_find.csv").is_file()
 
 
 MADVISE, ALWAYS, NEVER = "always [madvise] never", "[always] madvise never", "always madvise [never]"
