@@ -13,8 +13,8 @@ from kbaseline.config.load import load_config
 
 def save_tiny_backbone(path: Path) -> str:
     """Writes a `.keras` backbone of two convolutions and a BatchNorm, which trains on digits in seconds."""
-    # Drawn by NumPy, for XLA's last bits depend on its flags. With one seed in two a number lies so near the corner of a
-    # ReLU that the order of additions decides on its gradient, and runs on other devices differ by more than rounding.
+    # Drawn by NumPy, for XLA's last bits depend on its flags. With one seed in two a number lies so near the corner of
+    # a ReLU that the order of additions decides on its gradient, and other devices differ by more than rounding.
     rng = np.random.default_rng(2)
     image = keras.Input((None, None, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1, name="rescale")(image)
