@@ -3,33 +3,64 @@
 import os
 import tempfile
 
+from launch import HASTE
+
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # One for all processes of a session, those that tests start too: compiling is most of what tests do.
+    # One for all processes of a session, those that tests start too.
     os.environ["KBASELINE_CACHE"] = tempfile.mkdtemp(prefix="kbaseline-test-cache-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["KBASELINE_CACHE"] + "/jax"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HASTE}".strip()
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # JAX writes compiled programs in place: another process may meet half of one, and compiles it itself.
+    warnings = [os.environ.get("PYTHONWARNINGS", ""), "ignore:Error reading persistent compilation cache"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, warnings))
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import keras
 import numpy as np
 import pytest
-from small_run import save_tiny_backbone
+from filelock import FileLock
+from launch import Launched
+from small_run import recipe, save_tiny_backbone
 
 from kbaseline.config.load import load_config
-from kbaseline.devices.xla import environment
+from kbaseline.devices.xla import environment, prefer_eigen_convolutions
 from kbaseline.metrics import Evaluation, evaluate_predictions, final_evaluation
 from kbaseline.runs.record import DataSummary, RunResult
 from kbaseline.runs.results import write_results
 from kbaseline.storage.run_folder import RunFolder
 
 # `jax_numpy_rank_promotion="raise"` is left out: Keras' own Dense layer adds a bias (units,) to (batch, units).
+
+
+MOST = 500_000_000
+"""Bytes of compiled programs that are kept; one version of the code leaves a tenth of it."""
+
+# As every learner does; JAX keeps the programs of other flags apart.
+prefer_eigen_convolutions()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled programs stay for later sessions, in pytest's own cache if that can be written to."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    folder = Path(os.environ["KBASELINE_CACHE"], "jax")
+    with suppress(AttributeError, OSError):  # without the plugin, and where nothing may be written
+        kept = config.cache.mkdir("jax")
+        if sum(file.stat().st_size for file in kept.iterdir()) > MOST:
+            shutil.rmtree(kept)
+        if os.access(kept, os.W_OK):
+            folder = kept
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def pytest_unconfigure() -> None:
@@ -52,9 +83,45 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes something in a folder of a name, once for all tests of all processes; nobody may change it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
+        with FileLock(root / f"shared-{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(shared: Callable[..., Path]) -> str:
     """The backbone of `small_run`, for all tests."""
-    return save_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny.keras")
+    return str(shared("backbone", lambda folder: save_tiny_backbone(folder / "tiny.keras")) / "tiny.keras")
+
+
+@pytest.fixture(scope="session")
+def fit_in_a_shell(shared: Callable[..., Path], tiny_backbone: str) -> Path:
+    """A folder in which a shell has run `kbaseline fit` on one device, with the recipe of `small_run`.
+
+    It holds `recipe.yaml`, the run folder `run`, and `said.txt`, what was printed.
+    """
+
+    def make(folder: Path) -> None:
+        (folder / "recipe.yaml").write_text(load_config(recipe(tiny_backbone)).to_yaml())
+        command = ["fit", "--config", folder / "recipe.yaml", "--out", folder / "run"]
+        launched = Launched(command, folder / "logs")
+        assert launched.codes() == [0], launched.text()
+        (folder / "said.txt").write_text(launched.text())
+
+    return shared("fit", make)
 
 
 @pytest.fixture

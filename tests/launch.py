@@ -8,6 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+HASTE = "--xla_backend_optimization_level=0 --xla_cpu_max_isa=AVX"
+"""Flags with which XLA compiles in haste, which is most of the time of a run as small as a test's.
+
+AVX has no fused multiply-add. With it, code compiled so rounds a number otherwise where it computes it again; then the
+gradient of a maximum finds no element equal to it, and divides by none (https://github.com/jax-ml/jax/issues/40564).
+"""
+
 
 class Launched:
     """The processes of a run.
@@ -18,7 +25,7 @@ class Launched:
         processes: how many.
         devices: virtual CPU devices that each of them has and uses.
         program: what Python runs; takes `--set runtime.KEY=VALUE` as `kbaseline` does.
-        flags: further ones of XLA. By default it compiles in haste: most of the time of a run as small as a test's.
+        flags: further ones of XLA.
     """
 
     def __init__(
@@ -28,7 +35,7 @@ class Launched:
         processes: int = 1,
         devices: int = 1,
         program: Sequence[str | Path] = ("-m", "kbaseline"),
-        flags: str = "--xla_backend_optimization_level=0",
+        flags: str = HASTE,
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         flags = f"--xla_force_host_platform_device_count={devices} {flags}"

@@ -22,21 +22,16 @@ TOLERANCE = 1e-5
 """Largest difference of a loss, relative, and of a weight or probability; measured: up to 1e-6."""
 
 
-@pytest.fixture(scope="module")
-def recipe(tiny_backbone, tmp_path_factory) -> Path:
+@pytest.fixture
+def recipe(fit_in_a_shell) -> Path:
     """The small run's recipe."""
-    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(load_config(small_run.recipe(tiny_backbone)).to_yaml())
-    return path
+    return fit_in_a_shell / "recipe.yaml"
 
 
-@pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory) -> Path:
+@pytest.fixture
+def whole(fit_in_a_shell) -> Path:
     """The recipe's run folder from one device."""
-    folder = tmp_path_factory.mktemp("one")
-    launched = Launched(["fit", "--config", recipe, "--out", folder / "run"], folder / "logs")
-    assert launched.codes() == [0], launched.text()
-    return folder / "run"
+    return fit_in_a_shell / "run"
 
 
 def assert_alike(folder: Path, whole: Path) -> None:
@@ -46,8 +41,29 @@ def assert_alike(folder: Path, whole: Path) -> None:
         assert difference <= (10 * TOLERANCE if figure.startswith("lr_find") else TOLERANCE), figure
 
 
+def assert_one_speaks(launched: Launched) -> None:
+    """Only the first process says anything, and no other writes a file anywhere."""
+    assert all(launched.text(number) == "" for number in range(1, len(launched.logs)))
+    assert all(not list(folder.iterdir()) for folder in launched.folders)
+
+
+def test_two_processes_train_as_one(recipe, whole, tmp_path):
+    """The first stage alone, without a sweep or views: the epoch of one device (reference). The smoke of the next."""
+    first = json.dumps(small_run.recipe("")["stages"][:1])
+    command = ["fit", "--config", recipe, "--out", tmp_path / "run", "--set", f"stages={first}", "--set", "tta=null"]
+    launched = Launched(command, tmp_path / "logs", 2)
+    assert launched.codes() == [0, 0], launched.text()
+    assert "2 devices of 2 processes share every batch, 16 images each\n" in launched.text()
+    epochs = (small_run.columns(run / "history.csv") for run in (tmp_path / "run", whole))
+    for mine, other in zip(*(columns.values() for columns in epochs), strict=True):
+        assert mine[0] == pytest.approx(other[0], rel=TOLERANCE)
+    assert_one_speaks(launched)
+
+
 @pytest.mark.parametrize(
-    ("processes", "devices"), [(1, 8), (2, 2), pytest.param(4, 1, marks=pytest.mark.slow)], ids=str
+    ("processes", "devices"),
+    [(1, 8), pytest.param(2, 2, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_many_devices_train_as_one(recipe, whole, tmp_path, processes, devices):
     """Eight devices of one process, two processes of two, four of one: the run of one device (reference).
@@ -61,8 +77,7 @@ def test_many_devices_train_as_one(recipe, whole, tmp_path, processes, devices):
     assert f"{processes * devices} devices {among}share every batch, {each} images each\n" in launched.text()
     assert_alike(tmp_path / "run", whole)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in whole.iterdir())
-    assert all(launched.text(number) == "" for number in range(1, processes))
-    assert all(not list(folder.iterdir()) for folder in launched.folders)
+    assert_one_speaks(launched)
 
 
 @pytest.mark.slow

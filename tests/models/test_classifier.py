@@ -229,7 +229,8 @@ def test_a_saved_model_needs_no_more_than_the_import(
         code = f"{order}; import numpy as np; m = keras.models.load_model('model.keras'); {then}"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+    # The tests before have trained it: its logits are as large as a hundred.
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_keeps_the_head_in_float32(photos: tuple[np.ndarray, np.ndarray]) -> None:

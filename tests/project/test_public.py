@@ -10,9 +10,9 @@ from inspect import cleandoc
 from pathlib import Path
 
 import pytest
+from small_run import save_quickstart
 
 import kbaseline
-from kbaseline.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/article.py"]
@@ -41,15 +41,9 @@ def problems(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> tuple[Path, str]:
-    """A folder in which `run_baseline`'s example has run, and what was wrong with it.
-
-    A file there called quickstart, which comes before the bundled configuration, is the same on a smaller network.
-    """
+    """A folder in which `run_baseline`'s example has run, on a smaller network, and what was wrong with it."""
     folder = tmp_path_factory.mktemp("examples")
-    small = {"model.backbone": tiny_backbone, "model.weights": "auto", "model.hidden": 8, "data.size": 16}
-    small |= {"data.limit": 300, "stages.0.lr_find": False, "stages.1.lr_find": False}
-    small |= {"lr_find.steps": 40, "tta.views": 1}
-    (folder / "quickstart").write_text(load_config("quickstart", small).to_yaml())
+    save_quickstart(folder, tiny_backbone)
     with contextlib.chdir(folder):
         return folder, problems("run_baseline")
 

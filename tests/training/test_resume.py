@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import jax
 import keras
 import numpy as np
 import pytest
@@ -218,11 +219,14 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(recipe, tmp_path):
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    kept_from = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)  # a compiled program is too large, too
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
         with pytest.raises(RunError, match=r"cannot write .*000001.npz'.*\.$") as caught:
-            run_baseline(recipe, out=tmp_path / "run", console=QUIET, **{"runtime.compilation_cache": False})
+            run_baseline(recipe, out=tmp_path / "run", console=QUIET)
     finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", kept_from)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
     assert "\n" not in str(caught.value)
@@ -266,13 +270,13 @@ class Swallowed(keras.callbacks.Callback):
 
 def test_a_signal_in_a_sweep_ends_it(recipe, tmp_path, monkeypatch):
     """Invariant: the sweep ends after the step in which the signal came, whoever swallows exceptions there."""
-    steps = []
+    steps, before = [], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(LRFinder, "on_train_batch_begin", lambda self, batch, logs=None: steps.append(batch))
     monkeypatch.setattr(LRFinder, "on_train_batch_end", Swallowed.on_train_batch_end)
     with pytest.raises(Stopped, match="stopped by SIGINT; nothing was trained"):
         find_learning_rate(recipe, out=tmp_path / "run", console=QUIET)
     assert steps == [0]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before  # in the background, one that ignores it
 
 
 def test_a_signal_in_test_time_augmentation_ends_it_and_the_run_can_go_on(recipe, tmp_path, monkeypatch):
