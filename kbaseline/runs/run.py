@@ -10,7 +10,7 @@ from rich.console import Console
 from kbaseline.config.schema import Config
 from kbaseline.data import ImageData
 from kbaseline.data.image_data import load_source
-from kbaseline.devices.xla import enable_compilation_cache, prefer_eigen_convolutions
+from kbaseline.devices.xla import prefer_eigen_convolutions, set_compilation_cache
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
@@ -91,8 +91,7 @@ def load(run: str | Path) -> SavedRun:
     path = read.folder / "model.keras"
     if not path.is_file():
         raise ModelError(f"run {str(run)!r}: holds no model.keras; run it again.")
-    if read.config.runtime.compilation_cache:
-        enable_compilation_cache()
+    set_compilation_cache(read.config.data.cache_folder if read.config.runtime.compilation_cache else None)
     prefer_eigen_convolutions()
     model = read_model(path, f"run {str(run)!r}: model.keras")
     adapt_to_cpu(model)
