@@ -24,10 +24,10 @@ from kbaseline.devices.multihost import are_several, init_distributed, is_first,
 from kbaseline.devices.parallel import data_parallel, on_all_devices
 from kbaseline.devices.xla import (
     dtype_policy,
-    enable_compilation_cache,
     explain_oom,
     make_deterministic,
     prefer_eigen_convolutions,
+    set_compilation_cache,
 )
 from kbaseline.errors import DataError, InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
@@ -108,8 +108,7 @@ class Learner:
     def _setup(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
         """Initializes the learner with a new model, or with the model of a finished `run`."""
         self.config = config
-        if self.config.runtime.compilation_cache:
-            enable_compilation_cache()
+        set_compilation_cache(config.data.cache_folder if config.runtime.compilation_cache else None)
         prefer_eigen_convolutions()
         if self.config.runtime.deterministic:
             make_deterministic()

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kbaseline.cli.cache import cache
 from kbaseline.cli.evaluate import compare, evaluate
 from kbaseline.cli.inspect import backbones, data, doctor, show_config
 from kbaseline.cli.train import find_lr, fit
@@ -51,5 +52,5 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, evaluate, compare, predict, export, serve, data, show_config, doctor, backbones):
+for _command in (fit, find_lr, evaluate, compare, predict, export, serve, data, show_config, doctor, backbones, cache):
     main.add_command(_command)

@@ -73,7 +73,7 @@ class DataConfig(Section):
     """Weight of each class in the training loss: `none`; `auto`, inversely proportional to its number of training
     images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
     cache_dir: Path | None = None
-    """Where decoded photos are cached. Default: `$KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
+    """Where decoded photos and compiled programs are cached. Default: `$KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
 
     @property
     def batch(self) -> int:
@@ -225,7 +225,7 @@ class RuntimeConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPUs that have it, float32 elsewhere. Head and loss are always float32."""
     compilation_cache: bool = True
-    """Keep JAX's compiled programs in the user's cache folder, so that later runs start faster."""
+    """Keep JAX's compiled programs in `data.cache_dir`, at most 2 GB of them, so that later runs start faster."""
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Trackers that log every epoch, besides `history.csv`: any of `tensorboard`, `wandb`, `mlflow`."""
     checkpoint_minutes: float = Field(10.0, gt=0)

@@ -101,7 +101,7 @@ class ImageBatches(keras.utils.PyDataset):  # type: ignore[misc]
     def _let_go(self, count: int) -> None:
         """Unmaps pages at regular intervals, so that memory does not grow with the size of the data."""
         self._read += count
-        mapped = getattr(self.images, "_mmap", None)
+        mapped = getattr(getattr(self.images, "stored", self.images), "_mmap", None)
         if mapped is None or self.images.nbytes <= RESIDENT_BYTES or self._read * HUGE_PAGE < RESIDENT_BYTES:
             return
         self._read = 0

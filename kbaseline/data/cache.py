@@ -1,5 +1,6 @@
 """Decodes images once, into memory-mapped files that later runs only open."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,9 @@ from kbaseline.console.bars import Bar
 from kbaseline.data import decode
 from kbaseline.data.fit import Resize
 from kbaseline.data.pictures import Pictures, pixel_digest
+from kbaseline.data.rows import rows
 from kbaseline.errors import DataError, RunError, one_line
+from kbaseline.storage.cache_folder import delete_leftovers
 from kbaseline.storage.npz import read_array
 
 # Rows decoded before they are appended to the file: the RAM a preparation takes, whatever its size.
@@ -31,7 +34,7 @@ class Decoded:
     """One split, decoded.
 
     Attributes:
-        images: uint8 0-255, `(number, height, width, 3)`, a read-only memory map.
+        images: uint8 0-255, `(number, height, width, 3)`, rows of a read-only memory map; see `rows`.
         digests: uint64 `(number,)`, `pixel_digest` of each.
         bad: position among the images asked for -> why it could not be read; these are not in `images`.
     """
@@ -68,7 +71,7 @@ def decoded(
     """Opens the decoded copy of the chosen images, making it first where there is none.
 
     The copy is a folder that appears complete, by rename. Where two processes make the same copy, the first to finish
-    wins and both use its content.
+    wins and both use its content. It belongs to the images as one set: another split of them decodes nothing.
 
     If all images have the same height and width, neither above twice `size`, they keep their own pixels (`crop` keeps
     only the centre square), so that the model does resize and augmentation in one resample. Otherwise all are resized
@@ -82,22 +85,42 @@ def decoded(
         console: where to show progress; None shows nothing.
 
     Raises:
-        DataError: an image cannot be read and `target.strict` is set, or none can be read.
+        DataError: an image cannot be read and `target.strict` is set, or none of a split can be read.
         RunError: the cache folder cannot be written.
     """
-    folder = cache_dir / "images" / _key(pictures, chosen, target)
-    found = _open(folder, chosen)
+    numbers = np.unique(np.concatenate(list(chosen.values())))
+    folder = cache_dir / "images" / _key(pictures, numbers, target)
+    found = _open(folder, len(numbers))
     if found is None:
-        with _whole_folder(folder, lambda: _open(folder, chosen) is not None) as unfinished:
-            _make(pictures, chosen, target, unfinished, console)
-        found = _open(folder, chosen)
+        with _whole_folder(folder, lambda: _open(folder, len(numbers)) is not None) as unfinished:
+            bad = _make(pictures, numbers, target, unfinished, console)
+            if len(bad) == len(numbers):
+                name, indices = next(iter(chosen.items()))
+                raise _none_readable(pictures, name, indices, bad[int(np.searchsorted(numbers, indices[0]))])
+        found = _open(folder, len(numbers))
     if found is None:
         raise RunError(f"cache {str(folder)!r}: cannot be read back; delete it, or set data.cache_dir to another disk.")
-    if target.strict:
-        for name, split in found.items():
-            for position, reason in split.bad.items():
+    splits = {name: _part(found, np.searchsorted(numbers, indices)) for name, indices in chosen.items()}
+    for name, split in splits.items():
+        for position, reason in split.bad.items():
+            if target.strict:
                 raise bad_image(pictures.name(int(chosen[name][position])), reason)
-    return found
+            if len(split.bad) == len(chosen[name]):
+                raise _none_readable(pictures, name, chosen[name], reason)
+    return splits
+
+
+def _part(whole: Decoded, positions: np.ndarray) -> Decoded:
+    """The images at these positions among those asked for, in this order."""
+    bad = {at: whole.bad[position] for at, position in enumerate(positions.tolist()) if position in whole.bad}
+    kept = np.delete(positions, list(bad))
+    numbers = kept - np.searchsorted(np.array(sorted(whole.bad), kept.dtype), kept)
+    return Decoded(rows(whole.images, numbers), whole.digests[numbers], bad)
+
+
+def _none_readable(pictures: Pictures, name: str, indices: np.ndarray, reason: str) -> DataError:
+    first = pictures.name(int(indices[0]))
+    return DataError(f"{name} images: none of {len(indices):,} can be read; the first is {first!r} ({reason}).")
 
 
 def bad_image(name: str, reason: str) -> DataError:
@@ -107,30 +130,28 @@ def bad_image(name: str, reason: str) -> DataError:
     )
 
 
-def _key(pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target) -> str:
-    digest = hashlib.blake2b(
-        f"{decode.VERSION} {target.size} {target.resize} {target.image_size}".encode(), digest_size=16
-    )
-    for name, indices in chosen.items():
-        digest.update(f"\n\n{name}".encode())
-        for index in indices.tolist():
-            digest.update(f"\n{pictures.fingerprint(index)}".encode(errors="surrogateescape"))
+def _key(pictures: Pictures, numbers: np.ndarray, target: Target) -> str:
+    aim = f"{decode.VERSION} {target.size} {target.resize} {target.image_size}"
+    digest = hashlib.blake2b(aim.encode(), digest_size=16)
+    for number in numbers.tolist():
+        digest.update(f"\n{pictures.fingerprint(number)}".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _open(folder: Path, chosen: Mapping[str, np.ndarray]) -> dict[str, Decoded] | None:
-    """The finished copy, or None where there is none or it is damaged."""
-    found = {}
+def _open(folder: Path, count: int) -> Decoded | None:
+    """The finished copy of so many images, or None where there is none or it is damaged."""
     try:
         bad = json.loads((folder / "bad.json").read_text(encoding="utf-8"))
-        for name, indices in chosen.items():
-            images = read_array(folder / f"{name}.npy", mapped=True)
-            digests = read_array(folder / f"{name}.digests.npy")
-            found[name] = Decoded(images, digests, {int(position): reason for position, reason in bad[name].items()})
-            if not len(images) == len(digests) == len(indices) - len(found[name].bad):
-                return None
-    except (OSError, ValueError, KeyError, AttributeError):
+        images = read_array(folder / "images.npy", mapped=True)
+        digests = read_array(folder / "digests.npy")
+        found = Decoded(images, digests, {int(position): reason for position, reason in bad.items()})
+    except (OSError, ValueError, AttributeError):
         return None
+    if not len(images) == len(digests) == count - len(found.bad):
+        return None
+    # When it was last of use, for `kbaseline cache --trim`.
+    with contextlib.suppress(OSError):
+        os.utime(folder)
     return found
 
 
@@ -143,6 +164,7 @@ def _whole_folder(folder: Path, finished: Callable[[], bool]) -> Iterator[Path]:
     unfinished = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        delete_leftovers(folder.parent)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield unfinished
         _put_in_place(unfinished, folder, finished)
@@ -173,20 +195,18 @@ def _put_in_place(unfinished: Path, folder: Path, finished: Callable[[], bool]) 
 
 
 def _make(
-    pictures: Pictures, chosen: Mapping[str, np.ndarray], target: Target, folder: Path, console: Console | None
-) -> None:
-    total = sum(map(len, chosen.values()))
+    pictures: Pictures, numbers: np.ndarray, target: Target, folder: Path, console: Console | None
+) -> dict[int, str]:
+    """Decodes the images into `folder`; gives the position of each that cannot be read, and why."""
     pool = ThreadPoolExecutor(_threads())
     try:
-        with decode.quiet(), Bar(console, "Decoding", total) as bar:
-            height, width = _common_size(pictures, np.concatenate(list(chosen.values())), target, pool)
-            bad = {
-                name: _write(_Job(pictures, indices, height, width, target), folder, name, pool, bar)
-                for name, indices in chosen.items()
-            }
+        with decode.quiet(), Bar(console, "Decoding", len(numbers)) as bar:
+            height, width = _common_size(pictures, numbers, target, pool)
+            bad = _write(_Job(pictures, numbers, height, width, target), folder, pool, bar)
     finally:
         pool.shutdown(cancel_futures=True)
     (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+    return bad
 
 
 def _threads() -> int:
@@ -228,7 +248,7 @@ _Row = tuple[bytes, int]
 
 @dataclass(frozen=True)
 class _Job:
-    """One split to decode."""
+    """The images to decode, and to what."""
 
     pictures: Pictures
     indices: np.ndarray
@@ -249,13 +269,13 @@ class _Job:
         return pixels, pixel_digest(pixels)
 
 
-def _write(job: _Job, folder: Path, name: str, pool: ThreadPoolExecutor, bar: Bar) -> dict[int, str]:
-    """Decodes one split into .npy files, chunk by chunk, and returns the images it could not read."""
+def _write(job: _Job, folder: Path, pool: ThreadPoolExecutor, bar: Bar) -> dict[int, str]:
+    """Decodes images into .npy files, chunk by chunk, and returns those that it could not read."""
     row_shape = (job.height, job.width, 3)
     chunk = max(64, CHUNK_BYTES // int(np.prod(row_shape)))
     bad: dict[int, str] = {}
     digests: list[int] = []
-    with (folder / f"{name}.npy").open("wb") as file:
+    with (folder / "images.npy").open("wb") as file:
         _write_header(file, (len(job.indices), *row_shape))
         for start in range(0, len(job.indices), chunk):
             waiting = job.indices[start : start + chunk].tolist()
@@ -263,29 +283,23 @@ def _write(job: _Job, folder: Path, name: str, pool: ThreadPoolExecutor, bar: Ba
             few = max(1, min(32, len(waiting) // (4 * _threads())))
             groups = pool.map(job.rows, [waiting[at : at + few] for at in range(0, len(waiting), few)])
             position = start
-            for rows in groups:
-                _append(job, file, position, rows, digests, bad)
-                position += len(rows)
-                bar.advance(len(rows))
-        if len(bad) == len(job.indices):
-            position, reason = next(iter(bad.items()))
-            raise DataError(
-                f"{name} images: none of {len(bad):,} can be read; the first is "
-                f"{job.pictures.name(int(job.indices[position]))!r} ({reason})."
-            )
+            for group in groups:
+                _append(job, file, position, group, digests, bad)
+                position += len(group)
+                bar.advance(len(group))
         file.seek(0)
         _write_header(file, (len(job.indices) - len(bad), *row_shape))
         file.flush()
         os.fsync(file.fileno())
-    np.save(folder / f"{name}.digests.npy", np.array(digests, np.uint64))
+    np.save(folder / "digests.npy", np.array(digests, np.uint64))
     return bad
 
 
 def _append(
-    job: _Job, file: BinaryIO, start: int, rows: list[_Row | str], digests: list[int], bad: dict[int, str]
+    job: _Job, file: BinaryIO, start: int, group: list[_Row | str], digests: list[int], bad: dict[int, str]
 ) -> None:
     """Writes the rows that are images and records the others in `bad`; the first row has the position `start`."""
-    for position, row in enumerate(rows, start):
+    for position, row in enumerate(group, start):
         if not isinstance(row, str):
             file.write(row[0])
             digests.append(row[1])

@@ -11,6 +11,7 @@ from rich.console import Console
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.prepare import Split, prepare
+from kbaseline.data.rows import Rows
 from kbaseline.data.sources.registry import open_source
 from kbaseline.data.splits import choose
 from kbaseline.errors import DataError
@@ -180,12 +181,12 @@ def load_source(
 
 
 def checked_images(name: str, images: Any) -> np.ndarray:
-    """Checks images and returns them as uint8 `(number, height, width, 3)`.
+    """Checks images and returns them as uint8 `(number, height, width, 3)`; those of a decoded copy stay on disk.
 
     Raises:
         DataError: no images, a wrong shape or dtype, or values outside 0-255.
     """
-    images = np.asanyarray(images)
+    images = images if isinstance(images, Rows) else np.asanyarray(images)
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=-1)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):

@@ -5,12 +5,20 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
-from kbaseline.config.schema import DataConfig
 from kbaseline.errors import InputError, RunError
+from kbaseline.storage import cache_folder
+
+PROGRAMS_BYTES = 2 * 10**9
+"""About how much the compiled programs in a cache folder may take as a process begins."""
+
+_programs: str | None = None
+"""Where this process keeps compiled programs by its own choice."""
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 _LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type"
@@ -26,12 +34,26 @@ def dtype_policy(precision: str) -> str:
     return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
 
 
-def enable_compilation_cache() -> None:
-    """Keeps JAX's compiled programs in the user's cache folder, unless JAX was told another place already."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(DataConfig().cache_folder / "jax"))
+def set_compilation_cache(folder: Path | None) -> None:
+    """Keeps JAX's compiled programs in a cache folder; None keeps none. Where JAX was told another place, that holds.
+
+    Those used longest ago are deleted first if all together take more than `PROGRAMS_BYTES`.
+    """
+    global _programs
+    if jax.config.jax_compilation_cache_dir != _programs:
+        return
+    chosen = None if folder is None else str(folder / "jax")
+    if chosen == _programs:
+        return
+    _programs = chosen
+    jax.config.update("jax_compilation_cache_dir", chosen)
+    # JAX asks for its folder once; without this an earlier learner's would hold.
+    compilation_cache.reset_cache()
+    if folder is not None:
         # JAX keeps what took a second; a network's initial weights are dozens of programs of half that.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        # JAX's own bound reads the time of every program again for each that it adds.
+        cache_folder.trim(cache_folder.kept(folder)["compiled programs"], PROGRAMS_BYTES)
 
 
 def make_deterministic() -> None:

@@ -11,7 +11,7 @@ from kbaseline.config.schema import Config
 from kbaseline.data import ImageData
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
-from kbaseline.devices.xla import enable_compilation_cache, prefer_eigen_convolutions
+from kbaseline.devices.xla import prefer_eigen_convolutions, set_compilation_cache
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
@@ -95,8 +95,7 @@ def load(run: str | Path) -> SavedRun:
     path = read.folder / "model.keras"
     if not path.is_file():
         raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
-    if read.config.runtime.compilation_cache:
-        enable_compilation_cache()
+    set_compilation_cache(read.config.data.cache_folder if read.config.runtime.compilation_cache else None)
     prefer_eigen_convolutions()
     model = read_model(path, f"run {str(run)!r}: model.keras")
     adapt_to_cpu(model)

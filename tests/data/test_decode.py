@@ -8,9 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+import tifffile
+from PIL import Image, ImageFile, PngImagePlugin
 
-from kbaseline.data.decode import BadImageError, decode, probe, quiet
+from kbaseline.data.decode import BadImageError, decode, kind, probe, quiet
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -132,7 +133,7 @@ def test_float_grey_is_0_to_255(tmp_path):
     """Golden: float grey is taken as 0-255; 0-1, which would come out black, is refused."""
     assert (decode(saved(tmp_path, Image.new("F", (4, 4), 200.0), "a.tif"), 4, 4, "crop") == 200).all()
     for value, reason in ((0.7, "got 0-1"), (256.0, "got 256"), (-1.0, "got -1")):
-        with pytest.raises(BadImageError, match=f"grey values must lie in 0-255; {reason}"):
+        with pytest.raises(BadImageError, match=f"^values must lie in 0-255; {reason}"):
             decode(saved(tmp_path, Image.new("F", (4, 4), value), "b.tif"), 4, 4, "crop")
 
 
@@ -318,3 +319,208 @@ def test_silly_tags_of_a_tiff_ask_for_no_memory():
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+def encoded(image, format_, **options):
+    file = io.BytesIO()
+    image.save(file, format_, **options)
+    return file.getvalue()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+
+
+def read(content, resize="squish"):
+    """Decodes at the image's own size."""
+    file = io.BytesIO(content)
+    with quiet():
+        return decode(file, *probe(file)[:2], resize)
+
+
+@pytest.mark.parametrize("damage", ["bit", "zeros", "zeros at the end", "palette", "transparency"])
+def test_a_png_with_a_wrong_checksum_is_refused(damage):
+    """Pillow tests no checksum of pixels and gives junk; here the image is refused and the damage named."""
+    image = Image.fromarray(NOISE)
+    if damage in ("palette", "transparency"):
+        image = image.quantize(16)
+        image.info["transparency"] = 3
+    content = bytearray(encoded(image, "PNG", compress_level=0))
+    if damage == "bit":
+        content[len(content) // 2] ^= 4
+    elif damage.startswith("zeros"):
+        begin = len(content) // 2 if damage == "zeros" else len(content) - 20
+        content[begin:] = bytes(len(content) - begin)
+    else:
+        content[content.index({"palette": b"PLTE", "transparency": b"tRNS"}[damage]) + 4] ^= 4
+    with pytest.raises(BadImageError, match=r"the PNG is damaged: its \w{4} is cut off or has a wrong checksum"):
+        read(bytes(content))
+
+
+def test_the_texts_of_a_png_do_not_matter():
+    """Golden: texts that are long, long once unpacked or spoilt leave the pixels as they are."""
+    plain, info = encoded(Image.fromarray(NOISE), "PNG"), PngImagePlugin.PngInfo()
+    info.add_text("prompt", "masterpiece, " * 200_000, zip=True)
+    info.add_itxt("XML:com.adobe.xmp", "history " * 200_000, zip=True)
+    long = encoded(Image.fromarray(NOISE), "PNG", pnginfo=info)
+    spoilt = plain[:33] + struct.pack(">I", 5) + b"tEXta\0bcd" + b"sums" + plain[33:]
+    cut = plain[:-12] + struct.pack(">I", 5_000) + b"tEXta\0bcd"
+    for content in (long, spoilt, cut, plain[:-12], plain + bytes(5_000)):
+        np.testing.assert_array_equal(read(content), NOISE)
+
+
+def test_exif_behind_the_pixels_of_a_png_counts():
+    """Header and pixels agree on which side is up, wherever the tag stands."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(Image.fromarray(NOISE), "PNG")
+    content = plain[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + plain[-12:]
+    np.testing.assert_array_equal(read(content), np.rot90(NOISE, -1))
+
+
+def test_a_transparent_value_of_16_bits_is_white():
+    """Golden: of a grey PNG that value and no other; in colours, where Pillow sees 8 bits of it, it is refused."""
+    see_through = chunk(b"tRNS", struct.pack(">H", 30_000))
+    plain = png(3, 1, 16, 0, b"\0" + np.array([30_000, 30_001, 65_535], ">u2").tobytes())
+    np.testing.assert_array_equal(read(plain[:33] + see_through + plain[33:])[0, :, 0], [255, 117, 255])
+    plain = png(1, 1, 16, 2, b"\0" + np.array([30_000, 30_001, 65_535], ">u2").tobytes())
+    with pytest.raises(BadImageError, match="16-bit colours, one of which is transparent"):
+        read(plain[:33] + chunk(b"tRNS", bytes(6)) + plain[33:])
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_bitmap_whose_fourth_byte_is_zero_is_opaque(alpha):
+    """Many programs leave it zero; the image would be all white."""
+    four = np.dstack([NOISE, np.full(NOISE.shape[:2], alpha, np.uint8)])
+    np.testing.assert_array_equal(read(encoded(Image.fromarray(four), "BMP")), NOISE)
+
+
+def tiff(values, photometric="rgb", **options):
+    """A TIFF as tifffile writes it."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric=photometric, **options)
+    return file.getvalue()
+
+
+def in_full(dtype):
+    """`NOISE` as integers of another type, scaled to the whole of its range; as floats it stays."""
+    if np.dtype(dtype).kind == "f":
+        return NOISE.astype(dtype)
+    return (NOISE.astype(np.float64) * (np.iinfo(dtype).max / 255)).astype(dtype)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "float16", "float32", "float64"])
+def test_every_number_of_a_tiff(dtype, order, compression):
+    """Golden: grey and colours, in one plane or three, white at either end, tiled or not, give the same pixels."""
+    colours = in_full(dtype)
+    grey = colours[..., 0]
+    white = 255 if colours.dtype.kind == "f" else np.iinfo(dtype).max
+    options = {"byteorder": order, "compression": compression}
+    most = 2 if dtype == "int8" else 1
+    planes = np.moveaxis(colours, -1, 0)
+    predicted = [tiff(colours, predictor=True, **options)] if compression and "int" in dtype else []
+    for content in (
+        tiff(colours, planarconfig="contig", **options),
+        tiff(planes, planarconfig="separate", **options),
+        tiff(planes, planarconfig="separate", tile=(16, 16), **options),
+        *predicted,
+    ):
+        np.testing.assert_allclose(read(content).astype(int), NOISE, atol=most)
+    for content in (tiff(grey, "minisblack", **options), tiff(white - grey, "miniswhite", **options)):
+        np.testing.assert_allclose(read(content).astype(int), NOISE[..., :1].repeat(3, -1), atol=most)
+
+
+@pytest.mark.parametrize("kind_", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_alpha_of_a_tiff(dtype, planes, kind_):
+    """Golden: grey and colours on white, the alpha in a plane of its own or not, in the colours or not."""
+    for colours, photometric in ((NOISE, "rgb"), (NOISE[..., :1], "minisblack")):
+        alpha = np.full((32, 48, 1), 51.0)
+        stored = colours * (alpha / 255 if kind_ == "assocalpha" else 1)
+        values = np.rint(np.dstack([stored, alpha]) * (1 if dtype == "uint8" else 257)).astype(dtype)
+        arranged = values if planes == "contig" else np.moveaxis(values, -1, 0)
+        content = tiff(arranged, photometric, planarconfig=planes, extrasamples=[kind_])
+        expected = np.broadcast_to(colours * 0.2 + 255 * 0.8, NOISE.shape)
+        np.testing.assert_allclose(read(content), expected, atol=1.1)
+
+
+def test_orientation_of_a_tiff_that_pillow_cannot_read():
+    """The same turn as of any other."""
+    planes = np.moveaxis(in_full("uint16"), -1, 0)
+    content = tiff(planes, planarconfig="separate", extratags=[(0x0112, 3, 1, 6, True)])
+    np.testing.assert_allclose(read(content).astype(int), np.rot90(NOISE, -1), atol=1)
+
+
+def test_twelve_bits():
+    """Golden: 12 bits that a TIFF declares are scaled by 12, not by 16."""
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + b"\xff\xf8\0"
+    np.testing.assert_array_equal(read(content)[0, :, 0], [255, 128])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 16), "PNG"), "values reach 6.2% of white, 65535"),
+        (tiff(NOISE[..., 0].astype(np.uint16) * 16, "minisblack"), "values reach 6.2% of white, 65535"),
+        (tiff(NOISE.astype(np.uint16) * 16), "values reach [56].[28]% of white"),
+        (tiff(NOISE.astype(np.uint16) * 16, compression="zlib"), "values reach [56].[28]% of white"),
+        (
+            b"P6 48 32 65535\n" + (NOISE.astype(np.uint16) * 16).astype(">u2").tobytes(),
+            "values reach [56].[28]% of white",
+        ),
+        (png(1, 1, 16, 6, b"\0" + np.array([400, 9, 9, 65_535], ">u2").tobytes()), "values reach 0.4% of white, 65535"),
+        (tiff(NOISE.astype(np.uint32), "rgb"), "values reach 0.0% of white, 4294967295"),
+        (tiff(-in_full("int16")), "values must lie in 0-32767; got -32767"),
+        (tiff(NOISE / np.float32(255)), "values must lie in 0-255; got 0-1"),
+        (tiff(np.dstack([NOISE, NOISE[..., 0]]), "minisblack", planarconfig="contig"), "no word on which are red"),
+        (
+            tiff(np.dstack([NOISE, NOISE[..., 0]]).astype(np.float32), extrasamples=["unassalpha"]),
+            "floats with an al",
+        ),
+        (tiff(np.dstack([in_full("int16")] * 2)[..., :4], "separated"), "convert it to 8-bit RGB"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC, which Pillow cannot read; convert it to JPEG"),
+    ],
+)
+def test_what_would_come_out_wrong_is_refused(content, reason):
+    """Invariant: an image whose values nobody can interpret for certain is left out with its reason, not taken."""
+    with pytest.raises(BadImageError, match=reason):
+        read(content)
+
+
+def test_a_black_image_is_an_image():
+    """Nothing but zeros says the same in any number of bits."""
+    assert not read(tiff(np.zeros((4, 4), np.uint16), "minisblack")).any()
+    assert not read(png(1, 1, 16, 2, bytes(7))).any()
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_deflated_tiff_with_a_wrong_checksum_is_refused(tile):
+    """Pillow tests none; a bit that turned over would pass for a pixel."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, NOISE, photometric="rgb", compression="zlib", compressionargs={"level": 0}, tile=tile)
+    file.seek(0)
+    page = tifffile.TiffFile(file).pages.first
+    content = bytearray(file.getvalue())
+    np.testing.assert_array_equal(read(bytes(content)), NOISE)
+    content[page.dataoffsets[-1] + 99] ^= 1
+    with pytest.raises(BadImageError, match="incorrect data check"):
+        read(bytes(content))
+
+
+def test_the_kind_of_a_file_is_in_its_bytes(tmp_path):
+    """Golden: whatever the name; a photo of a telephone is known though it cannot be read, and text is no image."""
+    image = Image.fromarray(NOISE)
+    for format_ in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"):
+        assert kind(io.BytesIO(encoded(image, format_))) == format_
+    assert kind(io.BytesIO(encoded(image, "TIFF", big_tiff=True))) == "TIFF"
+    assert kind(io.BytesIO(encoded(image, "MPO", save_all=True, append_images=[image]))) == "JPEG"
+    assert kind(io.BytesIO(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")) == "HEIC"
+    for text in (b"", b"GIF", b"Python", b"BMW 320d, estate, blue", b"P5 is a course", b"<html>", b"\0" * 99):
+        assert kind(io.BytesIO(text)) is None
+    path = tmp_path / "photo.txt"
+    path.write_bytes(encoded(image, "JPEG"))
+    assert kind(path) == "JPEG"

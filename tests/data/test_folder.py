@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from kbaseline.config.schema import DataConfig
 from kbaseline.console import bars as progress
 from kbaseline.data import cache, decode
 from kbaseline.data.image_data import load_source
+from kbaseline.data.pictures import pixel_digest
+from kbaseline.data.prepare import load_labelled
 from kbaseline.errors import DataError, RunError
 
 
@@ -204,11 +207,53 @@ def test_second_load_decodes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "decode", never)
     monkeypatch.setattr(decode, "probe", never)
     second = load(root)
-    assert isinstance(second.train.images, np.memmap)
+    assert isinstance(second.train.images.stored, np.memmap)
     assert second.skipped == first.skipped
     for name, split in first.splits.items():
         np.testing.assert_array_equal(split.images, second.splits[name].images)
         np.testing.assert_array_equal(split.labels, second.splits[name].labels)
+
+
+def test_another_split_of_the_same_images_decodes_nothing(tmp_path, monkeypatch):
+    """Another seed, another fraction, all as one set: the same copy serves, bad files included."""
+    root = flat(tmp_path / "photos")
+    (root / "cat" / "bad.jpg").write_bytes(b"no image")
+    first = load(root)
+
+    def never(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(decode, "decode", never)
+    seen = {tuple(greys(first.valid))}
+    for seed, fraction in ((1, None), (2, None), (42, 0.4)):
+        data = load_source(DataConfig(source=f"folder:{root}", size=8, valid_fraction=fraction), seed)
+        assert [value >= 100 for value in greys(data.valid)] == data.valid.labels.astype(bool).tolist()
+        assert sorted(greys(data.train) + greys(data.valid)) == [*range(10), *range(100, 110)]
+        assert [line.split(":")[0] for line in data.skipped] == ["cat/bad.jpg"]
+        for split in data.splits.values():
+            digests = [pixel_digest(image.tobytes()) for image in split.images]
+            assert split.provenance.digests.tolist() == digests
+            names = [int(split.name(row).split("/")[1][:3]) for row in range(len(split))]
+            assert names == [value % 100 for value in greys(split)]
+        seen.add(tuple(greys(data.valid)))
+    assert len(seen) == 4
+    whole = load_labelled(DataConfig(source=f"folder:{root}", size=8), ["cat", "dog"])
+    assert isinstance(whole.images, np.memmap)
+    assert whole.images[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
+    assert len(list((tmp_path / "cache" / "images").iterdir())) == 1
+
+
+def test_what_a_killed_decode_left_goes_after_a_day(tmp_path):
+    """An hour old it may be at work; two days old, nobody writes to it. What has another name is somebody else's."""
+    images = tmp_path / "cache" / "images"
+    for name, hours in ((f".{'0' * 32}-new", 1), (f".{'0' * 32}-old", 48), (".mine-old", 48)):
+        (images / name).mkdir(parents=True)
+        (images / name / "images.npy").write_bytes(b"half")
+        for path in (images / name / "images.npy", images / name):
+            os.utime(path, (time.time() - 3600 * hours,) * 2)
+    load(flat(tmp_path / "photos"))
+    left = sorted(path.name for path in images.iterdir() if path.name.startswith("."))
+    assert left == [f".{'0' * 32}-new", ".mine-old"]
 
 
 def test_a_changed_file_is_decoded_again(tmp_path):
@@ -329,13 +374,13 @@ def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch):
         if not other:
             other.append(None)
             other[0] = load(root)
-            inodes.extend(path.stat().st_ino for path in (tmp_path / "cache" / "images").glob("*/train.npy"))
-        genuine(*args)
+            inodes.extend(path.stat().st_ino for path in (tmp_path / "cache" / "images").glob("*/images.npy"))
+        return genuine(*args)
 
     monkeypatch.setattr(cache, "_make", overtaken)
     mine = load(root)
     (folder,) = (tmp_path / "cache" / "images").iterdir()
-    assert inodes == [(folder / "train.npy").stat().st_ino]
+    assert inodes == [(folder / "images.npy").stat().st_ino]
     np.testing.assert_array_equal(mine.train.images, other[0].train.images)
 
 
@@ -352,7 +397,7 @@ def test_many_at_once_all_end_right(tmp_path):
     assert len(list((tmp_path / "cache" / "images").iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["bad.json", "train.npy", "valid.npy"])
+@pytest.mark.parametrize("name", ["bad.json", "images.npy", "digests.npy"])
 def test_a_spoilt_copy_is_made_again(tmp_path, name):
     """A cache file that was cut is no reason to fail or to train on half the images."""
     root = flat(tmp_path / "photos")
@@ -368,7 +413,7 @@ def test_a_copy_with_too_few_rows_is_made_again(tmp_path):
     root = flat(tmp_path / "photos")
     before = greys(load(root).train)
     (folder,) = (tmp_path / "cache" / "images").iterdir()
-    np.save(folder / "train.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    np.save(folder / "images.npy", np.zeros((3, 8, 8, 3), np.uint8))
     assert greys(load(root).train) == before
 
 

@@ -115,7 +115,7 @@ def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: py
     tried = with_memory(monkeypatch, room=0)
     monkeypatch.setattr("kbaseline.devices.xla.jax", batch_size.jax)
     monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
-    monkeypatch.setattr("kbaseline.learner.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("kbaseline.learner.set_compilation_cache", lambda _: None)
     monkeypatch.setattr("kbaseline.learner.prefer_eigen_convolutions", lambda: None)
     with pytest.raises(RunError, match=r"1 does not fit into the memory of Fake 1; set data\.size lower"):
         Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))

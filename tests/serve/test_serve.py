@@ -504,7 +504,7 @@ def test_a_host_that_others_can_reach_is_warned_of(host, alone, run, monkeypatch
     asked = []
     monkeypatch.setattr("kbaseline.serve.server.application", lambda *given: asked.append(given[2]))
     monkeypatch.setattr("kbaseline.serve.server.server", lambda _: type("Server", (), {"run": lambda *_, **__: None})())
-    monkeypatch.setattr("kbaseline.runs.run.enable_compilation_cache", lambda: None)
+    monkeypatch.setattr("kbaseline.runs.run.set_compilation_cache", lambda _: None)
     monkeypatch.setattr("kbaseline.serve.predictor.Predictor.warm_up", lambda _: None)
     done = CliRunner().invoke(main, ["serve", str(run), "--port", "0", "--host", host])
     assert done.exit_code == 0, done.stderr
