@@ -157,9 +157,9 @@ def test_sweep_golden() -> None:
         (lambda: OneCycle(1e-3, 10, pct_start=1.0), "pct_start"),
         (lambda: OneCycle(0.0, 10), "positive"),
         (lambda: OneCycle(1e-3, 10, div=-1.0), "positive"),
-        (lambda: ExponentialSweep(1.0, 0.1), "must rise"),
-        (lambda: ExponentialSweep(0.0, 0.1), "must rise"),
-        (lambda: ExponentialSweep(steps=0), "at least one step"),
+        (lambda: ExponentialSweep(1.0, 0.1), "start_lr must be above 0 and below end_lr"),
+        (lambda: ExponentialSweep(0.0, 0.1), "start_lr must be above 0 and below end_lr"),
+        (lambda: ExponentialSweep(steps=0), "steps must be at least 1"),
     ],
 )
 def test_bad_arguments_are_errors(make: object, match: str) -> None:

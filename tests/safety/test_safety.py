@@ -192,7 +192,7 @@ def test_older_formats_are_refused(tmp_path: Path, mark: Path, suffix: str) -> N
     path = tmp_path / f"m{suffix}"
     with h5py.File(path, "w") as file:
         file.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": {"layers": []}})
-    assert "no .keras file" in refuse(path, mark)
+    assert "not a .keras file" in refuse(path, mark)
 
 
 @pytest.mark.parametrize("how", ["object array", "pickle alone"])
