@@ -24,6 +24,19 @@ WAY = (
 )
 """What the data of a run is, one thing after the other, and the room or module that makes it."""
 
+ADDITIONS = {
+    "cli": "a new command: here, and its work in commands/",
+    "export": "a new format: formats",
+    "runs": "what the report shows: report, and its page in render/",
+    "lr_finder": "a new suggestion rule: here",
+    "models": "a new backbone: zoo",
+    "data": "a new source: sources/, listed in sources/registry",
+    "metrics": "a new number: here",
+    "render": "a new chart: plots; the page: pages/report.html.j2",
+    "config": "a new key: schema",
+}
+"""Room or module -> what one adds there, and in which of its files."""
+
 WIDTH, LEFT, RIGHT, GAP, PAD, NAME = 900, 44, 884, 8, 12, 132
 """Pixels: the picture; where cards begin and end; between them; inside them; the column of names in a wide card."""
 
@@ -42,6 +55,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f232
 .card { fill: #f6f8fa; stroke: #d1d9e0 }
 .room { fill: #0969da }
 .part { fill: #8250df }
+.add { font-size: 12px; fill: #1a7f37 }
 .chip { fill: #ddf4ff; stroke: #54aeff }
 .arrow { stroke: #59636e; stroke-width: 1.5; fill: none }
 .head { fill: #59636e }
@@ -54,6 +68,7 @@ text { fill: #f0f6fc }
 .card { fill: #151b23; stroke: #3d444d }
 .room { fill: #4493f8 }
 .part { fill: #ab7df8 }
+.add { fill: #3fb950 }
 .chip { fill: #0c2d6b; stroke: #388bfd }
 .arrow { stroke: #9198a1 }
 .head { fill: #9198a1 }
@@ -107,21 +122,22 @@ def _way() -> list[str]:
         # The arrow fills what is left between two boxes.
         parts.append(_arrow(x - (pitch - wide) + 3, y + 17, x - 3, y + 17))
         parts.append(_badge(middle, y + 50, number))
-        shown = maker.removesuffix(".py") if "." in maker else f"{maker}/"
+        shown = maker if "." in maker else f"{maker}/"
         parts.append(_text(middle, y + 76, shown, "files", anchor="middle"))
     return parts
 
 
 def _legend(y: int) -> list[str]:
     return [
-        _text(16, y, "Rooms", "title"),
-        _text(86, y, "Each imports only from rows below it, never from its own row.", "soft small"),
-        f'<rect class="room" x="576" y="{y - 10}" width="4" height="12" rx="2"/>',
-        _text(586, y, "folder", "soft small"),
-        f'<rect class="part" x="638" y="{y - 10}" width="4" height="12" rx="2"/>',
-        _text(648, y, "one module", "soft small"),
-        _badge(746, y - 4, "n"),
-        _text(760, y, "makes item n above", "soft small"),
+        _text(16, y, "kbaseline/", "title"),
+        _text(122, y, "A part imports only from the rows below its own.", "soft small"),
+        f'<rect class="room" x="436" y="{y - 10}" width="4" height="12" rx="2"/>',
+        _text(446, y, "folder", "soft small"),
+        f'<rect class="part" x="500" y="{y - 10}" width="4" height="12" rx="2"/>',
+        _text(510, y, "one module", "soft small"),
+        _badge(606, y - 4, "n"),
+        _text(621, y, "makes item n above", "soft small"),
+        _text(760, y, "+ what to add here", "add"),
     ]
 
 
@@ -129,7 +145,7 @@ def _imports(top: int, bottom: int) -> list[str]:
     """The arrow beside the rows."""
     x, middle = 26, (top + bottom) / 2
     words = f'<text class="soft small" text-anchor="middle" transform="translate({x + 4:g} {middle:g}) rotate(-90)">'
-    return [_arrow(x, top, x, middle - 50, head=False), _arrow(x, middle + 50, x, bottom), f"{words}imports</text>"]
+    return [_arrow(x, top, x, middle - 30, head=False), _arrow(x, middle + 30, x, bottom), f"{words}imports</text>"]
 
 
 def _row(names: list[str], y: int) -> tuple[list[str], int]:
@@ -169,6 +185,10 @@ def _card(name: str, x: float, y: int, wide: float) -> tuple[list[str], int]:
     files = _files(folder, int((wide - 2 * PAD - 4 - indent) / (11 * 0.61))) if is_room else []
     parts += [_text(left + indent, baseline + SMALL * row + 18, line, "files") for row, line in enumerate(files)]
     baseline += (SMALL * len(files) + 2) * bool(files)
+    if name in ADDITIONS:
+        lines = textwrap.wrap(f"+ {ADDITIONS[name]}", int((wide - 2 * PAD - 4 - indent) / 6.2), break_on_hyphens=False)
+        parts += [_text(left + indent, baseline + SMALL * row + 19, line, "add") for row, line in enumerate(lines)]
+        baseline += SMALL * len(lines) + 3
     return parts, baseline + 12 - y
 
 

@@ -1,4 +1,4 @@
-"""Homographies, and the bilinear resampling of images by them.
+"""Perspective transforms (homographies), and bilinear resampling of images by them.
 
 As in fastai v1 (`vision/image.py`), all geometry is composed into one matrix and the source pixels are sampled once.
 A chain of resamples would blur the image.

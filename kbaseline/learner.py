@@ -1,4 +1,4 @@
-"""`Learner`: data, model and optimizer with the article's verbs: lr_find, fit, unfreeze, fit, tta, predict."""
+"""`Learner`: data, model and optimizer, with methods named as in the article: lr_find, fit_one_cycle, unfreeze, tta."""
 
 import math
 import time

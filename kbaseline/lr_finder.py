@@ -1,4 +1,4 @@
-"""The learning-rate finder: a callback that sweeps the rate and restores the model, and four rules that read its curve.
+"""The learning-rate finder: a callback that sweeps the rate, and four rules that suggest a rate from its curve.
 
 L. N. Smith, "Cyclical learning rates for training neural networks", https://arxiv.org/abs/1506.01186; the sweep, the
 smoothing, the stop and the rules are fastai's.

@@ -1,1 +1,1 @@
-"""Commands on finished runs and data sources: evaluate, compare, predict, inspect, check the machine."""
+"""The work behind the commands, callable from Python: evaluate, compare, predict, inspect, check the machine."""

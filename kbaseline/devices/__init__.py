@@ -1,1 +1,1 @@
-"""Devices: XLA settings, several devices, several processes, and the largest batch that fits into memory."""
+"""XLA settings, several devices, several processes, and the largest batch that fits into memory."""
