@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import keras
 from rich.console import Console
 
-from kbaseline.config.keys import flattened
-from kbaseline.config.load import load_config
+from kbaseline.config.load import dotted, load_config
 from kbaseline.config.schema import Config, StageConfig
 from kbaseline.console.format import interval
 from kbaseline.data import ImageData
@@ -75,7 +74,7 @@ def run_baseline(
 def _run_new(
     config: ConfigLike, out: str | Path | None, console: Console | None, overrides: Mapping[str, Any]
 ) -> RunResult:
-    settings = load_config(config, flattened(overrides, lists=False))
+    settings = load_config(config, dotted(overrides))
     require_trackers(settings.runtime.log)
     return _Run(settings, out, console).whole_recipe()
 
@@ -102,7 +101,7 @@ def resume_run(folder: str | Path, *, console: Console | None = None, **override
         InputError: no run has begun there, another process is in the folder, or the configuration or data changed.
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
-    places = flattened(overrides, lists=False)
+    places = dotted(overrides)
     if not places.keys() <= {f"runtime.{name}" for name in PLACE}:
         raise InputError(
             f"resume: the run folder holds the configuration; change nothing but runtime.{', '.join(PLACE)}."
@@ -141,7 +140,7 @@ def find_learning_rate(
         InputError: as for `run_baseline`, or there is no such stage.
         LRFinderError: too few points, or a loss that never falls or is not finite.
     """
-    settings = load_config(config, flattened(overrides, lists=False))
+    settings = load_config(config, dotted(overrides))
     stages = {item.name: item for item in settings.stages}
     if stage is not None and stage not in stages:
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")

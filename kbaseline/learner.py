@@ -83,7 +83,7 @@ class Learner:
 
     Raises:
         ModelError: see `build_classifier`.
-        DataError: fewer training images than a batch, or a class weight for no class.
+        DataError: a class weight for no class.
         DownloadError: see `build_classifier`.
         RunError: `data.batch_size` is `auto`, and not even one image fits into the accelerator's memory.
         InputError: devices that are not there, or that cannot share a batch equally.
@@ -121,7 +121,8 @@ class Learner:
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
         self.model = self._build() if run is None else self._take(run)
-        self.config = resolve_batch_size(self.config, self.model, data, self.console)
+        devices = 1 if self.distribution is None else self.distribution.num_model_replicas
+        self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []

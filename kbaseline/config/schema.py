@@ -5,6 +5,7 @@ Loads neither Keras nor JAX, so `--help` and a misspelt key answer at once.
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,10 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 def _weights(value: Any) -> Any:
     """Refuses in one sentence what neither part of the union takes."""
     if isinstance(value, Mapping):
+        # A class may be called 0.
+        value = {
+            str(name) if type(name) is not bool and isinstance(name, Integral) else name: w for name, w in value.items()
+        }
         for name, weight in value.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 10_000:
                 raise ValueError(f"a weight must be a number above 0, at most 10,000; got {weight!r} for {name!r}")

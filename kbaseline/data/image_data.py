@@ -160,12 +160,12 @@ def load_source(config: DataConfig, seed: int, console: Console | None = None) -
         RunError: a folder cannot be written, or TFDS fails.
     """
     with open_source(config, console) as listing:
-        splits, skipped = prepare(listing, config, seed, console)
+        splits, class_names, skipped = prepare(listing, config, seed, console)
     return ImageData(
         train=splits["train"],
         valid=splits["valid"],
         test=splits.get("test"),
-        class_names=listing.class_names,
+        class_names=class_names,
         size=config.size,
         source=config.source,
         skipped=skipped,

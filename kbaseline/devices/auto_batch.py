@@ -36,20 +36,23 @@ USED = 0.9
 """Most of the memory that a step may take; the rest is for what else the run does, and for other programs."""
 
 
-def resolve_batch_size(config: Config, model: keras.Model, data: ImageData, console: Console) -> Config:
-    """The configuration with a number for `data.batch_size`; where `auto` is asked for, says which and why.
+def resolve_batch_size(
+    config: Config, model: keras.Model, data: ImageData, console: Console, devices: int = 1
+) -> Config:
+    """The configuration with a number for `data.batch_size` that the training images fill; says where it is another.
 
     Args:
         config: the run's.
         model: the classifier, every layer trainable; it is left as it was, bit by bit.
         data: its training images bound the size.
         console: where to say it.
+        devices: that share a batch equally.
 
     Raises:
         RunError: not even one image fits.
     """
     if config.data.batch_size != "auto":
-        return config
+        return _filled(config, config.data.batch_size, len(data.train) // devices * devices, console)
     most = power_of_two(min(MOST, len(data.train) // STEPS))
     if jax.default_backend() == "cpu":
         size, why = min(ON_CPU, most), "the choice for a CPU"
@@ -61,6 +64,19 @@ def resolve_batch_size(config: Config, model: keras.Model, data: ImageData, cons
         why += f", and all that {len(data.train):,} training images allow" if most < MOST else ", and the most it takes"
     text = f"data.batch_size auto: {size}, {why}; learning rates stay as they are set"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return _with_size(config, size)
+
+
+def _filled(config: Config, size: int, most: int, console: Console) -> Config:
+    """The configuration with at most so many images a batch."""
+    if not 0 < most < size:
+        return config
+    text = f"data.batch_size: {most}, since there are not enough training images for {size}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return _with_size(config, most)
+
+
+def _with_size(config: Config, size: int) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
 
 
