@@ -196,9 +196,7 @@ def write_evaluation(found: EvaluationReport, out: Path | None) -> Path:
 def _settings(config: Config, source: str, overrides: Mapping[str, Any]) -> DataConfig:
     """How the images of a source are read: as the run's own, but for the columns of another table."""
     if others := sorted(set(overrides) - {f"data.{key}" for key in READING}):
-        raise InputError(
-            f"--set {others[0]}: the run decides it; of a source one may set data.{', data.'.join(READING)}."
-        )
+        raise InputError(f"--set {others[0]}: the run decides it; set nothing but data.{', data.'.join(READING)}.")
     changes: dict[str, Any] = {"data.source": source}
     if not _same_source(source, config.data.source):
         there = column_names(Path(full_source(source).removeprefix("csv:")).expanduser())

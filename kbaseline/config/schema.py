@@ -23,9 +23,8 @@ def _weights(value: Any) -> Any:
     """Refuses in one sentence what neither part of the union takes."""
     if isinstance(value, Mapping):
         # A class may be called 0.
-        value = {
-            str(name) if type(name) is not bool and isinstance(name, Integral) else name: w for name, w in value.items()
-        }
+        numbers = {name: str(name) for name in value if isinstance(name, Integral) and not isinstance(name, bool)}
+        value = {numbers.get(name, name): weight for name, weight in value.items()}
         for name, weight in value.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 10_000:
                 raise ValueError(f"a weight must be a number above 0, at most 10,000; got {weight!r} for {name!r}")

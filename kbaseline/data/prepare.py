@@ -88,7 +88,8 @@ def prepare(
     if listing.untrainable:
         raise DataError(listing.untrainable)
     listing, notes = _of_trained_classes(listing)
-    usable, skipped = _labels(listing) >= 0, {}
+    usable = _labels(listing) >= 0
+    skipped: dict[int, str] = {}
     while True:
         chosen = _choose(listing, usable, config, seed)
         try:
@@ -243,7 +244,8 @@ def _decode(
     if isinstance(pictures, np.ndarray):
         return {name: Split(pictures[numbers], labels[numbers]) for name, numbers in chosen.items()}, {}
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error")
-    splits, bad = {}, {}
+    splits: dict[str, Split] = {}
+    bad: dict[int, str] = {}
     for name, done in decoded(pictures, chosen, target, config.cache_folder, console).items():
         numbers = chosen[name]
         reasons = {int(numbers[at]): reason for at, reason in done.bad.items()}

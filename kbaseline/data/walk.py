@@ -30,34 +30,20 @@ _RUBBISH = frozenset(
 """Names, in lower case, of what systems leave in folders."""
 
 _RAW = frozenset(
-    {
-        *(
-            ".3fr",
-            ".arw",
-            ".cr2",
-            ".cr3",
-            ".crw",
-            ".dcr",
-            ".dng",
-            ".erf",
-            ".iiq",
-            ".kdc",
-            ".mef",
-            ".mos",
-            ".mrw",
-            ".nef",
-        ),
-        *(".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
-    }
+    f".{name}"
+    for name in (
+        *("3fr", "arw", "cr2", "cr3", "crw", "dcr", "dng", "erf", "iiq", "kdc", "mef", "mos", "mrw", "nef"),
+        *("nrw", "orf", "pef", "raf", "raw", "rw2", "rwl", "sr2", "srf", "srw", "x3f"),
+    )
+)
+_OTHER_FORMATS = (
+    *("ai", "cur", "dcm", "dds", "emf", "eps", "exr", "hdr", "icns", "ico", "jxl", "jxr", "pcx", "psb"),
+    *("psd", "qoi", "ras", "sgi", "svg", "svgz", "tga", "wmf", "xbm", "xcf", "xpm"),
 )
 _NOT_READ = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC is not read; convert it to JPEG"),
     **dict.fromkeys(_RAW, "a camera's raw format is not read; convert it to JPEG"),
-    **{
-        f".{name}": f"{name.upper()} is not read; convert it to PNG"
-        for name in ("ai", "cur", "dcm", "dds", "emf", "eps", "exr", "hdr", "icns", "ico", "jxl", "jxr", "pcx", "psb")
-        + ("psd", "qoi", "ras", "sgi", "svg", "svgz", "tga", "wmf", "xbm", "xcf", "xpm")
-    },
+    **{f".{name}": f"{name.upper()} is not read; convert it to PNG" for name in _OTHER_FORMATS},
 }
 """Ending of an image's name that cannot be read -> why it is left out."""
 

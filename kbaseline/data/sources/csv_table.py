@@ -26,7 +26,8 @@ HEADERS = {
 """What a column holds -> its usual names, in lower case, with `_` for blanks and hyphens."""
 
 _SPLIT_LIKE = re.compile(
-    r"(is|in|for)_(train(ing)?|valid(ation)?|val|test)|usage|phase|data_?set|(train|valid|val|test)_.*"
+    r"(is|in|for)_(train(ing)?|valid(ation)?|val|test)|(train|valid|val|test)_?(valid|val|test|set|split)"
+    r"|usage|phase|data_?set"
 )
 """Names, written as in `HEADERS`, of columns that may say the split too; they are used only where they are named."""
 
@@ -75,7 +76,8 @@ def read_table(file: Path, display_name: str, config: DataConfig) -> Table:
     header, lines = _read(file, display_name)
     columns = _columns(header, display_name, config)
     values = [cells for _, cells in lines]
-    splits, notes = {}, ()
+    splits: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     if "split" in columns:
         splits = _splits(display_name, header, columns["split"], values)
     elif config.split_column is None:
