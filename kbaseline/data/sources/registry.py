@@ -75,5 +75,6 @@ def _unknown(source: str) -> str:
         guess = did_you_mean(kind + colon, SOURCES).replace(":'", f":{repr(rest)[1:-1]}'")
     else:
         guess = did_you_mean(source, (*_WELL_KNOWN, *(source.form for source in SOURCES.values())))
-        guess = guess or nearest_path(Path(source), lambda path: full_source(str(path)) != str(path))
+        if not guess and source.strip():
+            guess = nearest_path(Path(source), lambda path: full_source(str(path)) != str(path))
     return f"data.source {source!r}: must be {_FORMS}.{guess}"
