@@ -5,7 +5,17 @@ import pytest
 from kbaseline.config.splits import is_container, named_splits
 
 NAMES = {
-    "train": ("train", "Training", "TRAIN", "training_set", "train_data", "TrainSet", "trainset", "train2017", "imgs-train"),
+    "train": (
+        "train",
+        "Training",
+        "TRAIN",
+        "training_set",
+        "train_data",
+        "TrainSet",
+        "trainset",
+        "train2017",
+        "imgs-train",
+    ),
     "valid": ("val", "valid", "Validation", "val_data", "validation_set", "dev", "dev_set", "ValImages", "valid 1"),
     "test": ("test", "Testing", "test_set", "TestImages", "test1", "data.test", "testset"),
 }
@@ -17,7 +27,9 @@ def test_a_split_is_known_however_it_is_called(split: str, name: str) -> None:
     assert named_splits([name]) == {name: split}
 
 
-@pytest.mark.parametrize("name", ["cat", "steam_train", "test_tube", "contest", "trainer", "", "data", "evaluator", "1"])
+@pytest.mark.parametrize(
+    "name", ["cat", "steam_train", "test_tube", "contest", "trainer", "", "data", "evaluator", "1"]
+)
 def test_other_names_are_no_split(name: str) -> None:
     """Golden: a word that means a split must stand alone."""
     assert named_splits([name]) == {}

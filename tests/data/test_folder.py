@@ -434,7 +434,10 @@ def broken(kind, root):
         ("empty", "is empty; it must hold one folder of images for each class"),
         ("no class folders", r"holds images but no class folders; put .*photos/cat"),
         ("empty classes", "is empty; it must hold one folder of images for each class"),
-        ("telephone", r"none of its images can be used; the first is 'emu/a\.heic': HEIC is not read; convert it to JPEG"),
+        (
+            "telephone",
+            r"none of its images can be used; the first is 'emu/a\.heic': HEIC is not read; convert it to JPEG",
+        ),
         ("one class", "at least two class folders; got only 'cat'"),
         ("nested", r"got only 'inner'\. Did you mean folder:.*photos/inner\?"),
         ("empty train", r"photos/train': is empty; it must hold one folder"),

@@ -116,7 +116,9 @@ def test_a_path_that_is_not_there_gets_one_that_is(tmp_path, monkeypatch, source
         load(source)
 
 
-@pytest.mark.parametrize("source", ["folder:/nope", "csv:/nope", "/nope", "folder:/nope/photos", "csv:phots", "phots.csv"])
+@pytest.mark.parametrize(
+    "source", ["folder:/nope", "csv:/nope", "/nope", "folder:/nope/photos", "csv:phots", "phots.csv"]
+)
 def test_nothing_is_suggested_that_is_not_alike(tmp_path, monkeypatch, source):
     """A path like no other gets no suggestion, nor a folder where a table is wanted."""
     monkeypatch.chdir(tmp_path)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kbaseline.data.walk import NO_IMAGE, as_image, nearest_path, not_used, readable_suffixes, walk
 from kbaseline.data.decode import decode
 from kbaseline.data.pictures import File
+from kbaseline.data.walk import NO_IMAGE, as_image, nearest_path, not_used, readable_suffixes, walk
 
 
 def save(path: Path, kind: str = "PNG", mode: str = "RGB") -> Path:
