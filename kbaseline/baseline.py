@@ -291,7 +291,7 @@ class _Run:
         self._say(repr(self.data))
         lines = [f"skipped: {line}" for line in self.data.skipped[:5]]
         if len(self.data.skipped) > 5:
-            lines.append(f"skipped: {len(self.data.skipped)} images in all; result.json names them")
+            lines.append(f"skipped: {len(self.data.skipped)} in all; result.json has every line")
         for line in filter(None, [*lines, leak_warning(self.data)]):
             self._say(line, "yellow")
 

@@ -28,7 +28,7 @@ def print_evaluation(found: EvaluationReport, console: Console) -> None:
     for line in found.skipped[:5]:
         console.print(Text(f"skipped: {line}", style="yellow"), soft_wrap=True)
     if len(found.skipped) > 5:
-        console.print(Text(f"skipped: {len(found.skipped)} images in all; --json names them", style="yellow"))
+        console.print(Text(f"skipped: {len(found.skipped)} in all; --json has every line", style="yellow"))
     if found.seen:
         console.print(Text("The run learnt from some of these images: the figures flatter it.", style="yellow"))
     console.print("", _figures_table(found.figures), "")

@@ -36,7 +36,7 @@ class ImageData:
         size: side of the square the network will see, in pixels. `images` keep the source's own
             pixels where they can, so that resize and augmentation make one resample in the model.
         source: where the images came from.
-        skipped: one line for each image or row that was left out because it cannot be read.
+        skipped: one line for whatever of the source was left out, with the reason, or is missing.
 
     Raises:
         DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself checks nothing.
@@ -74,7 +74,7 @@ class ImageData:
         """Reads a source string.
 
         Args:
-            source: `"tfds:cifar10"`, `"folder:PATH"`, `"csv:PATH"` or `"digits"`.
+            source: `"tfds:cifar10"`, `"folder:PATH"`, `"csv:PATH"` (an existing path needs no prefix) or `"digits"`.
             size: side of the square the network will see, in pixels.
             seed: fixes random splits and subsets.
             **options: the other keys of the configuration's `data` section: `limit`, `limit_valid`,

@@ -53,7 +53,7 @@ class Labelled:
         images: uint8 0-255, `(number, height, width, 3)`.
         labels: int32 `(number,)`, an index into the network's class names.
         split: the split they are, `train`, `valid`, `test` or `all`.
-        skipped: one line for each image or row that was left out because it cannot be read.
+        skipped: one line for whatever of the source was left out, with the reason, or is missing.
     """
 
     images: np.ndarray

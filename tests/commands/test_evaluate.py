@@ -187,7 +187,7 @@ def test_tables_fit_80_columns(rng):
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert "worst 30 of 40" in text
-    assert "skipped: 9 images in all" in text
+    assert "skipped: 9 in all" in text
     for word in ("top-5 accuracy", "balanced accuracy", "macro F1", "best temperature", "McNemar's exact test"):
         assert word in text
 

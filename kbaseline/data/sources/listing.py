@@ -23,7 +23,7 @@ class Listing:
             image.
         class_names: the name of each label.
         display_name: what the source is called in messages, for instance `folder 'photos'`.
-        skipped: one line for each image that was left out already.
+        skipped: one line for whatever was left out already, with the reason.
         untrainable: why nothing can be trained on these images, in one line; empty where something can. They can be
             scored all the same.
     """
