@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import keras
 from rich.console import Console
 
-from kbaseline.config.keys import flattened
-from kbaseline.config.load import load_config
+from kbaseline.config.load import dotted, load_config
 from kbaseline.config.schema import Config, StageConfig
 from kbaseline.console.format import interval
 from kbaseline.data import ImageData
@@ -76,7 +75,7 @@ def run_baseline(
 def _run_new(
     config: ConfigLike, out: str | Path | None, console: Console | None, overrides: Mapping[str, Any]
 ) -> RunResult:
-    settings = load_config(config, flattened(overrides, lists=False))
+    settings = load_config(config, dotted(overrides))
     require_trackers(settings.runtime.log)
     return _Run(settings, out, console).run_recipe()
 
@@ -104,7 +103,7 @@ def resume_run(folder: str | Path, *, console: Console | None = None, **override
         InputError: the folder holds no run, another process is using it, or the configuration or data changed.
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
-    changes = flattened(overrides, lists=False)
+    changes = dotted(overrides)
     if not changes.keys() <= {f"runtime.{name}" for name in PLACEMENT_KEYS}:
         raise InputError(
             f"resume: the run folder holds the configuration; only runtime.{', '.join(PLACEMENT_KEYS)} may change."
@@ -143,7 +142,7 @@ def find_learning_rate(
         InputError: as for `run_baseline`, or the stage does not exist.
         LRFinderError: there are too few points, or the loss never falls or is not finite.
     """
-    settings = load_config(config, flattened(overrides, lists=False))
+    settings = load_config(config, dotted(overrides))
     stages = {item.name: item for item in settings.stages}
     if stage is not None and stage not in stages:
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
@@ -302,7 +301,7 @@ class _Run:
         self._print(repr(self.data))
         lines = [f"skipped: {line}" for line in self.data.skipped[:5]]
         if len(self.data.skipped) > 5:
-            lines.append(f"skipped: {len(self.data.skipped)} images in all; result.json lists them")
+            lines.append(f"skipped: {len(self.data.skipped)} in all; result.json has every line")
         for line in filter(None, [*lines, leak_warning(self.data)]):
             self._print(line, "yellow")
 

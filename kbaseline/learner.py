@@ -85,7 +85,7 @@ class Learner:
 
     Raises:
         ModelError: see `build_classifier`.
-        DataError: there are fewer training images than a batch, or a class weight names an unknown class.
+        DataError: a class weight names an unknown class.
         DownloadError: see `build_classifier`.
         RunError: `data.batch_size` is `auto`, and not even one image fits into the accelerator's memory.
         InputError: a device does not exist, or the devices cannot share a batch equally.
@@ -122,7 +122,8 @@ class Learner:
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
         self.model = self._build_model() if run is None else self._saved_model(run)
-        self.config = resolve_batch_size(self.config, self.model, data, self.console)
+        devices = 1 if self.distribution is None else self.distribution.num_model_replicas
+        self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []

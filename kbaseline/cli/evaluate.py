@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import as_json, require_jax
+from kbaseline.cli.options import as_json, assignments, require_jax
 from kbaseline.config.splits import ALL, SPLITS
 
 
@@ -24,24 +24,33 @@ from kbaseline.config.splits import ALL, SPLITS
     metavar="DIR",
     help="Folder for evaluation.json and confusion.png. Default with SOURCE: in RUN/evaluations/.",
 )
+@assignments
 @as_json
 def evaluate(
-    run: Path, source: str | None, split: str | None, tta: bool | None, out: Path | None, as_json: bool
+    run: Path,
+    source: str | None,
+    split: str | None,
+    tta: bool | None,
+    out: Path | None,
+    assignments: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Score a finished run: accuracy with its interval, calibration, each class, plain against TTA.
 
     TTA is test-time augmentation: predictions averaged over the image and zoomed, mirrored views of it.
 
     Without SOURCE, the predictions saved by the run are scored. With one (folder:PATH, csv:PATH, tfds:NAME, digits),
-    the run's network predicts the images of SOURCE; classes are matched by name.
+    the run's network predicts the images of SOURCE; classes are matched by name. --set changes how SOURCE is read, for
+    instance data.label_column.
     """
     require_jax()
     from rich.console import Console
 
     from kbaseline.commands.evaluate import evaluate_run
     from kbaseline.commands.evaluate_view import print_evaluation
+    from kbaseline.config.load import parse_assignments
 
-    found, written = evaluate_run(run, source, split, tta, out, Console(stderr=True))
+    found, written = evaluate_run(run, source, split, tta, out, Console(stderr=True), parse_assignments(assignments))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
         return

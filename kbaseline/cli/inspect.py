@@ -30,7 +30,7 @@ def show_config(config: str | None, source: str | None, assignments: tuple[str, 
 def data(source: str, config: str | None, assignments: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Inspect SOURCE (folder:PATH, csv:PATH, tfds:NAME, digits) before you train on it.
 
-    Prints images by class and split, image sizes, unreadable files, and duplicates within and across splits. Writes a
+    Prints images by class and split, image sizes, files not used, and duplicates within and across splits. Writes a
     contact sheet of samples before and after augmentation.
     """
     chosen = resolve(config, source, assignments)

@@ -9,7 +9,9 @@ import click
 
 from kbaseline.errors import InputError
 
-_set = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable.")
+assignments = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
+)
 _data = click.option("--data", "source", metavar="SOURCE", help="Short for --set data.source=SOURCE.")
 _config = click.option(
     "--config",
@@ -20,12 +22,12 @@ _config = click.option(
 
 def settings(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that select a configuration."""
-    return _config(_data(_set(command)))
+    return _config(_data(assignments(command)))
 
 
 def settings_without_source(command: Callable[..., None]) -> Callable[..., None]:
     """`settings` without `--data`, for a command whose argument is the source."""
-    return _config(_set(command))
+    return _config(assignments(command))
 
 
 out = click.option(

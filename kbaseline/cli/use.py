@@ -31,9 +31,9 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
     from kbaseline.commands.predict import find_images, predict_files, print_predictions
     from kbaseline.runs.run import load
 
-    files, aside = find_images(images), Console(stderr=True)
+    (files, left_out), aside = find_images(images), Console(stderr=True)
     found = predict_files(load(run), files, tta=tta, console=aside)
-    for file, reason in found.bad.items():
+    for file, reason in {**left_out, **found.bad}.items():
         aside.print(f"skipped: {file}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         click.echo(json.dumps(found.rows(top), indent=2))

@@ -103,12 +103,15 @@ def write_plot(path: Path, figure: Figure) -> None:
     """Writes a figure as a PNG, atomically.
 
     Raises:
-        InputError: the file name does not end in .png.
+        InputError: the file name does not end in .png, or its folder does not exist.
         RunError: the file cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"--out {str(path)!r}: must end in .png.")
-    RunFolder(path.expanduser().parent).write_figure(path.name, figure)
+    folder = path.expanduser().parent
+    if not folder.is_dir():
+        raise InputError(f"--out {str(path)!r}: there is no folder {str(folder)!r}; make it, or name another.")
+    RunFolder(folder).write_figure(path.name, figure)
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:

@@ -8,15 +8,22 @@ from typing import Any
 
 from rich.console import Console
 
+from kbaseline.config.load import load_config
+from kbaseline.config.schema import Config, DataConfig
 from kbaseline.config.splits import ALL
 from kbaseline.console.format import file_name
 from kbaseline.data.prepare import load_labelled
+from kbaseline.data.sources.csv_table import column_names
+from kbaseline.data.sources.registry import full_source
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
 from kbaseline.render.plots import plot_confusion
 from kbaseline.runs.record import RunRecord, fitted_temperatures, read_run
 from kbaseline.storage.run_folder import RunFolder
+
+READING = ("image_column", "label_column", "split_column", "on_bad_image", "data_dir", "cache_dir")
+"""Keys of `data` that may be set for another source; the others belong to the network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +83,13 @@ def evaluate_run(
     tta: bool | None = None,
     out: Path | None = None,
     console: Console | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[EvaluationReport, Path | None]:
     """Evaluates a finished run, and writes the report if a source or `out` is given.
 
     Args:
         folder: the run folder.
-        source, split, tta, console: see `evaluate_source`; without a source, see `evaluate_kept`.
+        source, split, tta, console, overrides: see `evaluate_source`; without a source, see `evaluate_kept`.
         out: see `write_evaluation`.
 
     Returns:
@@ -92,7 +100,12 @@ def evaluate_run(
     """
     RunFolder.check(out)
     run = read_run(folder)
-    report = evaluate_kept(run, split, tta) if source is None else evaluate_source(run, source, split, tta, console)
+    if source is None:
+        if overrides:
+            raise InputError(f"--set {next(iter(overrides))}: changes how a source is read; name the source too.")
+        report = evaluate_kept(run, split, tta)
+    else:
+        report = evaluate_source(run, source, split, tta, console, overrides)
     return report, write_evaluation(report, out) if source or out else None
 
 
@@ -122,7 +135,12 @@ def evaluate_kept(run: RunRecord, split: str | None = None, tta: bool | None = N
 
 
 def evaluate_source(
-    run: RunRecord, source: str, split: str | None = None, tta: bool | None = None, console: Console | None = None
+    run: RunRecord,
+    source: str,
+    split: str | None = None,
+    tta: bool | None = None,
+    console: Console | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> EvaluationReport:
     """Predicts the images of a source with a run's network, and scores the predictions.
 
@@ -132,6 +150,7 @@ def evaluate_source(
         split: see `load_labelled`.
         tta: True for plain and augmented predictions, False for plain only; None as the run was configured.
         console: where to show progress; None shows nothing.
+        overrides: dotted key -> value, of the keys in `READING`. The run's columns count where the source has them.
 
     Raises:
         DataError, DownloadError, RunError: as `load_labelled`.
@@ -139,7 +158,7 @@ def evaluate_source(
     """
     if tta and run.config.tta is None:
         raise InputError(f"run {str(run.folder)!r}: its configuration has no test-time augmentation; omit --tta.")
-    settings = run.config.data.model_copy(update={"source": source})
+    settings = _settings(run.config, source, overrides or {})
     images = load_labelled(settings, run.class_names, split, console, image_size=run.result.image_size)
     # Keras takes seconds to import, and saved predictions are scored without it.
     from kbaseline.runs.run import load
@@ -175,9 +194,21 @@ def write_evaluation(report: EvaluationReport, out: Path | None) -> Path:
     return folder.path
 
 
+def _settings(config: Config, source: str, overrides: Mapping[str, Any]) -> DataConfig:
+    """How the images of a source are read: as the run's own, but for the columns of another table."""
+    if others := sorted(set(overrides) - {f"data.{key}" for key in READING}):
+        raise InputError(f"--set {others[0]}: the run decides it; set nothing but data.{', data.'.join(READING)}.")
+    changes: dict[str, Any] = {"data.source": source}
+    if not _same_source(source, config.data.source):
+        there = column_names(Path(full_source(source).removeprefix("csv:")).expanduser())
+        columns = ("image_column", "label_column", "split_column")
+        changes |= {f"data.{key}": None for key in columns if getattr(config.data, key) not in there}
+    return load_config(config, {**changes, **overrides}).data
+
+
 def _same_source(one: str, other: str) -> bool:
     """Whether two sources are the same; paths of folders and CSV files are resolved first."""
-    kind, _, path = one.partition(":")
-    if kind in ("folder", "csv") and other.startswith(f"{kind}:"):
-        return Path(path).expanduser().resolve() == Path(other.partition(":")[2]).expanduser().resolve()
+    kind, _, path = full_source(one).partition(":")
+    if kind in ("folder", "csv") and full_source(other).startswith(f"{kind}:"):
+        return Path(path).expanduser().resolve() == Path(full_source(other).partition(":")[2]).expanduser().resolve()
     return one == other

@@ -28,7 +28,7 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
     for line in report.skipped[:5]:
         console.print(Text(f"skipped: {line}", style="yellow"), soft_wrap=True)
     if len(report.skipped) > 5:
-        console.print(Text(f"skipped: {len(report.skipped)} images in all; --json lists them", style="yellow"))
+        console.print(Text(f"skipped: {len(report.skipped)} in all; --json has every line", style="yellow"))
     if report.seen_in_training:
         line = "Some of these images were used for training; the scores are optimistic."
         console.print(Text(line, style="yellow"))

@@ -3,6 +3,7 @@
 import csv
 import glob
 import io
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from rich.text import Text
 
 from kbaseline.console.format import percent, plain_table
 from kbaseline.data.cache import Target, decoded
-from kbaseline.data.decode import SUFFIXES
 from kbaseline.data.pictures import File, FilePictures
+from kbaseline.data.walk import NO_IMAGE, is_rubbish, nearest_path, walk
 from kbaseline.errors import DataError, InputError
 from kbaseline.runs.run import SavedRun
 
@@ -43,7 +44,9 @@ class FilePredictions:
         for file, p in zip(self.files, self.probabilities, strict=True):
             best = np.argsort(-p, kind="stable")[: max(top, 1)]
             ranked = [{"class": self.class_names[i], "probability": float(p[i])} for i in best]
-            rows.append({"image": str(file), **ranked[0], "top": ranked})
+            # A name that is not UTF-8 is no text for JSON or CSV.
+            name = os.fsencode(file).decode("utf-8", "replace")
+            rows.append({"image": name, **ranked[0], "top": ranked})
         return rows
 
     def to_csv(self, top: int) -> str:
@@ -59,30 +62,38 @@ class FilePredictions:
         return text.getvalue()
 
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
+def find_images(arguments: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
     """The image files given as files, folders (searched recursively) and glob patterns, each once.
 
-    A file that is named explicitly may have any suffix; in folders, only files with an image suffix count.
+    Hidden files, and files that systems leave in folders, count only if they are named explicitly.
+
+    Returns:
+        The image files; every other file -> why it is left out.
 
     Raises:
-        InputError: an argument matches no file.
+        InputError: an argument matches nothing, or no file is an image.
     """
-    images: dict[Path, None] = {}
+    found: dict[Path, None] = {}
+    left_out: dict[Path, str] = {}
     for argument in arguments:
         path = Path(argument).expanduser()
         # An existing file with brackets in its name is not a pattern.
-        matches = [] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob wants a root
-        paths = [Path(name) for name in sorted(matches)] or [path]
-        files: list[Path] = []
-        for place in paths:
-            inside = sorted(place.rglob("*")) if place.is_dir() else [place]
-            files += [f for f in inside if f == place or (f.suffix.lower() in SUFFIXES and f.is_file())]
-        files = [file for file in files if file.is_file()]
-        if not files:
-            what = "contains no image" if path.is_dir() else "no such file, and no file matches it as a pattern"
-            raise InputError(f"{argument!r}: {what}; give image files ({', '.join(sorted(SUFFIXES))}) or their folder.")
-        images |= dict.fromkeys(files)
-    return list(images)
+        named = os.path.lexists(path)
+        matches = [] if named else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob wants a root
+        places = [path] if named else [Path(name) for name in sorted(matches) if not is_rubbish(Path(name).name)]
+        insides = [walk(Path(), str(place)) for place in places]
+        for inside in insides:
+            found |= dict.fromkeys(Path(file.path) for file in inside.images)
+            left_out |= {Path(name): reason for name, reason in inside.left_out}
+            left_out |= {Path(name): NO_IMAGE for name in inside.others}
+        if not any(inside.images or inside.left_out or inside.others for inside in insides):
+            what = "contains no image" if places else "no such file, and no file matches it as a pattern"
+            near = "" if places else nearest_path(path, Path.exists)
+            raise InputError(f"{argument!r}: {what}; give image files or their folder.{near}")
+    if not found:
+        file, reason = next(iter(left_out.items()))
+        raise InputError(f"none of {len(left_out):,} files can be used; the first is {str(file)!r} ({reason}).")
+    return list(found), left_out
 
 
 def predict_files(

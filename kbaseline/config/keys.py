@@ -1,7 +1,7 @@
 """Strict YAML, and dotted keys into nested mappings and lists; independent of the configuration's schema."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            plain = isinstance(key_node, yaml.ScalarNode) and not key_node.tag.endswith(":merge")
+            # As it is written: a class may be called 0 or no.
+            key = key_node.value if plain else self.construct_object(key_node, deep=True)
+            if plain:
+                key_node.tag = "tag:yaml.org,2002:str"
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
             if key in seen:
@@ -81,19 +85,21 @@ def with_override(tree: Any, parts: list[str], value: Any, whole: str) -> Any:
     return {**tree, head: with_override(tree.get(head), rest, value, whole)}
 
 
-def flattened(tree: Any, prefix: str = "", *, lists: bool = True) -> dict[str, Any]:
+def flattened(tree: Any, prefix: str = "", *, lists: bool = True, whole: Collection[str] = ()) -> dict[str, Any]:
     """`{"stages": [{"epochs": 5}]}` -> `{"stages.0.epochs": 5}`: every plain value by its dotted key.
 
-    With `lists=False`, a list counts as a plain value.
+    With `lists=False`, a list counts as a plain value; so does the value of a dotted key in `whole`.
     """
     items: Iterable[tuple[Any, Any]]
+    if prefix in whole:
+        return {prefix: tree}
     if isinstance(tree, Mapping):
         items = tree.items()
     elif lists and isinstance(tree, list | tuple):
         items = enumerate(tree)
     else:
         return {prefix: tree}
-    parts = (flattened(item, _joined(prefix, name), lists=lists) for name, item in items)
+    parts = (flattened(item, _joined(prefix, name), lists=lists, whole=whole) for name, item in items)
     return {key: value for part in parts for key, value in part.items()}
 
 

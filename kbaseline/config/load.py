@@ -12,9 +12,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from kbaseline.config.keys import parse_yaml, read_yaml, with_override
+from kbaseline.config.keys import flattened, parse_yaml, read_yaml, with_override
 from kbaseline.config.schema import Config, Section, StageConfig, TTAConfig
 from kbaseline.errors import ConfigError, did_you_mean
+
+_OWN_NAMES = ("data.class_weights",)
+"""Keys that hold a mapping whose own keys are the user's names, with dots and all."""
 
 
 def bundled_configs() -> dict[str, Path]:
@@ -52,11 +55,21 @@ def load_config(
         if key.startswith("stages."):
             # Without stages of its own, a configuration overrides the default ones.
             tree = {"stages": Config().model_dump(mode="json")["stages"], **tree}
-        tree = with_override(tree, key.split("."), value, key)
+        parts = _parts(key)
+        section = tree.get(parts[0])
+        if ".".join(parts[:-1]) in _OWN_NAMES and isinstance(section, dict) and isinstance(section.get(parts[1]), str):
+            # A weight of its own for one class takes the place of `none` and `auto`.
+            tree = with_override(tree, parts[:-1], {}, key)
+        tree = with_override(tree, parts, value, key)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error, tree)}") from None
+
+
+def dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"data": {"limit": 500}}` -> `{"data.limit": 500}`, for `load_config`; class weights stay one mapping."""
+    return flattened(overrides, lists=False, whole=_OWN_NAMES)
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -112,6 +125,14 @@ def _flow(value: Any) -> str:
     """One value as YAML on one line."""
     plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("\n...")
+
+
+def _parts(key: str) -> list[str]:
+    """A dotted key cut at its dots; a dot does not split the name of a class."""
+    for whole in _OWN_NAMES:
+        if key.startswith(f"{whole}."):
+            return [*whole.split("."), key.removeprefix(f"{whole}.")]
+    return key.split(".")
 
 
 def _config_file(source: str | Path) -> Path:

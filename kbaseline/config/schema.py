@@ -5,6 +5,7 @@ Loads neither Keras nor JAX, so `--help` and a misspelt key answer at once.
 
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 def _weights(value: Any) -> Any:
     """Refuses in one sentence what neither part of the union takes."""
     if isinstance(value, Mapping):
+        # A class may be called 0.
+        numbers = {name: str(name) for name in value if isinstance(name, Integral) and not isinstance(name, bool)}
+        value = {numbers.get(name, name): weight for name, weight in value.items()}
         for name, weight in value.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 10_000:
                 raise ValueError(f"a weight must be a number above 0, at most 10,000; got {weight!r} for {name!r}")
@@ -42,12 +46,12 @@ class DataConfig(Section):
     """Where the images come from, and how they are read and batched."""
 
     source: str = "tfds:cifar10"
-    """`tfds:NAME`, `folder:PATH`, `csv:PATH`, or `digits`."""
+    """`tfds:NAME`, `folder:PATH`, `csv:PATH` (an existing folder or table needs no prefix), or `digits`."""
     size: int = Field(128, ge=8, le=1024)
     """Side of the square images that the network sees, in pixels."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = 64
-    """Images per step; the last, partial training batch of an epoch is dropped. `auto`: the largest power of two
-    that fits the accelerator's memory, 64 on a CPU; learning rates are not adjusted to it."""
+    """Images per step, at most all training images; the last, partial training batch of an epoch is dropped. `auto`:
+    the largest power of two that fits the accelerator's memory, 64 on a CPU; learning rates are not adjusted to it."""
     resize: Literal["crop", "squish"] = "crop"
     """How a photo becomes square: `crop` cuts out its centre, `squish` changes its aspect ratio."""
     data_dir: Path | None = None
@@ -62,8 +66,8 @@ class DataConfig(Section):
     on_bad_image: Literal["skip", "error"] = "skip"
     """What to do with an unreadable image or CSV row: `skip` leaves it out and reports it, `error` ends the run."""
     image_column: str | None = Field(None, min_length=1)
-    """CSV column with the image paths, relative to the CSV file. Default: the column called `image`, `path`,
-    `file` or similar."""
+    """CSV column with the image paths, relative to the CSV file; suffixes may be missing. Default: the column called
+    `image`, `path`, `file` or similar."""
     label_column: str | None = Field(None, min_length=1)
     """CSV column with the labels. Default: the column called `label`, `class`, `target` or similar."""
     split_column: str | None = Field(None, min_length=1)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 
@@ -36,8 +37,10 @@ def class_weights(
         balanced = import_module("sklearn.utils.class_weight").compute_class_weight
         weights[present] = balanced("balanced", classes=present, y=labels)
         return weights
-    places = {name: place for place, name in enumerate(class_names)}
-    for name, weight in setting.items():
+    # The same letters may be composed in two ways.
+    places = {normalize("NFC", name): place for place, name in enumerate(class_names)}
+    for given, weight in setting.items():
+        name = normalize("NFC", given)
         if name not in places:
             raise DataError(
                 f"data.class_weights: {name!r} is not one of the {len(places)} classes ({listed(class_names)})."

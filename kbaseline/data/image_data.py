@@ -37,7 +37,7 @@ class ImageData:
         size: side of the network's square input, in pixels. `images` keep the source's own size where possible, so
             that the model combines resize and augmentation in one resample.
         source: the source string, or a name for arrays.
-        skipped: one line for each image or row that was skipped because it cannot be read.
+        skipped: one line for everything of the source that was left out, with the reason, or is missing.
 
     Raises:
         DataError, DownloadError: from `from_source` and `from_arrays`; the constructor itself does no checks.
@@ -75,7 +75,7 @@ class ImageData:
         """Loads images from a source string.
 
         Args:
-            source: `"tfds:cifar10"`, `"folder:PATH"`, `"csv:PATH"` or `"digits"`.
+            source: `"tfds:cifar10"`, `"folder:PATH"`, `"csv:PATH"` (an existing path needs no prefix) or `"digits"`.
             size: side of the network's square input, in pixels.
             seed: fixes random splits and subsets.
             **options: the other keys of the configuration's `data` section: `limit`, `limit_valid`,
@@ -168,12 +168,12 @@ def load_source(
         RunError: a folder cannot be written, or TFDS fails.
     """
     with open_source(config, console) as listing:
-        splits, skipped = prepare(listing, config, seed, console, image_size)
+        splits, class_names, skipped = prepare(listing, config, seed, console, image_size)
     return ImageData(
         train=splits["train"],
         valid=splits["valid"],
         test=splits.get("test"),
-        class_names=listing.class_names,
+        class_names=class_names,
         size=config.size,
         source=config.source,
         skipped=skipped,

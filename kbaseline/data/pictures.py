@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -97,3 +98,8 @@ def shown(path: str) -> str:
     """A path for a message of one line, with U+FFFD for bytes that are not UTF-8 and for unprintable characters."""
     text = os.fsencode(path).decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def as_text(name: str) -> str:
+    """A name from the file system as text: composed (NFC), with U+FFFD for bytes that are not UTF-8."""
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))

@@ -1,7 +1,8 @@
 """Images of a source, chosen by their labels alone and only then decoded: to train on, or to score a network on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from unicodedata import normalize
 
 import numpy as np
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import ALL
 from kbaseline.data.cache import Target, decoded
+from kbaseline.data.decode import BadImageError, decode, quiet
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.pictures import Provenance
 from kbaseline.data.sources.listing import Listing
@@ -52,7 +54,7 @@ class Labelled:
         images: uint8 0-255, `(number, height, width, 3)`.
         labels: int32 `(number,)`, an index into the network's class names.
         split: the split they are, `train`, `valid`, `test` or `all`.
-        skipped: one line for each image or row that was left out because it cannot be read.
+        skipped: one line for whatever of the source was left out, with the reason, or is missing.
     """
 
     images: np.ndarray
@@ -67,8 +69,11 @@ def prepare(
     seed: int,
     console: Console | None,
     image_size: tuple[int, int] | None = None,
-) -> tuple[dict[str, Split], tuple[str, ...]]:
+) -> tuple[dict[str, Split], tuple[str, ...], tuple[str, ...]]:
     """Chooses the images to train, validate and test on, decodes them and leaves out what cannot be read.
+
+    Images of a class that `train` lacks are left out. `valid` and `test` may lack classes. Where an image that cannot
+    be read was drawn for a split and its class has no other there, the splits are drawn again without it.
 
     Args:
         listing: the source.
@@ -78,7 +83,8 @@ def prepare(
         image_size: height and width to fit the images to; None to choose them, see `cache.decoded`.
 
     Returns:
-        `train`, `valid` and perhaps `test` -> images and labels; one line for each image that was left out.
+        `train`, `valid` and perhaps `test` -> images and labels; the name of each label; one line for whatever was left
+        out or is missing.
 
     Raises:
         DataError: fewer than two classes, or an empty split; an image that cannot be read, if `config.on_bad_image`
@@ -87,32 +93,27 @@ def prepare(
     """
     if listing.untrainable:
         raise DataError(listing.untrainable)
-    chosen = choose(
-        listing.labels,
-        seed,
-        valid_fraction=config.valid_fraction,
-        limit=config.limit,
-        limit_valid=config.limit_valid,
-    )
-    labels = {name: _labels(listing)[numbers] for name, numbers in chosen.items()}
-    present = np.unique(labels["train"])
-    if len(present) < 2:
-        names = ", ".join(repr(listing.class_names[label]) for label in present)
-        raise DataError(f"source {config.source!r}: training needs at least two classes; got {names or 'none'}.")
-    for name, numbers in chosen.items():
-        if not len(numbers):
-            raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
-    splits, bad = _decode(listing, chosen, config, console, image_size)
-    for name, split in splits.items():
-        # In a small subset a class may lack readable images by chance; elsewhere that is the source's fault.
-        whole = name == "train" or (config.limit is None and config.limit_valid is None)
-        for label in np.setdiff1d(labels[name], split.labels) if whole else ():
-            line = next(line for position, line in bad[name].items() if labels[name][position] == label)
-            raise DataError(
-                f"{listing.display_name}: class {listing.class_names[label]!r} has no readable image left in {name} "
-                f"({line}); repair or replace them."
-            )
-    return splits, listing.skipped + tuple(line for lines in bad.values() for line in lines.values())
+    listing, notes = _of_trained_classes(listing)
+    usable = _labels(listing) >= 0
+    skipped: dict[int, str] = {}
+    while True:
+        chosen = _choose(listing, usable, config, seed)
+        try:
+            splits, bad = _decode(listing, chosen, config, console, image_size)
+        except DataError:
+            splits, bad = {}, _unreadable_splits(listing, chosen, config)
+            usable[list(bad)] = False
+            if not bad or not usable[number_images(listing.labels)["train"]].any():
+                raise
+        skipped |= bad
+        usable[list(bad)] = False
+        _check_every_class(listing, usable, skipped)
+        if splits and not _lost_by_chance(listing, chosen, usable):
+            break
+    if config.limit is None and config.limit_valid is None:
+        for name, split in splits.items():
+            notes += _missing(name, split.labels, listing.class_names, splits["train"].labels)
+    return splits, listing.class_names, (*notes, *listing.skipped, *skipped.values())
 
 
 def load_labelled(
@@ -146,13 +147,105 @@ def load_labelled(
         numbers = np.concatenate(list(own.values())) if chosen == ALL else own[chosen]
         labels = _places(listing, numbers, class_names)
         splits, bad = _decode(listing, {chosen: numbers}, config, console, image_size)
-        skipped = listing.skipped + tuple(bad[chosen].values())
-    return Labelled(splits[chosen].images, labels[splits[chosen].labels], chosen, skipped)
+    found = labels[splits[chosen].labels]
+    missing = _missing(chosen, found, class_names, np.arange(len(class_names)))
+    return Labelled(splits[chosen].images, found, chosen, (*missing, *listing.skipped, *bad.values()))
 
 
 def _labels(listing: Listing) -> np.ndarray:
     """The label of every image of a source, int32 `(number,)`."""
     return np.concatenate(list(listing.labels.values())).astype(np.int32)
+
+
+def _of_trained_classes(listing: Listing) -> tuple[Listing, list[str]]:
+    """The listing without the classes that `train` lacks, whose images have the label -1, and a line for each."""
+    every = _labels(listing)
+    strange = np.setdiff1d(every, listing.labels["train"])
+    notes = [
+        f"{split}: {(own == label).sum():,} images of {listing.class_names[label]!r} left out; train lacks that class"
+        for split, own in listing.labels.items()
+        for label in np.intersect1d(own, strange)
+    ]
+    kept = np.setdiff1d(np.arange(len(listing.class_names)), strange)
+    places = np.full(len(listing.class_names), -1)
+    places[kept] = np.arange(len(kept))
+    labels = {split: places[own] for split, own in listing.labels.items()}
+    return replace(listing, labels=labels, class_names=tuple(listing.class_names[label] for label in kept)), notes
+
+
+def _choose(listing: Listing, usable: np.ndarray, config: DataConfig, seed: int) -> dict[str, np.ndarray]:
+    """`choose` of the usable images, bool `(number,)`.
+
+    Raises:
+        DataError: fewer than two classes, or an empty split.
+    """
+    parts = {name: usable[numbers] for name, numbers in number_images(listing.labels).items()}
+    labels = {name: listing.labels[name][part] for name, part in parts.items() if name == "train" or part.any()}
+    numbers = np.concatenate([number_images(listing.labels)[name][parts[name]] for name in labels])
+    chosen = choose(
+        labels,
+        seed,
+        valid_fraction=config.valid_fraction,
+        limit=config.limit,
+        limit_valid=config.limit_valid,
+    )
+    found = {name: numbers[positions] for name, positions in chosen.items()}
+    present = np.unique(_labels(listing)[found["train"]])
+    if len(present) < 2:
+        names = ", ".join(repr(listing.class_names[label]) for label in present)
+        raise DataError(f"source {config.source!r}: training needs at least two classes; got {names or 'none'}.")
+    for name, part in found.items():
+        if not len(part):
+            raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
+    return found
+
+
+def _lost_by_chance(listing: Listing, chosen: Mapping[str, np.ndarray], usable: np.ndarray) -> bool:
+    """Whether a class of which a split drew only unreadable images has others that it could have drawn."""
+    every, sources = _labels(listing), number_images(listing.labels)
+    for numbers in chosen.values():
+        pool = next(pool for pool in sources.values() if numbers[0] in pool)
+        lost = np.setdiff1d(every[numbers], every[numbers[usable[numbers]]])
+        if np.isin(lost, every[pool[usable[pool]]]).any():
+            return True
+    return False
+
+
+def _unreadable_splits(listing: Listing, chosen: Mapping[str, np.ndarray], config: DataConfig) -> dict[int, str]:
+    """Number -> one line, for all images of the splits of which none can be read."""
+    bad: dict[int, str] = {}
+    if isinstance(listing.pictures, np.ndarray) or config.on_bad_image == "error":
+        return bad
+    for numbers in chosen.values():
+        reasons = {}
+        for number in numbers.tolist():
+            try:
+                with quiet():
+                    decode(listing.pictures.open(number), config.size, config.size, config.resize)
+                break
+            except BadImageError as error:
+                reasons[number] = f"{listing.pictures.name(number)}: {error}"
+        else:
+            bad |= reasons
+    return bad
+
+
+def _check_every_class(listing: Listing, usable: np.ndarray, skipped: Mapping[int, str]) -> None:
+    """Raises a `DataError` for a class of which no training image can be read."""
+    own = number_images(listing.labels)["train"]
+    every = _labels(listing)
+    for label in np.setdiff1d(every[own], every[own[usable[own]]]):
+        line = next(line for number, line in skipped.items() if every[number] == label and number in own)
+        raise DataError(
+            f"{listing.display_name}: class {listing.class_names[label]!r} has no readable image left in train "
+            f"({line}); repair or replace its images, or remove the class."
+        )
+
+
+def _missing(split: str, labels: np.ndarray, names: Sequence[str], wanted: np.ndarray) -> list[str]:
+    """A line on the classes that a split lacks, or none."""
+    lacking = np.setdiff1d(wanted, labels)
+    return [f"{split}: has no image of {listed(names[label] for label in lacking)}"] if len(lacking) else []
 
 
 def _decode(
@@ -161,8 +254,8 @@ def _decode(
     config: DataConfig,
     console: Console | None,
     image_size: tuple[int, int] | None,
-) -> tuple[dict[str, Split], dict[str, dict[int, str]]]:
-    """The chosen images by split; by split, the position in `chosen` of each that cannot be read -> one line on it."""
+) -> tuple[dict[str, Split], dict[int, str]]:
+    """The chosen images by split; the number of each that cannot be read -> one line on it."""
     pictures, labels = listing.pictures, _labels(listing)
     if isinstance(pictures, np.ndarray):
         height, width = image_size or pictures.shape[1:3]
@@ -170,12 +263,14 @@ def _decode(
             name: Split(fit_batch(pictures[numbers], height, width, config.resize), labels[numbers])
             for name, numbers in chosen.items()
         }
-        return found, {name: {} for name in chosen}
+        return found, {}
     target = Target(config.size, config.resize, strict=config.on_bad_image == "error", image_size=image_size)
-    splits, bad = {}, {}
+    splits: dict[str, Split] = {}
+    bad: dict[int, str] = {}
     for name, done in decoded(pictures, chosen, target, config.cache_folder, console).items():
         numbers = chosen[name]
-        bad[name] = {at: f"{pictures.name(int(numbers[at]))}: {reason}" for at, reason in done.bad.items()}
+        reasons = {int(numbers[at]): reason for at, reason in done.bad.items()}
+        bad |= {number: f"{pictures.name(number)}: {reason}" for number, reason in reasons.items()}
         kept = np.delete(numbers, list(done.bad))
         splits[name] = Split(done.images, labels[kept], Provenance(pictures, kept, done.digests))
     return splits, bad
@@ -197,11 +292,13 @@ def _places(listing: Listing, numbers: np.ndarray, known: Sequence[str]) -> np.n
     Raises:
         DataError: the class of an image is not among the known.
     """
-    places = {name: place for place, name in enumerate(known)}
-    present = [listing.class_names[label] for label in np.unique(_labels(listing)[numbers])]
-    if strange := [name for name in present if name not in places]:
+    places = {normalize("NFC", name): place for place, name in enumerate(known)}
+    places |= {name: place for place, name in enumerate(known)}
+    found = [places.get(name, places.get(normalize("NFC", name), -1)) for name in listing.class_names]
+    present = np.unique(_labels(listing)[numbers])
+    if strange := [listing.class_names[label] for label in present if found[label] < 0]:
         raise DataError(
             f"{listing.display_name}: classes must be among the run's; it has {listed(strange, 20)}, and the run knows "
             f"{listed(known, 20)}. Rename or remove them."
         )
-    return np.array([places.get(name, -1) for name in listing.class_names], dtype=np.int32)
+    return np.array(found, dtype=np.int32)

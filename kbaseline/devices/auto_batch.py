@@ -36,23 +36,26 @@ USED = 0.9
 """Largest fraction of the memory that a step may use; the rest is for other parts of the run and other programs."""
 
 
-def resolve_batch_size(config: Config, model: keras.Model, data: ImageData, console: Console) -> Config:
-    """Replaces `data.batch_size: auto` by a number, and prints the number and the reason.
+def resolve_batch_size(
+    config: Config, model: keras.Model, data: ImageData, console: Console, devices: int = 1
+) -> Config:
+    """Replaces `data.batch_size` by a number that the training images fill, and prints it if it is another.
 
     Args:
         config: the run's configuration.
         model: the classifier, with every layer trainable; it is restored bit for bit.
         data: the number of training images limits the size.
         console: where to print.
+        devices: how many share a batch equally.
 
     Returns:
-        The configuration with the number; `config` itself if its batch size is a number already.
+        The configuration with the number; `config` itself if its batch size is a number already that fits.
 
     Raises:
         RunError: a batch of one image does not fit.
     """
     if config.data.batch_size != "auto":
-        return config
+        return _filled(config, config.data.batch_size, len(data.train) // devices * devices, console)
     most = power_of_two(min(MOST, len(data.train) // STEPS))
     if jax.default_backend() == "cpu":
         size, why = min(ON_CPU, most), "chosen for a CPU"
@@ -64,6 +67,19 @@ def resolve_batch_size(config: Config, model: keras.Model, data: ImageData, cons
         why += f", limited by {len(data.train):,} training images" if most < MOST else ", the upper limit"
     text = f"data.batch_size auto: {size}, {why}; learning rates are unchanged"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return _with_size(config, size)
+
+
+def _filled(config: Config, size: int, most: int, console: Console) -> Config:
+    """The configuration with at most so many images a batch."""
+    if not 0 < most < size:
+        return config
+    text = f"data.batch_size: {most}, since there are not enough training images for {size}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return _with_size(config, most)
+
+
+def _with_size(config: Config, size: int) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": size})})
 
 

@@ -84,6 +84,9 @@ def test_a_plot_that_would_be_another_file_is_refused(finished_run):
     """A plot's name must be that of a PNG, so that a slip cannot replace a run's own file."""
     run = finished_run("a", **SMALL)
     before = (run / "config.yaml").read_text()
+    done = CliRunner().invoke(main, ["compare", str(run), "--out", str(run / "nowhere" / "x.png")])
+    assert done.exit_code == 2
+    assert f"there is no folder '{run}/nowhere'; make it, or name another." in done.stderr
     done = CliRunner().invoke(main, ["compare", str(run), "--out", str(run / "config.yaml")])
     assert (done.exit_code, "must end in .png" in done.stderr) == (2, True)
     assert (run / "config.yaml").read_text() == before

@@ -192,6 +192,60 @@ def test_tables_fit_80_columns(rng):
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert "worst 30 of 40" in text
-    assert "skipped: 9 images in all" in text
+    assert "skipped: 9 in all" in text
     for word in ("top-5 accuracy", "balanced accuracy", "macro F1", "fitted temperature", "McNemar's exact test"):
         assert word in text
+
+
+@pytest.fixture
+def breeds(run, photos) -> Path:
+    """A table beside the photos whose label column is called as nobody would guess, and the run trained on one."""
+    rows = [
+        f"{file.relative_to(photos)},{file.parent.name},{i % 5}" for i, file in enumerate(sorted(photos.rglob("*.png")))
+    ]
+    table = photos / "t.csv"
+    table.write_text("\n".join(["image,breed,fold", *rows]))
+    config = (run / "config.yaml").read_text().replace("label_column: null", "label_column: breed")
+    (run / "config.yaml").write_text(config.replace("split_column: null", "split_column: none"))
+    return table
+
+
+def test_the_runs_columns_count_only_where_the_table_has_them(run, breeds):
+    """Golden: a table of the same columns needs no word, one of others is read by its own."""
+    assert read_run(run).config.data.label_column == "breed"
+    other = breeds.with_name("other.csv")
+    other.write_text(breeds.read_text().replace("breed,fold", "label,rest"))
+    for table in (other, breeds):
+        code, text, said = call(run, f"csv:{table}", "--no-tta", "--set", "data.split_column=none")
+        assert (code, "91.67 %" in text) == (0, True), said
+    code, text, said = call(run, other, "--no-tta")
+    assert (code, "91.67 %" in text) == (0, True), said
+
+
+def test_how_a_source_is_read_can_be_set(run, breeds):
+    """Golden: columns and what to do with bad rows; what belongs to the network, and a missing source, are refused."""
+    strange = breeds.with_name("strange.csv")
+    strange.write_text(breeds.read_text().replace("image,breed", "x,y"))
+    assert call(run, strange, "--no-tta")[0] == 2
+    code, text, said = call(
+        run,
+        strange,
+        "--no-tta",
+        *(f"--set=data.{k}" for k in ("image_column=x", "label_column=y", "split_column=none")),
+    )
+    assert (code, "91.67 %" in text) == (0, True), said
+    code, _, said = call(run, strange, "--set", "data.size=32")
+    assert (code, "--set data.size: the run decides it" in said) == (2, True)
+    code, _, said = call(run, "--set", "data.label_column=y")
+    assert (code, "name the source too" in said) == (2, True)
+
+
+def test_a_test_set_alone_is_scored(run, photos, tmp_path):
+    """Golden: a folder that holds nothing but `test/` is scored, and what it lacks is said."""
+    (tmp_path / "only").mkdir()
+    photos.rename(tmp_path / "only" / "test")
+    for file in (tmp_path / "only" / "test" / "emu").iterdir():
+        file.unlink()
+    report, _ = evaluate_run(run, str(tmp_path / "only"), tta=False)
+    assert (report.split, report.last.accuracy) == ("test", 1.0)
+    assert report.skipped == ("test: has no image of 'emu'", "test/emu/: has no image that can be used, ignored")

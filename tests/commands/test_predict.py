@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -44,34 +45,89 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+def found(arguments: list[Path]) -> list[Path]:
+    return find_images([str(argument) for argument in arguments])[0]
+
+
 def test_files_folders_and_patterns_are_found_once(photos: Path) -> None:
     """Golden: a folder gives its images to any depth, a pattern its matches, a name with brackets itself."""
     everything = {"a.png", "b.jpg", "c [1].png", "torn.png"}
-    assert {file.name for file in find_images([str(photos)])} == everything
-    assert [file.name for file in find_images([str(photos / "*.png"), str(photos / "a.png")])] == [
+    assert {file.name for file in found([photos])} == everything
+    assert [file.name for file in found([photos / "*.png", photos / "a.png"])] == [
         "a.png",
         "c [1].png",
         "torn.png",
     ]
-    assert find_images([str(photos / "c [1].png")]) == [photos / "c [1].png"]
+    assert found([photos / "c [1].png"]) == [photos / "c [1].png"]
     for nothing in (photos / "no*.png", photos / "gone", photos / "deep" / "x.png"):
         with pytest.raises(InputError, match="no such file"):
             find_images([str(nothing)])
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    """Golden: an empty folder is an error that says so."""
+    """Golden: an empty folder is an error that says so; one of nothing usable gives the first reason."""
     with pytest.raises(InputError, match="contains no image"):
         find_images([str(tmp_path)])
+    (tmp_path / "a.heic").touch()
+    (tmp_path / "b.txt").touch()
+    with pytest.raises(InputError, match=r"none of 2 files can be used; the first is .*a\.heic' \(HEIC is not read"):
+        find_images([str(tmp_path)])
+
+
+def test_a_path_that_is_not_there_gets_one_that_is(photos: Path) -> None:
+    """Golden: a slip in a path is named whole; nothing like it, nothing said."""
+    with pytest.raises(InputError, match=r"Did you mean '.*/in/deep/b\.jpg'\?"):
+        find_images([str(photos / "depe" / "b.jpg")])
+    with pytest.raises(InputError) as caught:
+        find_images(["/nope"])
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_each_file_is_taken_named_or_meant_to_be_hidden(photos: Path, tmp_path: Path) -> None:
+    """Golden: linked files and folders and strange suffixes are taken, what cannot be used is named with its reason,
+    hidden files count only where they are named outright."""
+    photo(tmp_path / "elsewhere" / "far.png", (9, 9, 9))
+    (photos / "folder").symlink_to(tmp_path / "elsewhere")
+    (photos / "link.png").symlink_to(tmp_path / "elsewhere" / "far.png")
+    (photos / "gone.png").symlink_to("/nowhere")
+    (photos / "phone.heic").touch()
+    (photos / "a.png").rename(photos / "q.png?w=1")
+    for name in (".hidden.png", "._b.png", ".ipynb_checkpoints/x.png", "@eaDir/x.png"):
+        photo(photos / name, (9, 9, 9))
+    (photos / "Thumbs.db").touch()
+    reasons = {
+        "gone.png": "is a broken link",
+        "phone.heic": "HEIC is not read; convert it to JPEG",
+        "notes.txt": "is no image",
+    }
+    deep = {"c [1].png", "q.png?w=1", "torn.png", "link.png", "deep/b.jpg", "folder/far.png"}
+    flat = {name for name in deep if "/" not in name}
+    for argument, expected in ((photos, deep), (photos / "*", deep), (photos / "*.*", flat)):
+        files, left_out = find_images([str(argument)])
+        assert {str(file.relative_to(photos)) for file in files} == expected
+        assert {file.name: reason for file, reason in left_out.items()} == reasons
+    assert found([photos / ".hidden.png"]) == [photos / ".hidden.png"]
+    assert found([photos / ".ipynb_checkpoints"]) == [photos / ".ipynb_checkpoints" / "x.png"]
+    with pytest.raises(InputError, match=r"gone\.png' \(is a broken link"):
+        find_images([str(photos / "gone.png")])
 
 
 def test_each_file_gets_its_own_answer(run: Path, photos: Path) -> None:
     """Golden: the colours are told apart; what cannot be read is named and shifts no other answer."""
-    found = predict_files(load(run), find_images([str(photos)]))
+    found = predict_files(load(run), find_images([str(photos)])[0])
     said = {Path(row["image"]).name: row["class"] for row in found.rows(1)}
     assert said == {"a.png": "cat", "b.jpg": "dog", "c [1].png": "emu"}
     assert [file.name for file in found.bad] == ["torn.png"]
     np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_a_name_that_is_not_utf8_is_text_in_every_answer(run: Path, tmp_path: Path) -> None:
+    """Golden: JSON and CSV hold text that any program can read."""
+    file = photo(tmp_path / os.fsdecode(b"caf\xe9.png"), (255, 0, 0))
+    (row,) = predict_files(load(run), find_images([str(file)])[0]).rows(1)
+    assert row["image"].endswith("caf\ufffd.png")
+    done = CliRunner().invoke(main, ["predict", str(run), str(file), "--json"])
+    assert json.loads(done.stdout.encode())[0]["image"] == row["image"]
 
 
 def test_nothing_readable_is_an_error(run: Path, photos: Path) -> None:
@@ -88,6 +144,7 @@ def test_the_command_prints_json_and_csv(run: Path, photos: Path) -> None:
     assert [len(row["top"]) for row in rows] == [2, 2, 2]
     assert rows[0]["class"] == rows[0]["top"][0]["class"]
     assert "torn.png" in done.stderr
+    assert "notes.txt: is no image" in done.stderr
     done = CliRunner().invoke(main, ["predict", str(run), str(photos), "--csv"])
     table = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["class_1"] for row in table] == [row["class"] for row in rows]

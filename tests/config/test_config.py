@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kbaseline.config.load import bundled_configs, describe, load_config, parse_assignments
+from kbaseline.config.load import bundled_configs, describe, dotted, load_config, parse_assignments
 from kbaseline.config.schema import Config
 from kbaseline.errors import ConfigError
 
@@ -107,6 +107,31 @@ def test_overrides_reach_every_level() -> None:
     assert (config.data.batch_size, config.stages[0], config.stages[1].name) == (64, Config().stages[0], "finetune")
 
 
+@pytest.mark.parametrize("name", ["0", "10", "no", "null", "1e5", "st. bernard", "a.b", "2020-01-01", "ünï"])
+def test_any_class_can_be_weighted(tmp_path: Path, name: str) -> None:
+    """Golden: a class is called what is written, unquoted or not, in a file, on the command line and from Python."""
+    expected = {name: 2.0, "cat": 5.0}
+    text = f"{{{name}: 2.0, cat: 5.0}}"
+    ways = (
+        load_config(write(tmp_path, f"data: {{class_weights: {text}}}")),
+        load_config(None, parse_assignments([f"data.class_weights={text}"])),
+        load_config("quickstart", parse_assignments([f"data.class_weights.{name}=2.0", "data.class_weights.cat=5"])),
+        load_config(Config(), dotted({"data": {"class_weights": expected}})),
+        load_config(Config(), dotted({"data.class_weights": expected})),
+        load_config({"data": {"class_weights": {int(name) if name.isdigit() else name: 2.0, "cat": 5}}}),
+    )
+    for config in ways:
+        assert config.data.class_weights == expected
+        assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+def test_one_more_weight_joins_those_there_are() -> None:
+    """Golden: a weight for one class leaves the others; a whole mapping takes their place."""
+    weighted = load_config({"data": {"class_weights": {"cat": 2.0}}})
+    assert load_config(weighted, {"data.class_weights.dog": 3.0}).data.class_weights == {"cat": 2.0, "dog": 3.0}
+    assert load_config(weighted, dotted({"data": {"class_weights": {"dog": 3.0}}})).data.class_weights == {"dog": 3.0}
+
+
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     """Golden: the file wins over the defaults, the override over the file."""
     path = write(tmp_path, "seed: 1\ndata: {size: 32, batch_size: 8}\n")
@@ -178,7 +203,8 @@ def test_bad_values_are_named_with_rule_and_remedy(tree: dict[str, Any], said: s
         ("seed: 1\nseed: 2\n", "key 'seed' appears twice"),
         ("data: {size: 32, size: 64}", "key 'size' appears twice"),
         ("seed: [1", "not valid YAML"),
-        ("1: 2", "key 1 is not a string"),
+        ("1: 2", "unknown key '1'"),
+        ("? [a, b]\n: 2", r"key \['a', 'b'\] is not a string|unhashable"),
         ("- 1", "top level must be a mapping; got list"),
         ("a: &x {b: *x}", "YAML|unknown key"),
         ("!!python/object:os.system {}", "not valid YAML"),

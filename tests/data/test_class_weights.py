@@ -37,6 +37,13 @@ def test_an_unknown_class_is_refused():
         class_weights({"dgo": 2.0}, LABELS, NAMES)
 
 
+def test_names_are_matched_by_their_composed_form():
+    """Golden: the same letters composed in two ways are one name."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for known, given in ((composed, apart), (apart, composed)):
+        assert class_weights({given: 3.0}, np.array([0, 1]), (known, "dog")).tolist() == [3, 1]
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

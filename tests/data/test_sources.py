@@ -1,11 +1,14 @@
 """A source string reaches its reader, or says what it should have been; the digits are the real ones."""
 
+import os
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.image_data import ImageData, load_source
-from kbaseline.data.sources.registry import source_status
+from kbaseline.data.sources.registry import full_source, source_status
 from kbaseline.errors import DataError
 
 
@@ -80,12 +83,54 @@ def test_status_downloads_nothing(tmp_path):
     assert status("folder") == (False, "no source 'folder'; give tfds:NAME, folder:PATH, csv:PATH or digits")
 
 
-def test_a_bare_path_is_told_its_prefix(tmp_path):
-    """A folder or a table given without its prefix is recognised, and a table given as a folder."""
-    with pytest.raises(DataError, match=f"write folder:{tmp_path}$"):
-        load(str(tmp_path))
-    table = tmp_path / "a.csv"
-    table.write_text("path,label")
-    for source in (str(table), f"folder:{table}"):
-        with pytest.raises(DataError, match=f"write csv:{table}"):
-            load(source)
+def test_a_bare_path_needs_no_prefix(tmp_path, monkeypatch):
+    """A folder or a table is recognised without its prefix; a source's own name stays that source."""
+    monkeypatch.setenv("KBASELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = ["path,label"]
+    for number in range(8):
+        photo = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number,) * 3).save(photo)
+        lines.append(f"{photo.relative_to(tmp_path)},{'ab'[number % 2]}")
+    (tmp_path / "labels.CSV").write_text("\n".join(lines))
+    (tmp_path / "digits").mkdir()
+    for source in ("photos", "photos/", str(tmp_path / "photos"), "labels.CSV", "./labels.CSV"):
+        data = load(source, size=8)
+        assert (data.class_names, len(data.train) + len(data.valid), data.source) == (("a", "b"), 8, source)
+        assert source_status(DataConfig(source=source))[0]
+    assert full_source("digits") == "digits"
+    assert len(load("digits", size=8).class_names) == 10
+    assert full_source("photos") == "folder:photos"
+    with pytest.raises(DataError, match=r"write csv:labels\.CSV"):
+        load("folder:labels.CSV")
+
+
+@pytest.mark.parametrize("source", ["photso/inner", "folder:photso/inner", "folder:photos/iner"])
+def test_a_path_that_is_not_there_gets_one_that_is(tmp_path, monkeypatch, source):
+    """The whole path that exists is suggested, wherever in it the slip is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "inner").mkdir(parents=True)
+    (tmp_path / "photos" / "inner.txt").touch()
+    with pytest.raises(DataError, match=r"Did you mean 'photos/inner'\?$"):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["folder:/nope", "csv:/nope", "/nope", "folder:/nope/photos", "csv:phots", "phots.csv"]
+)
+def test_nothing_is_suggested_that_is_not_alike(tmp_path, monkeypatch, source):
+    """A path like no other gets no suggestion, nor a folder where a table is wanted."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError) as caught:
+        load(source)
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path):
+    """A folder whose own name is not UTF-8 is refused at once: a run could not write it down."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"caf\ufffd': is not UTF-8; rename"):
+        load(f"folder:{folder}")

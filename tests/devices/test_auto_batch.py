@@ -35,6 +35,15 @@ def test_the_largest_that_fits(room: int, most: int, chosen: int) -> None:
     assert max(tried) <= most
 
 
+def test_devices_share_the_batch_that_is_left() -> None:
+    """Golden: fewer images than a batch make one of a multiple of the devices, if there is an image for each."""
+    wanted = load_config(None, {"data.batch_size": 64})
+    for images, devices, size in ((13, 4, 12), (3, 4, 64), (64, 4, 64), (200, 1, 64)):
+        few = SimpleNamespace(train=range(images))
+        found = batch_size.resolve_batch_size(wanted, None, few, Console(quiet=True), devices)
+        assert found.data.batch_size == size
+
+
 def test_powers_of_two() -> None:
     """Golden: rounded down; 1 at least."""
     assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 100, 1023, 1024)] == [1, 1, 2, 2, 64, 64, 512, 1024]
@@ -48,6 +57,16 @@ def data() -> ImageData:
 
 def config(backbone: str, size: Any) -> dict[str, Any]:
     return {"model": {"backbone": backbone, "hidden": 8}, "data": {"batch_size": size}}
+
+
+def test_fewer_images_than_a_batch(tiny_backbone: str, data: ImageData) -> None:
+    """Golden: all images are one batch, said in a line; a batch that they fill stays."""
+    said = io.StringIO()
+    learn = Learner(data, config=config(tiny_backbone, 1024), console=Console(file=said))
+    assert (learn.config.data.batch_size, len(learn._batches)) == (300, 1)
+    assert said.getvalue() == "data.batch_size: 300, since there are not enough training images for 1024\n"
+    assert Learner(data, config=config(tiny_backbone, 300), console=Console(file=said)).config.data.batch_size == 300
+    assert said.getvalue().count("\n") == 1
 
 
 def test_on_a_cpu(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

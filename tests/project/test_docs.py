@@ -98,7 +98,7 @@ def test_command_lines_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             case ["kbaseline", name, *arguments]:
                 given = main.commands[name].make_context(name, arguments).params
                 if "assignments" in given:
-                    resolve(given["config"], given.get("source"), given["assignments"])
+                    resolve(given.get("config"), given.get("source"), given["assignments"])
             case ["pip", "install", *_, what]:
                 extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
                 assert extra, what

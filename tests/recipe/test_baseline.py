@@ -254,9 +254,9 @@ def test_a_run_that_cannot_begin_leaves_nothing(recipe, tmp_path):
 
 def test_overrides_change_only_what_they_name():
     """A mapping given as an override leaves its section's other keys alone."""
-    from kbaseline.config.keys import flattened
+    from kbaseline.config.load import dotted
 
-    changed = load_config("quickstart", flattened({"data": {"limit": 5}, "seed": 9}))
+    changed = load_config("quickstart", dotted({"data": {"limit": 5}, "seed": 9}))
     assert (changed.data.source, changed.data.size, changed.data.limit, changed.seed) == ("digits", 32, 5, 9)
 
 

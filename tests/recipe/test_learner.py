@@ -166,7 +166,7 @@ def too_large() -> None:
 
 
 def test_what_the_learner_refuses(digits, tiny_backbone):
-    """A split there is none of, augmentation that was left out, an unknown key, too few images for a batch."""
+    """A split there is none of, augmentation that was left out, an unknown key."""
     learn = learner(digits, tiny_backbone, tta=None)
     with pytest.raises(DataError, match=r"split 'test'.*train, valid"):
         learn.evaluate("test")
@@ -180,8 +180,6 @@ def test_what_the_learner_refuses(digits, tiny_backbone):
         learn.predict(np.zeros((0, 8, 8, 3), np.uint8))
     with pytest.raises(InputError, match="epochs must be at least 1"):
         learn.fit(0)
-    with pytest.raises(DataError, match="do not fill one batch of 1024"):
-        learner(digits, tiny_backbone, data={"batch_size": 1024})
 
 
 def test_a_run_whose_data_has_other_classes_is_not_loaded(finished_run):

@@ -247,7 +247,7 @@ def test_a_thousand_classes_stay_bounded():
     assert len(html) < 2_000_000
     assert "The 50 of 1,000 classes with the lowest F1" in page.text
     assert "The 12 of 400 wrong images" in page.text
-    assert "5,000 could not be read" in page.text
+    assert "Left out or missing: 5,000" in page.text
     assert page.text.count("bad-") == 100
     assert len(re.findall(r"class \d+( [\d.]+ %){3} 1\b", page.text)) == 50
 

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,18 +13,20 @@ from rich.console import Console
 from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import SPLITS
 from kbaseline.console.bars import Bar
-from kbaseline.data.pictures import File, FilePictures, shown
+from kbaseline.data.pictures import File, FilePictures, as_text, shown
 from kbaseline.data.sources.csv_table import Row, read_table
-from kbaseline.data.sources.listing import Listing
-from kbaseline.errors import DataError, did_you_mean, listed, one_line
+from kbaseline.data.sources.listing import Listing, alike_but_for_case
+from kbaseline.data.walk import NO_FILE, as_image, nearest_path, scan
+from kbaseline.errors import DataError, listed
 
 
 @contextmanager
 def open_csv(path: str, config: DataConfig, console: Console | None = None) -> Iterator[Listing]:
     """Lists the images that a CSV file names; `csv_table.read_table` says what it may look like.
 
-    Paths count from the file's own folder. Labels are texts; classes are sorted by name, or by value where all are
-    whole numbers. Without a column of splits all images are `train`.
+    Paths count from the file's own folder; the suffix may be missing, and case and the composition of letters differ,
+    where one file alone can be meant. Labels are texts; classes are sorted by name, or by value where all are whole
+    numbers. Without a column of splits all images are `train`.
 
     A row with something missing, with an unknown split, whose image is not there, or that repeats another is left
     out and named, or is an error if `config.on_bad_image` says so. Of rows that contradict each other none counts.
@@ -63,27 +65,16 @@ def open_csv(path: str, config: DataConfig, console: Console | None = None) -> I
     by_split = {split: [row for row in rows if (row.split or "train") == split] for split in SPLITS}
     labels = {split: np.array([places[row.label] for row in part]) for split, part in by_split.items() if part}
     pictures = FilePictures(source.parent, [files[row.line] for part in by_split.values() for row in part])
-    skipped = tuple(f"{shown(source.name)} line {line}: {reason}" for line, reason in sorted(bad.items()))
-    yield Listing(pictures, labels, names, display_name, skipped, _untrainable(labels, names, display_name))
+    lines = (f"{shown(source.name)} line {line}: {reason}" for line, reason in sorted(bad.items()))
+    skipped = (*table.notes, *alike_but_for_case(names), *lines)
+    untrainable = f"{display_name}: no row is for train, only for {' and '.join(labels)}; add some."
+    yield Listing(pictures, labels, names, display_name, skipped, "" if "train" in labels else untrainable)
 
 
 def csv_status(path: str, config: DataConfig) -> tuple[bool, str]:
     """Whether there is such a file."""
     file = Path(path).expanduser()
     return file.is_file(), str(file) if file.is_file() else f"no file {file}"
-
-
-def _untrainable(labels: Mapping[str, np.ndarray], names: Sequence[str], display_name: str) -> str:
-    """Why nothing can be trained on a table's images, or an empty string."""
-    if "train" not in labels:
-        return f"{display_name}: no row is for train, only for {' and '.join(labels)}; add some."
-    for split, own in labels.items():
-        if len(unknown := np.setdiff1d(own, labels["train"])):
-            return (
-                f"{display_name}: {split} has classes that train lacks: {listed(names[label] for label in unknown)}; "
-                "add training images of them, or leave them out."
-            )
-    return ""
 
 
 def _source(path: str) -> Path:
@@ -93,9 +84,9 @@ def _source(path: str) -> Path:
         file = Path(path).expanduser().resolve()
         mode = file.stat().st_mode
     except (OSError, RuntimeError, ValueError):
-        given = Path(path)
-        near = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
-        raise DataError(f"csv {path!r}: no such file; give a CSV file.{did_you_mean(given.name, near)}") from None
+        raise DataError(
+            f"csv {path!r}: no such file; give a CSV file.{nearest_path(Path(path), Path.is_file)}"
+        ) from None
     if stat.S_ISDIR(mode):
         raise DataError(f"csv {path!r}: is a folder, not a file; write folder:{path} or give the CSV file in it.")
     if not stat.S_ISREG(mode):
@@ -105,13 +96,13 @@ def _source(path: str) -> Path:
 
 def _files(root: Path, rows: list[Row], console: Console | None) -> tuple[dict[int, File], dict[int, str]]:
     """Line -> its image's file, and line -> why there is none."""
-    found, missing = {}, {}
+    found, missing, folders = {}, {}, _Folders(root)
     with Bar(console, "Looking for files", len(rows)) as bar:
         for row in rows:
             # Tables made on Windows separate folders by backslashes.
-            there = _file(root, row.image)
+            there = folders.file(row.image)
             if isinstance(there, str) and "\\" in row.image:
-                there = _file(root, row.image.replace("\\", "/"))
+                there = folders.file(row.image.replace("\\", "/"))
             if isinstance(there, File):
                 found[row.line] = there
             else:
@@ -120,17 +111,55 @@ def _files(root: Path, rows: list[Row], console: Console | None) -> tuple[dict[i
     return found, missing
 
 
-def _file(root: Path, image: str) -> File | str:
-    """The file of an image, or why there is none."""
-    try:
-        status = (root / image).stat()
-    except FileNotFoundError:
-        return "no such file"
-    except (OSError, ValueError) as error:
-        return one_line(error)
-    if not stat.S_ISREG(status.st_mode):
-        return "is a folder" if stat.S_ISDIR(status.st_mode) else "is no ordinary file"
-    return File(os.path.normpath(image), status.st_size, status.st_mtime_ns)
+class _Folders:
+    """Finds files by paths that may be spelt otherwise than on disk.
+
+    Args:
+        root: paths count from here.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[Path, list[dict[str, list[str]]]] = {}
+
+    def file(self, image: str) -> File | str:
+        """The file of an image, or why there is none."""
+        there = as_image(self._root / image, os.path.normpath(image))
+        if there != NO_FILE:
+            return there
+        path, parts = Path(), Path(os.path.normpath(image)).parts
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            near = [part] if not last and (self._root / path / part).is_dir() else self._like(path, part, last=last)
+            if len(near) != 1:
+                return f"several files may be meant: {listed(near, 3)}" if near else there
+            path /= near[0]
+        return as_image(self._root / path, str(path))
+
+    def _like(self, folder: Path, name: str, *, last: bool) -> list[str]:
+        """What may be meant by a name in a folder: its letters composed otherwise, in other case, with a suffix."""
+        if folder not in self._known:
+            self._known[folder] = self._spellings(folder)
+        whole = as_text(name)
+        exact, folded, bare, bare_folded = self._known[folder]
+        ways = [exact.get(whole), folded.get(whole.casefold())]
+        if last:
+            for found in (bare.get(whole, []), bare_folded.get(whole.casefold(), [])):
+                ways.append([one for one in found if isinstance(as_image(self._root / folder / one, one), File)])
+        return next(filter(None, ways), [])
+
+    def _spellings(self, folder: Path) -> list[dict[str, list[str]]]:
+        """Spelling -> names in a folder: composed, in lower case, without suffix, and both."""
+        found: list[dict[str, list[str]]] = [{}, {}, {}, {}]
+        try:
+            names = [entry.name for entry in scan(self._root / folder)]
+        except (OSError, ValueError):
+            names = []
+        for name in names:
+            whole, bare = as_text(name), as_text(Path(name).stem)
+            for known, spelling in zip(found, (whole, whole.casefold(), bare, bare.casefold()), strict=True):
+                known.setdefault(spelling, []).append(name)
+        return found
 
 
 def _clashes(rows: Iterable[Row], files: dict[int, File]) -> dict[int, str]:

@@ -1,8 +1,8 @@
 """The source `folder:PATH`: photos in one folder for each class, perhaps below `train/`, `valid/` and `test/`."""
 
-import os
 import stat
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,40 +10,45 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import DataConfig
-from kbaseline.config.splits import ALIASES, SPLITS
-from kbaseline.data.decode import SUFFIXES, UNREADABLE_SUFFIXES
-from kbaseline.data.pictures import File, FilePictures
+from kbaseline.config.splits import SPLITS, is_container, named_splits
+from kbaseline.data.pictures import File, FilePictures, as_text, shown
 from kbaseline.data.sources.csv_table import TABLES
-from kbaseline.data.sources.listing import Listing
-from kbaseline.errors import DataError, did_you_mean, one_line
+from kbaseline.data.sources.listing import Listing, alike_but_for_case
+from kbaseline.data.walk import Found, is_folder, nearest_path, not_used, scan, walk
+from kbaseline.errors import DataError, listed, one_line
 
 
 @contextmanager
 def open_folder(path: str, config: DataConfig, console: Console | None = None) -> Iterator[Listing]:
     """Lists the photos below a folder.
 
-    Either `train/` and perhaps `valid/` (or `val/`, `validation/`) and `test/` hold one folder for each class, or the
-    folder itself does. Classes are sorted by name. All images below a class folder count, however deep; hidden files
-    and other files are ignored.
+    Either folders for training, validation and test, called as people call them (`train`, `Testing`, `val_data`,
+    `dev`), hold one folder for each class, or the folder itself does. Classes are sorted by name. All images below a
+    class folder count, however deep. What is not used is named, apart from hidden files and what systems leave.
 
     Args:
         path: the folder; `~` is understood.
-        config, console: not used.
+        config: `on_bad_image`.
+        console: not used.
 
     Raises:
-        DataError: the folder or a class breaks a rule.
+        DataError: the folder or a class breaks a rule, or an image cannot be used and `config.on_bad_image` says so.
     """
-    root = _root(path)
-    tree = {name: _classes(root, folder) for name, folder in _split_folders(root).items()}
-    names = tuple(sorted(tree["train"]))
-    _check_same_classes(root, tree)
-    files = [file for classes in tree.values() for name in names for file in classes[name]]
-    labels = {
-        split: np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
-        for split, classes in tree.items()
-    }
-    untrainable = _too_few(root, names, path) if len(names) < 2 else ""
-    yield Listing(FilePictures(root, files), labels, names, f"folder {str(root)!r}", untrainable=untrainable)
+    reader = _Reader(_root(path))
+    tree = reader.splits()
+    aside = reader.aside
+    if config.on_bad_image == "error" and aside.left_out:
+        name, reason = aside.left_out[0]
+        raise DataError(
+            f"image {shown(name)!r}: cannot be used ({reason}); mend or remove it, or set data.on_bad_image to 'skip'."
+        )
+    names = tuple(sorted({name for classes in tree.values() for name in classes}))
+    files = [file for classes in tree.values() for name in names for file in classes.get(name, ())]
+    counts = {split: [len(classes.get(name, ())) for name in names] for split, classes in tree.items()}
+    labels = {split: np.repeat(np.arange(len(names)), count) for split, count in counts.items()}
+    skipped = (*reader.notes, *alike_but_for_case(names), *not_used(aside))
+    pictures = FilePictures(reader.root, files)
+    yield Listing(pictures, labels, names, reader.name, skipped, reader.untrainable(tree, path))
 
 
 def folder_status(path: str, config: DataConfig) -> tuple[bool, str]:
@@ -59,10 +64,8 @@ def _root(path: str) -> Path:
         root = Path(path).expanduser().resolve()
         mode = root.stat().st_mode
     except (OSError, RuntimeError, ValueError):
-        folder = Path(path)
-        near = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise DataError(
-            f"folder {path!r}: no such folder; give the folder of your photos.{did_you_mean(folder.name, near)}"
+            f"folder {path!r}: no such folder; give the folder of your photos.{nearest_path(Path(path), Path.is_dir)}"
         ) from None
     if not stat.S_ISDIR(mode):
         remedy = f"write csv:{path} or " if root.suffix.lower() in TABLES else ""
@@ -72,118 +75,162 @@ def _root(path: str) -> Path:
     return root
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise DataError(f"folder {str(folder)!r}: cannot be listed ({one_line(error)}); check its rights.") from None
+_Classes = dict[str, list[File]]
+"""Class name -> its images, sorted by path."""
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in _scan(folder) if _is_dir(entry)]
+class _Reader:
+    """Reads one folder.
 
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _is_image(name: str) -> bool:
-    # What cannot be read is taken too, so that it is named rather than overlooked.
-    return Path(name).suffix.lower() in SUFFIXES | UNREADABLE_SUFFIXES
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """`train`, `valid` and `test` -> their folders; `train` is the root itself where there are none."""
-    subfolders = _subfolders(root)
-    found: dict[str, str] = {}
-    for name in subfolders:
-        split = ALIASES.get(name.lower())
-        if split in found:
-            raise DataError(f"folder {str(root)!r}: {found[split]!r} and {name!r} both mean {split}; keep one of them.")
-        if split:
-            found[split] = name
-    others = [name for name in subfolders if name.lower() not in ALIASES]
-    # A class may be called "train" too: then other classes stand beside it and it holds photos, not folders.
-    if "train" in found and (_subfolders(root / found["train"]) or not others):
-        return {split: root / found[split] for split in SPLITS if split in found}
-    if found and not others:
-        names = ", ".join(repr(name) for name in found.values())
-        raise DataError(f"folder {str(root)!r}: has {names} but no 'train'; put the training photos in train/CLASS/.")
-    return {"train": root}
-
-
-def _classes(root: Path, folder: Path) -> dict[str, list[File]]:
-    """Class name -> its image files, sorted by path.
-
-    Raises:
-        DataError: no class folders, or one without images.
+    Attributes:
+        root: the folder; paths count from here.
+        name: what to call it in messages.
+        notes: a line for each folder that is not used.
+        aside: files that are not used.
     """
-    names = _subfolders(folder)
-    if not names:
-        if any(_is_image(entry.name) for entry in _scan(folder)):
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.name = root, f"folder {shown(str(root))!r}"
+        self.notes: list[str] = []
+        self.aside = Found()
+        self._spelt: dict[str, str] = {}
+        self._folders: dict[str, str] = {}
+
+    def splits(self) -> dict[str, _Classes]:
+        """Split -> its classes, in the order of `SPLITS`.
+
+        Raises:
+            DataError: no class folder with images in it, two folders for one split, or two names that read the same.
+        """
+        self._folders = self._split_folders()
+        found = {split: self._classes(folder, split) for split, folder in self._folders.items()}
+        tree = {split: classes for split, classes in found.items() if classes}
+        if not tree:
+            raise DataError(self._nothing(next(iter(self._folders.values()))))
+        return tree
+
+    def untrainable(self, tree: Mapping[str, _Classes], path: str) -> str:
+        """Why nothing can be trained on these images, or an empty string."""
+        if "train" in self._folders.keys() - tree.keys():
+            return self._nothing(self._folders["train"])
+        if "train" not in tree:
+            return f"{self.name}: has {listed(tree)} but no 'train'; put the training photos in train/CLASS/."
+        if len(tree["train"]) > 1:
+            return ""
+        (name,) = tree["train"]
+        message = f"{self.name}: training needs at least two class folders; got only {name!r}."
+        inner = self._spelt[name]
+        deeper = (self.root / inner).is_dir() and len(self._subfolders(inner)) > 1
+        return f"{message} Did you mean folder:{Path(path) / inner}?" if deeper else message
+
+    def _split_folders(self) -> dict[str, str]:
+        """Split -> path of the folder that holds its classes; `train` is the root itself where there are no splits."""
+        top = self._subfolders("")
+        meant = self._meant(top)
+        if not meant:
+            return {"train": ""}
+        found: dict[str, str] = {}
+        for name, split in meant.items():
+            if split in found:
+                raise DataError(f"{self.name}: {found[split]!r} and {name!r} both mean {split}; keep one of them.")
+            found[split] = name
+        for name in top:
+            if name not in meant and (count := len(walk(self.root, name).images)):
+                self.notes.append(f"{shown(name)}/: its {_images(count)} not used beside {listed(meant)}")
+        loose = walk(self.root, deep=False)
+        self._put_aside(loose)
+        self._say_loose(loose)
+        return {split: self._classes_in(found[split], split) for split in SPLITS if split in found}
+
+    def _meant(self, top: list[str]) -> dict[str, str]:
+        """Which folders are splits -> which; none where all are classes."""
+        strict, loose = named_splits(top), named_splits(top, loosely=True)
+        others = [name for name in top if name not in strict]
+        # A class may be called "train" too: then other classes stand beside it and it holds photos, not folders.
+        if "train" in strict.values():
+            if not others or any(self._subfolders(name) for name, split in strict.items() if split == "train"):
+                return strict
+        elif strict and not others:
+            return strict
+        classes = {name: set(self._subfolders(self._classes_in(name, loose[name]))) for name in loose}
+        alone = len(loose) == len(top) and any(split == "train" and len(classes[n]) > 1 for n, split in loose.items())
+        shared = any(classes[a] & classes[b] for a in loose for b in loose if loose[a] != loose[b])
+        if len(set(loose.values())) < 2 or not (alone or shared):
+            return {}
+        return {**loose, **strict}
+
+    def _classes_in(self, folder: str, split: str) -> str:
+        """The folder itself, or the only one in it where that is one level too many: `train/train`, `test/images`."""
+        for _ in range(3):
+            inner = self._subfolders(folder)
+            if len(inner) != 1 or not (is_container(inner[0]) or split in named_splits(inner, loosely=True).values()):
+                break
+            folder = f"{folder}/{inner[0]}"
+        return folder
+
+    def _classes(self, folder: str, split: str) -> _Classes:
+        """The classes below a folder that have images; what else lies there is put aside."""
+        classes: _Classes = {}
+        for name in self._subfolders(folder):
+            path = f"{folder}/{name}" if folder else name
+            found = walk(self.root, path)
+            self._put_aside(found)
+            if found.images:
+                text = self._text(name)
+                # One name may be composed in two ways.
+                classes[text] = sorted([*classes.get(text, []), *found.images], key=lambda file: file.path)
+            else:
+                self.notes.append(f"{shown(path)}/: has no image that can be used, ignored")
+        loose = walk(self.root, folder, deep=False)
+        self._put_aside(loose)
+        if classes:
+            self._say_loose(loose)
+        elif split != "train":
+            why = f"{_images(len(loose.images))} not in class folders, so not scored" if loose.images else "is empty"
+            self.notes.append(f"{shown(folder)}/: {why}")
+        return classes
+
+    def _say_loose(self, loose: Found) -> None:
+        if loose.images:
+            first, count = shown(loose.images[0].path), _images(len(loose.images))
+            self.notes.append(f"{first}: {count} beside the class folders, not in one, so not used")
+
+    def _text(self, name: str) -> str:
+        """The name of a class. Raises a `DataError` where another one, spelt otherwise, reads the same."""
+        text, composed = as_text(name), unicodedata.normalize("NFC", name)
+        other = self._spelt.setdefault(text, composed)
+        if other != composed:
             raise DataError(
-                f"folder {str(folder)!r}: holds images but no class folders; put the images of each class into "
-                f"a folder named after it, for instance {str(folder / 'cat')!r}."
+                f"{self.name}: two names of classes are not UTF-8 and read {text!r}; rename their folders in UTF-8."
             )
-        raise DataError(f"folder {str(folder)!r}: is empty; it must hold one folder of images for each class.")
-    classes = {name: _files(root, folder / name) for name in names}
-    for name, files in classes.items():
-        if not files:
-            kinds = " ".join(sorted(suffix[1:] for suffix in SUFFIXES))
-            raise DataError(
-                f"class folder {str(folder / name)!r}: holds no images ({kinds}); add some or remove the folder."
+        return text
+
+    def _subfolders(self, folder: str) -> list[str]:
+        try:
+            return [entry.name for entry in scan(self.root / folder) if is_folder(entry)]
+        except OSError as error:
+            if folder:
+                return []  # Said by `walk`.
+            raise DataError(f"{self.name}: cannot be listed ({one_line(error)}); check its rights.") from None
+
+    def _put_aside(self, found: Found) -> None:
+        self.aside.left_out.extend(found.left_out)
+        self.aside.others.extend(found.others)
+
+    def _nothing(self, folder: str) -> str:
+        """Why there is no class in a folder."""
+        there = self.root / folder
+        name = f"folder {shown(str(there))!r}"
+        if walk(self.root, folder, deep=False).images:
+            return (
+                f"{name}: holds images but no class folders; put the images of each class into a folder named after "
+                f"it, for instance {shown(str(there / 'cat'))!r}."
             )
-    return classes
+        if self.aside.left_out:
+            path, reason = self.aside.left_out[0]
+            return f"{name}: none of its images can be used; the first is {shown(path)!r}: {reason}."
+        return f"{name}: is empty; it must hold one folder of images for each class."
 
 
-def _files(root: Path, folder: Path) -> list[File]:
-    """All image files below a class folder. A folder met twice, as in a loop of links, counts once."""
-    found: list[File] = []
-    seen: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        status = here.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in _scan(here):
-            if _is_dir(entry):
-                waiting.append(Path(entry.path))
-            elif _is_image(entry.name):
-                file = _as_file(root, entry)
-                found += [file] if file else []
-    return sorted(found, key=lambda file: file.path)
-
-
-def _as_file(root: Path, entry: os.DirEntry[str]) -> File | None:
-    path = os.path.relpath(entry.path, root)
-    try:
-        status = entry.stat()
-    except OSError:
-        return File(path, -1, 0)  # A broken link: decoding will say so.
-    # Reading a pipe or a device would wait for ever.
-    return File(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
-
-
-def _too_few(root: Path, names: tuple[str, ...], path: str) -> str:
-    message = f"folder {str(root)!r}: training needs at least two class folders; got only {names[0]!r}."
-    inner = _subfolders(root / names[0]) if (root / names[0]).is_dir() else []
-    return f"{message} Did you mean folder:{Path(path) / names[0]}?" if len(inner) > 1 else message
-
-
-def _check_same_classes(root: Path, tree: dict[str, dict[str, list[File]]]) -> None:
-    train = set(tree["train"])
-    for split in tree.keys() - {"train"}:
-        other = set(tree[split])
-        sides = [
-            f"{side} lacks {', '.join(repr(name) for name in sorted(missing))}"
-            for side, missing in ((split, train - other), ("train", other - train))
-            if missing
-        ]
-        if sides:
-            raise DataError(f"folder {str(root)!r}: train and {split} must hold the same classes; {'; '.join(sides)}.")
+def _images(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count:,} images are"

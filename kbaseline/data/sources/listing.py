@@ -1,6 +1,6 @@
 """What a source is: it lists its images by split and class, and says whether they are on this machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.pictures import Pictures
+from kbaseline.errors import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,7 @@ class Listing:
             image.
         class_names: the name of each label.
         display_name: what the source is called in messages, for instance `folder 'photos'`.
-        skipped: one line for each image that was left out already.
+        skipped: one line for whatever was left out already, with the reason.
         untrainable: why nothing can be trained on these images, in one line; empty where something can. They can be
             scored all the same.
     """
@@ -51,3 +52,15 @@ class Source:
     form: str
     open: Callable[[str, DataConfig, Console | None], AbstractContextManager[Listing]]
     status: Callable[[str, DataConfig], tuple[bool, str]]
+
+
+def alike_but_for_case(names: Sequence[str]) -> tuple[str, ...]:
+    """A line for each group of classes whose names differ only in case; single letters may."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+    return tuple(
+        f"classes {listed(group)}: differ only in case and stay {len(group)} classes; name them alike to make them one"
+        for group in groups.values()
+        if len(group) > 1 and len(group[0]) > 1
+    )
