@@ -208,6 +208,6 @@ def test_readme_says_what_was_measured() -> None:
     )
     assert len(rows) == 2
     keras, fastai = (sorted({f"{1 / float(ratio):.1f}" for ratio in side}) for side in zip(*rows, strict=True))
-    row = next(line for line in readme.splitlines() if line.startswith("| training speed"))
+    row = next(line for line in readme.splitlines() if line.startswith("| relative training speed"))
     assert f"| 1 | {' – '.join(fastai)} |" in row
     assert f"| {' – '.join(keras)} (stock Keras) |" in row
