@@ -71,6 +71,26 @@ def test_splits_as_people_name_them(tmp_path: Path, train: str, other: str, spli
     assert data.skipped == ()
 
 
+def test_splits_beside_folders_of_another_kind(tmp_path: Path) -> None:
+    """Golden: the same classes in two of the folders make them splits; so does nothing but a flat test set beside."""
+    root = tmp_path / "d"
+    classes(root / "seg_train" / "seg_train")
+    classes(root / "seg_test" / "seg_test", each=2)
+    photo(root / "seg_pred" / "seg_pred" / "0.png")
+    data = load(root)
+    assert counts(data) == {"train": [4, 4, 4], "valid": [2, 2, 2]}
+    assert data.skipped == ("seg_pred/: its 1 image is not used beside 'seg_test', 'seg_train'",)
+    classes(tmp_path / "e" / "asl_train" / "asl_train")
+    photo(tmp_path / "e" / "asl_test" / "asl_test" / "0.png")
+    data = load(tmp_path / "e")
+    assert counts(data) == {"train": [3, 3, 3], "valid": [1, 1, 1]}
+    assert data.skipped == ("asl_test/asl_test/: 1 image is not in class folders, so not scored",)
+    classes(tmp_path / "f" / "val")
+    classes(tmp_path / "f" / "test")
+    classes(tmp_path / "f" / "more")
+    assert load_labelled(DataConfig(source=f"folder:{tmp_path / 'f'}", size=8), NAMES).split == "test"
+
+
 def test_folders_that_only_look_like_splits_are_classes(tmp_path: Path) -> None:
     """Golden: photos lie in them at once, so they are classes; a vehicle's folder of one class is one."""
     assert load(classes(tmp_path / "a", ("steam_train", "test_tube"))).class_names == ("steam_train", "test_tube")
