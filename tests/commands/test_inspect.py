@@ -15,7 +15,6 @@ from kbaseline.commands.inspect_view import print_inspection
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import TransformsConfig
 from kbaseline.data import ImageData
-from kbaseline.data.duplicates import find_duplicates
 from kbaseline.transforms import RandomTransforms
 
 COUNTS = {"cat": {"train": 8, "valid": 2}, "dog": {"train": 2, "valid": 2}}
@@ -121,25 +120,6 @@ def test_repeats_and_contradictions(photos):
     assert found.notes()[0] == "Repeats: 3 of 13 train images repeat another, pixel for pixel."
     (warning,) = found.warnings()
     assert warning.startswith("LABELS: identical images have different classes (1 times)")
-
-
-def test_duplicates_against_brute_force(rng):
-    """Reference: the groups are those of comparing every image of arrays with every other."""
-    images = rng.integers(0, 2, (60, 2, 2, 1), dtype=np.uint8)
-    labels = rng.integers(0, 2, 60)
-    parts = {"train": slice(0, 30), "valid": slice(30, 45), "test": slice(45, 60)}
-    data = ImageData.from_arrays(**{name: (images[part], labels[part]) for name, part in parts.items()})
-    places = [(name, row) for name, part in parts.items() for row in range(part.stop - part.start)]
-    expected = {}
-    for place, image in zip(places, images, strict=True):
-        expected.setdefault(tuple(image.ravel()), []).append(place)
-    found = find_duplicates(data)
-    groups = [[(place.split, place.row) for place in group] for group in found.groups]
-    assert groups == [group for group in expected.values() if len(group) > 1]
-    first = {pixels: group[0][0] for pixels, group in expected.items()}
-    for split in ("valid", "test"):
-        own = [image for (name, _), image in zip(places, images, strict=True) if name == split]
-        assert found.leaks.get(split, 0) == sum(first[tuple(image.ravel())] != split for image in own)
 
 
 def test_imbalance_is_remarked_where_nothing_is_done_about_it(photos):

@@ -48,16 +48,17 @@ def test_leak_warning():
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(*[st.lists(st.integers(0, 12), min_size=2, max_size=12) for _ in range(3)])
 def test_groups_are_those_of_a_plain_search(train, valid, test):
-    """Reference: the same groups as comparing every image with every other one."""
+    """Reference: the same groups as comparing every image with every other; a copy from an earlier split is a leak."""
     splits = {"train": train, "valid": valid, "test": test}
     expected = {}
     for name, values in splits.items():
         for row, value in enumerate(values):
             expected.setdefault(value, []).append((name, row))
-    found = [
-        [(place.split, place.row) for place in group] for group in find_duplicates(data(train, valid, test)).groups
-    ]
-    assert found == [group for group in expected.values() if len(group) > 1]
+    found = find_duplicates(data(train, valid, test))
+    groups = [[(place.split, place.row) for place in group] for group in found.groups]
+    assert groups == [group for group in expected.values() if len(group) > 1]
+    for name in ("valid", "test"):
+        assert found.leaks.get(name, 0) == sum(expected[value][0][0] != name for value in splits[name])
 
 
 @pytest.mark.parametrize("limit", [None, 12])

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -220,11 +218,3 @@ def test_percent(value, text):
 def test_clock(value, text):
     """Golden: minutes and seconds, hours when there are any, and never sixty seconds."""
     assert clock(value) == text
-
-
-def test_import_is_light():
-    """Metrics load neither Keras nor JAX nor, before they are asked for anything, scikit-learn."""
-    code = "import sys, kbaseline.metrics; print([m for m in ('keras', 'jax', 'sklearn') if m in sys.modules])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -46,12 +46,11 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-LOADED = "import sys; print(sorted({n.split('.')[0] for n in sys.modules} & {'keras', 'jax', 'tensorflow_datasets'}))"
-
-
 def test_light_imports() -> None:
-    """Invariant: importing the package, its configuration or its errors loads neither Keras nor JAX nor TFDS."""
-    assert run(f"import kbaseline, kbaseline.config.load, kbaseline.errors; {LOADED}") == "[]"
+    """Invariant: the package, its configuration, errors and metrics load neither Keras, JAX, TFDS nor scikit-learn."""
+    ask = "import sys, kbaseline, kbaseline.config.load, kbaseline.errors, kbaseline.metrics\n"
+    heavy = {"keras", "jax", "tensorflow_datasets", "sklearn"}
+    assert run(f"{ask}print(sorted({heavy} & set(sys.modules)))") == "[]"
 
 
 def test_the_public_names_are_the_promised_ones() -> None:

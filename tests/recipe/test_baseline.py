@@ -9,14 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from rich.console import Console
 
 from kbaseline import BaselineResult, ImageData, Learner, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.config.load import load_config
-from kbaseline.config.schema import Config
 from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
 from kbaseline.runs.run import load
 
@@ -258,9 +256,3 @@ def test_overrides_change_only_what_they_name():
 
     changed = load_config("quickstart", dotted({"data": {"limit": 5}, "seed": 9}))
     assert (changed.data.source, changed.data.size, changed.data.limit, changed.seed) == ("digits", 32, 5, 9)
-
-
-def test_cifar10_config_is_the_default():
-    """configs/cifar10.yaml and no configuration at all are the same recipe."""
-    assert load_config("cifar10") == Config()
-    assert yaml.safe_load(Config().to_yaml())["model"]["backbone"] == "resnet50"
