@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,9 @@ def dtype_policy(precision: str) -> str:
     """The Keras dtype policy of a `runtime.precision`: bfloat16 on GPUs that compute in it, float32 elsewhere."""
     if precision == "auto":
         device = jax.devices()[0]
-        # Ampere (8.0) is the first architecture with bfloat16.
-        capable = device.platform == "gpu" and float(getattr(device, "compute_capability", None) or 0) >= 8
+        # NVIDIA's is a number, and Ampere (8.0) is the first with bfloat16; AMD's is a name such as gfx90a.
+        version = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+        capable = device.platform == "gpu" and version is not None and int(version[1]) >= 8
         precision = "bfloat16" if capable else "float32"
     return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
 
