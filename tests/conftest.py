@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -78,8 +78,10 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeds() -> None:
-    """Every test begins with the same global seeds and Keras' own settings."""
+def _seeds() -> Iterator[None]:
+    """Every test begins with the same global seeds and Keras' own settings, and leaves those to a module's fixtures."""
+    keras.utils.set_random_seed(0)
+    yield
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
 
