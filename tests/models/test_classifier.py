@@ -239,7 +239,6 @@ def test_a_saved_model_needs_no_more_than_the_import(
         code = f"{order}; import numpy as np; m = keras.models.load_model('model.keras'); {then}"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-    # Logits are as large as 50: 1e-5 is two of their last bits.
     # The logits reach 47; another process, compiled for other shapes, rounds their seventh digit otherwise.
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=1e-5, atol=1e-4)
 
