@@ -42,6 +42,7 @@ def cache(config: str | None, assignments: tuple[str, ...], trim: int | None, cl
         raise click.UsageError("--trim and --clear: give one of them.")
     folder = resolve(config, None, assignments).data.cache_folder
     from rich.console import Console
+    from rich.filesize import decimal
 
     from kbaseline.console.format import plain_table
     from kbaseline.storage import cache_folder
@@ -50,7 +51,7 @@ def cache(config: str | None, assignments: tuple[str, ...], trim: int | None, cl
         cache_folder.delete_leftovers(folder / "images")
         every = [entry for entries in cache_folder.kept(folder).values() for entry in entries]
         deleted = cache_folder.trim(every, -1 if clear else trim or 0)
-        click.echo(f"deleted: {len(deleted):,} entries, {_shown(sum(entry.size for entry in deleted))}", err=True)
+        click.echo(f"deleted: {len(deleted):,} entries, {decimal(sum(entry.size for entry in deleted))}", err=True)
     found = {
         kind: {"entries": len(entries), "bytes": sum(entry.size for entry in entries)}
         for kind, entries in cache_folder.kept(folder).items()
@@ -60,13 +61,5 @@ def cache(config: str | None, assignments: tuple[str, ...], trim: int | None, cl
         return
     table = plain_table(str(folder), figures=("entries", "size"))
     for kind, row in found.items():
-        table.add_row(kind, f"{row['entries']:,}", _shown(row["bytes"]))
+        table.add_row(kind, f"{row['entries']:,}", decimal(row["bytes"]))
     Console().print(table)
-
-
-def _shown(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size} {unit}"
-        size //= 1000
-    return f"{size:,} GB"

@@ -21,9 +21,6 @@ VERSION = 3
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"})
 """Endings of the names of images, in lower case."""
 
-UNREADABLE_SUFFIXES = frozenset({".heic", ".heif"})
-"""Endings of images that Pillow cannot read, a telephone's for instance."""
-
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
 """What a file may hold, whatever its name says. Pillow reads others too, some by starting another program."""
 
@@ -81,7 +78,7 @@ class Header(NamedTuple):
 def kind(file: Path | BinaryIO) -> str | None:
     """The format that a file's first bytes say it has, whatever its name says; None if it is no image's.
 
-    It is one of `FORMATS` or `"HEIC"`. That the rest is whole is not said.
+    It is one of `FORMATS` or `"HEIC"`. The rest of the file is not checked.
 
     Raises:
         OSError: the file cannot be read.
