@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kbaseline.data.decode import FORMATS, SUFFIXES, BadImageError, probe, quiet
+from kbaseline.data.decode import FORMATS, SUFFIXES, BadImageError, kind, probe, quiet
 from kbaseline.data.pictures import File, shown
 from kbaseline.errors import one_line
 
@@ -143,7 +143,7 @@ def readable_suffixes() -> frozenset[str]:
     """Endings, in lower case, of the names of images that can be read."""
     known = Image.registered_extensions()
     # A telephone writes several JPEGs into one file.
-    return SUFFIXES | {suffix for suffix, kind in known.items() if kind in (*FORMATS, "MPO")}
+    return SUFFIXES | {suffix for suffix, name in known.items() if name in (*FORMATS, "MPO")}
 
 
 def nearest_path(wrong: Path, fits: Callable[[Path], bool]) -> str:
@@ -191,6 +191,14 @@ def _refusal(file: Path) -> str:
     try:
         held = probe(file).format
     except BadImageError:
-        return _NOT_READ.get(suffix, NO_IMAGE)
+        return _NOT_READ.get(suffix) or (_NOT_READ[".heic"] if _is_heic(file) else NO_IMAGE)
     # The first picture in a raw file is a thumbnail.
     return _NOT_READ[suffix] if suffix in _RAW and held == "TIFF" else ""
+
+
+def _is_heic(file: Path) -> bool:
+    """Whether a file holds HEIC, whatever its name."""
+    try:
+        return kind(file) == "HEIC"
+    except OSError:
+        return False

@@ -60,8 +60,10 @@ def test_grey_bitmaps_are_found(tmp_path: Path, suffix: str, mode: str) -> None:
 
 def test_what_is_left_out_says_why(tmp_path: Path) -> None:
     """Golden: telephones, cameras, drawings, links to nowhere, pipes; other files are counted."""
-    for name in ("a.HEIC", "b.svg", "c.tga", "d.psd", "notes.txt", "labels.csv", "film.mp4", "x.xml"):
+    for name in ("a.HEIC", "b.svg", "c.tga", "d.psd", "IMG_1"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic")
+    for name in ("notes.txt", "labels.csv", "film.mp4", "x.xml"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypisom")
     save(tmp_path / "e.nef", "TIFF")  # The first picture in a raw file is its thumbnail.
     (tmp_path / "gone.png").symlink_to("/nowhere/x.png")
     (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
@@ -70,6 +72,7 @@ def test_what_is_left_out_says_why(tmp_path: Path) -> None:
     assert found.images == []
     assert dict(found.left_out) == {
         "a.HEIC": "HEIC is not read; convert it to JPEG",
+        "IMG_1": "HEIC is not read; convert it to JPEG",
         "b.svg": "SVG is not read; convert it to PNG",
         "c.tga": "TGA is not read; convert it to PNG",
         "d.psd": "PSD is not read; convert it to PNG",
@@ -80,7 +83,7 @@ def test_what_is_left_out_says_why(tmp_path: Path) -> None:
     }
     assert found.others == ["film.mp4", "labels.csv", "notes.txt", "x.xml"]
     lines = not_used(found)
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert lines[-1] == "no images, not used: film.mp4, labels.csv, notes.txt and 1 more"
 
 

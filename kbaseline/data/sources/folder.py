@@ -139,7 +139,7 @@ class _Reader:
                 self.notes.append(f"{shown(name)}/: its {_images(count)} not used beside {listed(meant)}")
         loose = walk(self.root, deep=False)
         self._put_aside(loose)
-        self._say_loose(loose)
+        self._note_loose(loose)
         return {split: self._classes_in(found[split], split) for split in SPLITS if split in found}
 
     def _meant(self, top: list[str]) -> dict[str, str]:
@@ -184,13 +184,13 @@ class _Reader:
         loose = walk(self.root, folder, deep=False)
         self._put_aside(loose)
         if classes:
-            self._say_loose(loose)
+            self._note_loose(loose)
         elif split != "train":
             why = f"{_images(len(loose.images))} not in class folders, so not scored" if loose.images else "is empty"
             self.notes.append(f"{shown(folder)}/: {why}")
         return classes
 
-    def _say_loose(self, loose: Found) -> None:
+    def _note_loose(self, loose: Found) -> None:
         if loose.images:
             first, count = shown(loose.images[0].path), _images(len(loose.images))
             self.notes.append(f"{first}: {count} beside the class folders, not in one, so not used")
@@ -210,7 +210,7 @@ class _Reader:
             return [entry.name for entry in scan(self.root / folder) if is_folder(entry)]
         except OSError as error:
             if folder:
-                return []  # Said by `walk`.
+                return []  # `walk` reports it.
             raise DataError(f"{self.name}: cannot be listed ({one_line(error)}); check its rights.") from None
 
     def _put_aside(self, found: Found) -> None:
