@@ -372,14 +372,9 @@ class Learner:
         Raises:
             DataError: there are no images, or values outside 0-255.
         """
-        images = fit_batch(checked_images("prediction", images), *self._image_size, self.config.data.resize)
+        images = fit_batch(checked_images("prediction", images), *self.data.image_size, self.config.data.resize)
         with self._stoppable() as stop:
             return predict_plain(self.model, images, self.config, self.console, batch_size, stop)
-
-    @property
-    def _image_size(self) -> tuple[int, int]:
-        height, width = self.data.train.images.shape[1:3]
-        return height, width
 
     def evaluate(self, split: str = "valid", *, temperature: float | None = None) -> Evaluation:
         """Scores the plain predictions on a split.

@@ -57,6 +57,12 @@ class ImageData:
         return len(self.class_names)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of all `images`, in pixels."""
+        height, width = self.train.images.shape[1:3]
+        return height, width
+
+    @property
     def splits(self) -> dict[str, Split]:
         """The existing splits, by name."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
@@ -138,7 +144,7 @@ class ImageData:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
-        height, width = self.train.images.shape[1:3]
+        height, width = self.image_size
         return (
             f"ImageData({self.source!r}: {counts}; {self.num_classes} classes; {width}x{height} shown at {self.size})"
         )

@@ -84,7 +84,7 @@ def build_result(
             class_names=list(data.class_names),
             images={name: len(split) for name, split in data.splits.items()},
             size=data.size,
-            image_size=list(data.valid.images.shape[1:3]),
+            image_size=list(data.image_size),
             skipped=list(data.skipped),
         ),
         figures={
