@@ -56,7 +56,7 @@ def test_it_shows_what_is_kept(folder):
     """Golden: entries and bytes by kind, and what is not kbaseline's is not counted."""
     assert sizes() == [2, 1, 1]
     lines = run().stdout.splitlines()
-    assert [line.split()[-3:] for line in lines if line.startswith("decoded")] == [["2", "2", "kB"]]
+    assert [line.split()[-3:] for line in lines if line.startswith("decoded")] == [["2", "2.0", "kB"]]
 
 
 @pytest.mark.parametrize(
