@@ -27,7 +27,8 @@ from kbaseline.runs.report import ReportData, write_report
 from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import is_finished
-from kbaseline.training.session import PLACEMENT_KEYS, Session
+from kbaseline.training.places import MOVABLE_KEYS, with_absolute_paths
+from kbaseline.training.session import Session
 from kbaseline.training.trackers import require_trackers, tracking
 
 ConfigLike = Config | Mapping[str, Any] | str | Path | None
@@ -96,18 +97,17 @@ def resume_run(folder: str | Path, *, console: Console | None = None, **override
     Args:
         folder: the run folder. It holds the configuration.
         console: where progress is printed; default: standard output.
-        **overrides: where the run continues: `runtime.devices`, `coordinator`, `num_processes`, `process_id`. No other
-            key may change.
+        **overrides: where the run continues: `runtime.devices`, `coordinator`, `num_processes`, `process_id`; and where
+            its images lie now: `data.source`, `data_dir`, `cache_dir`. No other key may change.
 
     Raises:
-        InputError: the folder holds no run, another process is using it, or the configuration or data changed.
+        InputError: the folder holds no run, another process is using it, or the configuration changed, or an image or
+            a label, even of a file with the same name.
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
     changes = dotted(overrides)
-    if not changes.keys() <= {f"runtime.{name}" for name in PLACEMENT_KEYS}:
-        raise InputError(
-            f"resume: the run folder holds the configuration; only runtime.{', '.join(PLACEMENT_KEYS)} may change."
-        )
+    if others := [key for key in changes if key not in MOVABLE_KEYS]:
+        raise InputError(f"resume: the run folder holds {others[0]}; only {', '.join(MOVABLE_KEYS)} may change.")
     run_folder = RunFolder.reopen(Path(folder))
     settings = load_config(run_folder.path / "config.yaml", changes)
     init_distributed(settings.runtime, console)
@@ -158,6 +158,8 @@ class _Run:
         self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
     ) -> None:
         init_distributed(config.runtime, console)
+        # What is written to the folder must not depend on the directory that the run was started in.
+        config = with_absolute_paths(config)
         self.config, self.console = config, rank0_console(console)
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}

@@ -21,7 +21,8 @@ from kbaseline.errors import InputError
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Continue the run in this folder; --set may change only devices and processes (docs/scaling.md).",
+    help="Continue the run in this folder, wherever it is now. --data says where its images are, if moved; "
+    "--set may change only where images, devices and processes are (docs/scaling.md).",
 )
 def fit(
     config: str | None,
@@ -35,8 +36,8 @@ def fit(
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    if resume is not None and (config or source or log or out):
-        raise InputError("--resume: the run folder holds the configuration; leave out --config, --data, --log, --out.")
+    if resume is not None and (config or log or out):
+        raise InputError("--resume: the run folder holds the configuration; leave out --config, --log, --out.")
     chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if not resume else None
     require_jax()
     from kbaseline.baseline import resume_run, run_baseline
@@ -45,7 +46,7 @@ def fit(
     if resume is None:
         run_baseline(chosen, out=out)
     else:
-        resume_run(resume, **parse_assignments(assignments))
+        resume_run(resume, **{**({"data.source": source} if source else {}), **parse_assignments(assignments)})
 
 
 @click.command("find-lr")

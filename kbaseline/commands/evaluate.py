@@ -14,7 +14,7 @@ from kbaseline.config.splits import ALL
 from kbaseline.console.format import file_name
 from kbaseline.data.prepare import load_labelled
 from kbaseline.data.sources.csv_table import column_names
-from kbaseline.data.sources.registry import full_source
+from kbaseline.data.sources.registry import absolute_source
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
@@ -172,7 +172,7 @@ def evaluate_source(
         evaluations[kind] = evaluate_predictions(
             probabilities, images.labels, run.class_names, temperature=fitted.get(kind)
         )
-    seen = images.split in (ALL, "train") and _same_source(source, run.config.data.source)
+    seen = images.split in (ALL, "train") and absolute_source(source) == absolute_source(run.config.data.source)
     return EvaluationReport(run.folder, source, images.split, evaluations, seconds, images.skipped, seen)
 
 
@@ -199,16 +199,8 @@ def _settings(config: Config, source: str, overrides: Mapping[str, Any]) -> Data
     if others := sorted(set(overrides) - {f"data.{key}" for key in READING}):
         raise InputError(f"--set {others[0]}: the run decides it; set nothing but data.{', data.'.join(READING)}.")
     changes: dict[str, Any] = {"data.source": source}
-    if not _same_source(source, config.data.source):
-        there = column_names(Path(full_source(source).removeprefix("csv:")).expanduser())
+    if (full := absolute_source(source)) != absolute_source(config.data.source):
+        there = column_names(Path(full.removeprefix("csv:")))
         columns = ("image_column", "label_column", "split_column")
         changes |= {f"data.{key}": None for key in columns if getattr(config.data, key) not in there}
     return load_config(config, {**changes, **overrides}).data
-
-
-def _same_source(one: str, other: str) -> bool:
-    """Whether two sources are the same; paths of folders and CSV files are resolved first."""
-    kind, _, path = full_source(one).partition(":")
-    if kind in ("folder", "csv") and full_source(other).startswith(f"{kind}:"):
-        return Path(path).expanduser().resolve() == Path(full_source(other).partition(":")[2]).expanduser().resolve()
-    return one == other

@@ -64,12 +64,12 @@ class File:
     Attributes:
         path: from the root, or absolute.
         size: bytes.
-        mtime_ns: time of the last change.
+        changed_ns: time of the last change of its content, name or rights (`st_ctime_ns`), which nobody can set.
     """
 
     path: str
     size: int
-    mtime_ns: int
+    changed_ns: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class FilePictures:
         """Of path, size and time."""
         # With the root: two folders may hold files of the same name, size and time (an unpacked archive).
         file = self.files[index]
-        return f"{self.root}\0{file.path}\0{file.size}\0{file.mtime_ns}"
+        return f"{self.root}\0{file.path}\0{file.size}\0{file.changed_ns}"
 
 
 def shown(path: str) -> str:

@@ -1,7 +1,9 @@
 """Images of a source, chosen by their labels alone and only then decoded: to train on, or to score a network on."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
@@ -150,6 +152,33 @@ def load_labelled(
     found = labels[splits[chosen].labels]
     missing = _missing(chosen, found, class_names, np.arange(len(class_names)))
     return Labelled(splits[chosen].images, found, chosen, (*missing, *listing.skipped, *bad.values()))
+
+
+def load_sample(
+    config: DataConfig, seed: int, number: int, console: Console | None = None, *, image_size: tuple[int, int]
+) -> np.ndarray:
+    """Some validation images, evenly spaced, uint8 `(number or fewer, *image_size, 3)`; no others are decoded.
+
+    Args:
+        config: the `data` section.
+        seed: fixes the hold-out and the subsets.
+        number: how many images, at most; those that cannot be read are left out.
+        console: where to show progress; None shows nothing.
+        image_size: height and width to fit the images to, those of a run.
+
+    Raises:
+        DataError, DownloadError, RunError: as `load_labelled`.
+    """
+    with open_source(config, console) as listing, tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
+        if listing.untrainable:
+            raise DataError(listing.untrainable)
+        listing, _ = _of_trained_classes(listing)
+        valid = _choose(listing, _labels(listing) >= 0, config, seed)["valid"]
+        numbers = valid[np.linspace(0, len(valid) - 1, min(number, len(valid))).astype(int)]
+        # Beside the cache, which would keep a second copy of them.
+        aside = config.model_copy(update={"cache_dir": Path(scratch), "on_bad_image": "skip"})
+        splits, _ = _decode(listing, {"valid": numbers}, aside, console, image_size)
+        return np.array(splits["valid"].images)
 
 
 def _labels(listing: Listing) -> np.ndarray:

@@ -135,7 +135,7 @@ def as_image(file: Path, path: str) -> File | str:
     if not stat.S_ISREG(status.st_mode):
         return "is a folder" if stat.S_ISDIR(status.st_mode) else "is no ordinary file"
     reason = _refusal(file)
-    return reason or File(path, status.st_size, status.st_mtime_ns)
+    return reason or File(path, status.st_size, status.st_ctime_ns)
 
 
 @cache

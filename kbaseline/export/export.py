@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kbaseline.console.bars import Bar
 from kbaseline.data.fit import fit_batch
-from kbaseline.data.image_data import load_source
+from kbaseline.data.prepare import load_sample
 from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.xla import environment
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
@@ -189,14 +189,13 @@ def _real_images(saved: SavedRun) -> tuple[np.ndarray, str]:
     here, reason = source_status(config.data)
     if here:
         try:
-            valid = load_source(config.data, config.seed, saved.console).valid.images
+            images = load_sample(config.data, config.seed, _IMAGES, saved.console, image_size=saved.image_size)
         except KBaselineError as error:
             reason = one_line(error)
         else:
-            count = min(len(valid), _IMAGES)
-            count -= count % _BATCH if count > _BATCH else 0  # equal batches: the reader compiles once
-            places = np.linspace(0, len(valid) - 1, count).astype(int)
-            return valid[places], f"validation images of {config.data.source}"
+            count = len(images) - (len(images) % _BATCH if len(images) > _BATCH else 0)
+            # Equal batches: the reader compiles once.
+            return images[:count], f"validation images of {config.data.source}"
     return _photographs(config.data.size), f"crops of scikit-learn's photographs (the run's data: {reason})"
 
 

@@ -190,13 +190,12 @@ class RunFolder:
 
 
 def _sync_names(folder: Path) -> None:
-    """Makes a rename durable across a power failure, on systems that can open a folder."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Makes a rename durable across a power failure."""
+    handle = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _first_free(wanted: Path) -> Path:

@@ -9,17 +9,17 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kbaseline.config.keys import parse_yaml
+from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config, RuntimeConfig
 from kbaseline.data import ImageData
 from kbaseline.devices.xla import environment
-from kbaseline.errors import InputError, one_line
+from kbaseline.errors import ConfigError, InputError, one_line
 from kbaseline.lr_finder import LRCurve
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import Checkpoint, Checkpoints
+from kbaseline.training.places import PROCESS_KEYS, difference
 from kbaseline.training.signals import Interrupts
-
-PLACEMENT_KEYS = ("devices", "coordinator", "num_processes", "process_id")
-"""Keys of `runtime` that set where a run executes; they may change when it is resumed."""
 
 _CURVE = ("lrs", "losses", "smoothed")
 """The arrays of an `LRCurve`."""
@@ -100,7 +100,7 @@ class Session:
         self._checkpoints.close()
 
     def begin(self, data: ImageData, seconds: dict[str, float]) -> None:
-        """Writes the configuration of a new run, or loads the last checkpoint and checks that it fits.
+        """Loads the last checkpoint of an earlier process and checks that it fits; writes the configuration.
 
         Args:
             data: the training data.
@@ -110,18 +110,21 @@ class Session:
             InputError: the configuration or the data changed since the checkpoint.
             RunError: the folder cannot be written to.
         """
+        text = _yaml(self._config)
         self._record: dict[str, Any] = {
-            "config": _yaml_without(self._config, PLACEMENT_KEYS),
+            "config": text,
             "data": data.fingerprint(),
             "environment": environment(),
             "seconds": seconds,
             "sweeps": {},
         }
+        if self._resumed:
+            self._go_on(data, seconds)
+        self.folder.write_text("config.yaml", text)
         if not self._resumed:
-            # Coordinator and process number differ between processes and do not belong in the folder.
-            self.folder.write_text("config.yaml", _yaml_without(self._config, PLACEMENT_KEYS[1:]))
             self._log(f"run folder: {self.folder.path}")
-            return
+
+    def _go_on(self, data: ImageData, seconds: dict[str, float]) -> None:
         for folder in (self.folder, self._checkpoints.folder):
             folder.tidy()
         self.start = self._checkpoints.newest()
@@ -129,8 +132,7 @@ class Session:
             self._log(f"{self.folder.path}: no usable checkpoint; the run starts from the beginning", "yellow")
             return
         earlier = self.start.record
-        self._check_checkpoint(self.start)
-        self._check_unchanged(earlier)
+        self._check_unchanged(self._checked_config(self.start), earlier, data)
         self._record["sweeps"] |= earlier["sweeps"]
         for part, spent in earlier["seconds"].items():
             seconds.setdefault(part, spent)
@@ -140,26 +142,33 @@ class Session:
         )
         self._log(f"{self.folder.path}: continues {place}")
 
-    def _check_checkpoint(self, start: Checkpoint) -> None:
-        """Refuses an intact checkpoint that a run of this configuration cannot have written."""
+    def _checked_config(self, start: Checkpoint) -> Config:
+        """The configuration of a checkpoint; refuses an intact one that a run of ours cannot have written."""
         try:
             _CheckpointRecord.model_validate(
                 {"stage": start.stage, "epoch": start.epoch, "batch": start.batch, **start.record}
             )
             if not start.epoch <= self._config.stages[start.stage].epochs:
                 raise ValueError(f"epoch {start.epoch} of {self._config.stages[start.stage].epochs}")
-        except (ValueError, TypeError, IndexError, RecursionError) as error:
+            return load_config(dict(parse_yaml(start.record["config"], "its configuration")))
+        except (ConfigError, ValueError, TypeError, IndexError, RecursionError) as error:
             raise InputError(
                 f"run folder {str(self.folder.path)!r}: its checkpoint was not written by this version "
                 f"({one_line(error)}); start a new run."
             ) from None
 
-    def _check_unchanged(self, earlier: Mapping[str, Any]) -> None:
-        for what in ("config", "data"):
-            if self._record[what] != earlier[what]:
-                raise InputError(
-                    f"run folder {str(self.folder.path)!r}: the {what} changed since its checkpoint; start a new run."
-                )
+    def _check_unchanged(self, config: Config, earlier: Mapping[str, Any], data: ImageData) -> None:
+        # The configurations, not their texts: another version may know more keys, and order them otherwise.
+        if changed := difference(config, self._config):
+            raise InputError(
+                f"run folder {str(self.folder.path)!r}: {changed}; the config changed since its checkpoint; "
+                "start a new run."
+            )
+        if earlier["data"] not in (self._record["data"], data.fingerprint(contents=False)):
+            raise InputError(
+                f"run folder {str(self.folder.path)!r}: images or labels of {self._config.data.source!r} changed since "
+                "its checkpoint; restore them, or start a new run."
+            )
         for name, now in self._record["environment"].items():
             if now != (then := earlier["environment"].get(name)):
                 self._log(f"{name} was {then}, is {now}: the result may differ in the last digits", "yellow")
@@ -202,7 +211,7 @@ class Session:
         self._checkpoints.clear()
 
 
-def _yaml_without(config: Config, names: Sequence[str]) -> str:
-    """The configuration as YAML, with these keys of `runtime` reset to their defaults."""
-    defaults = {name: RuntimeConfig.model_fields[name].default for name in names}
+def _yaml(config: Config) -> str:
+    """The configuration as YAML, without what differs between processes and does not belong in the folder."""
+    defaults = {name: RuntimeConfig.model_fields[name].default for name in PROCESS_KEYS}
     return config.model_copy(update={"runtime": config.runtime.model_copy(update=defaults)}).to_yaml()

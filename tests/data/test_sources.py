@@ -8,7 +8,7 @@ from PIL import Image
 
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.image_data import ImageData, load_source
-from kbaseline.data.sources.registry import full_source, source_status
+from kbaseline.data.sources.registry import absolute_source, full_source, source_status
 from kbaseline.errors import DataError
 
 
@@ -104,6 +104,22 @@ def test_a_bare_path_needs_no_prefix(tmp_path, monkeypatch):
     assert full_source("photos") == "folder:photos"
     with pytest.raises(DataError, match=r"write csv:labels\.CSV"):
         load("folder:labels.CSV")
+
+
+def test_a_source_is_recorded_so_that_it_means_the_same_elsewhere(tmp_path, monkeypatch):
+    """Golden: paths become absolute and get their prefix; all else stays."""
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    (tmp_path / "t.csv").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "here" / "photos")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    photos, table = f"folder:{tmp_path / 'here' / 'photos'}", f"csv:{tmp_path / 't.csv'}"
+    for source in ("photos", "photos/", "folder:photos", "./photos", "folder:../link", "~/here/photos", photos):
+        assert absolute_source(source) == photos
+    for source in ("../t.csv", "csv:../t.csv", "~/t.csv", table):
+        assert absolute_source(source) == table
+    for source in ("digits", "tfds:mnist", "nowhere", "folder:", "csv: ", "", "folder:a\0"):
+        assert absolute_source(source) == source
 
 
 @pytest.mark.parametrize("source", ["photso/inner", "folder:photso/inner", "folder:photos/iner"])

@@ -121,7 +121,7 @@ def test_paths_count_from_the_root(tmp_path: Path) -> None:
     save(tmp_path / "in" / "b.png")
     whole, flat = walk(tmp_path, "in"), walk(tmp_path, "in", deep=False)
     status = file.stat()
-    assert whole.images[-1] == File("in/deep/a.png", status.st_size, status.st_mtime_ns)
+    assert whole.images[-1] == File("in/deep/a.png", status.st_size, status.st_ctime_ns)
     assert [image.path for image in flat.images] == ["in/b.png"]
     assert walk(tmp_path, "in/deep/a.png").images == whole.images[-1:]
 

@@ -21,6 +21,8 @@ from PIL import Image
 
 import kbaseline
 from kbaseline.cli import main
+from kbaseline.config.load import load_config
+from kbaseline.data import decode
 from kbaseline.errors import InputError, RunError
 from kbaseline.export import export
 from kbaseline.export import formats as export_formats
@@ -32,6 +34,7 @@ from kbaseline.models import cpu as cpu_layers
 from kbaseline.models.backbones import ImageNetPreprocessing, leaves
 from kbaseline.models.classifier import build_classifier
 from kbaseline.runs.run import load
+from kbaseline.storage.run_folder import RunFolder
 from kbaseline.transforms import RandomTransforms
 
 NAMES = ["cat", "dog", "emu"]
@@ -258,6 +261,24 @@ def test_without_its_data_a_run_is_checked_on_photographs(run: Path, tmp_path: P
     assert "uint8 (batch, 12, 10, 3) in" in done.stdout
     asked = ["export", str(run), "--format", "stablehlo", "--out", str(tmp_path / "asked"), "--input-size", "9", "20"]
     assert "uint8 (batch, 9, 20, 3) in" in CliRunner().invoke(main, asked).stdout
+
+
+def test_a_hundred_images_are_decoded_to_check_a_hundred(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Of all images of a source only those to compare on are decoded, fitted like the run's; nothing is cached."""
+    for number in range(620):
+        photo = tmp_path / "photos" / NAMES[number % 3] / f"{number}.bmp"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (number % 256,) * 3).save(photo)
+    (tmp_path / "photos" / "cat" / "bad.jpg").write_bytes(b"bad")
+    changes = {"data.source": f"folder:{tmp_path / 'photos'}", "data.cache_dir": str(tmp_path / "cache")}
+    RunFolder(run).write_text("config.yaml", load_config(run / "config.yaml", changes).to_yaml())
+    opened, genuine = [], decode.decode
+    monkeypatch.setattr(decode, "decode", lambda file, *rest: (opened.append(file), genuine(file, *rest))[1])
+    images, source = export._real_images(load(run))
+    assert (len(opened), images.shape) == (100, (100, 8, 8, 3))
+    assert len(np.unique(images[:, 0, 0, 0])) > 50
+    assert source == f"validation images of folder:{tmp_path / 'photos'}"
+    assert not (tmp_path / "cache" / "images").exists()
 
 
 def test_the_card_holds_what_the_run_found(run: Path, tmp_path: Path) -> None:

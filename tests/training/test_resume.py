@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,18 @@ import jax
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 from rich.console import Console
 
 from kbaseline import learner, resume_run, run_baseline
 from kbaseline.baseline import find_learning_rate
+from kbaseline.cli import main
 from kbaseline.errors import InputError, RunError
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRFinder
+from kbaseline.runs.record import read_run
+from kbaseline.runs.run import read_data
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import Checkpoint, Checkpoints
 from kbaseline.training.signals import Interrupts, Stopped
@@ -164,6 +170,45 @@ def test_what_resume_refuses(recipe, tmp_path):
     with pytest.raises(InputError, match=r"the config changed since its checkpoint; start a new run"):
         resume_run(tmp_path / "run", console=QUIET)
     assert (tmp_path / "run" / "checkpoints" / "000002.npz").exists()
+
+
+def test_a_run_belongs_to_its_folder(recipe, tmp_path, monkeypatch):
+    """Started with relative paths, it goes on from another directory, in a renamed folder, and with its photos moved.
+
+    It is refused where a photo was replaced by one of the same name, size and time.
+    """
+    start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(50):
+        photo = start / "photos" / f"class {number % 10}" / f"{number}.bmp"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(photo)
+    shutil.copy(recipe["model"]["backbone"], start / "own.keras")
+    monkeypatch.chdir(start)
+    changes = {"data": {"source": "photos/", "size": 8, "batch_size": 32, "cache_dir": "cache"}}
+    changes |= {"model": {"backbone": "own.keras", "hidden": 16}, "stages": recipe["stages"][:1], "tta": None}
+    with cut_at(0, 1, 0):
+        run_baseline({**recipe, **changes}, out="run", console=QUIET)
+    (start / "run").rename(elsewhere / "moved")
+    monkeypatch.chdir(elsewhere)
+    content, status = photo.read_bytes(), photo.stat()
+    photo.write_bytes(content[:-100] + bytes(100))
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(InputError, match=r"images or labels of 'folder:/.*/start/photos' changed"):
+        resume_run("moved", console=QUIET)
+    photo.write_bytes(content)
+    (start / "photos").rename(elsewhere / "pictures")
+    with pytest.raises(InputError, match=r"start/photos': no such folder"):
+        resume_run("moved", console=QUIET)
+    done = CliRunner().invoke(main, ["fit", "--resume", "moved", "--data", "pictures"])
+    assert done.exit_code == 0, done.output
+    monkeypatch.chdir(tmp_path)
+    run = read_run(elsewhere / "moved")
+    assert run.result.data.source == run.config.data.source == f"folder:{elsewhere / 'pictures'}"
+    assert run.config.data.cache_dir == start / "cache"
+    assert read_data(run).class_names[0] == "class 0"
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["moved", "pictures"]
 
 
 def test_a_folder_has_one_run(recipe, tmp_path):

@@ -62,6 +62,16 @@ def full_source(source: str) -> str:
     return source
 
 
+def absolute_source(source: str) -> str:
+    """A source with its prefix and, if that is a path, its absolute path: it means the same from every directory."""
+    full = full_source(source)
+    prefix, _, rest = full.partition(":")
+    if prefix in ("folder", "csv") and rest.strip():
+        with suppress(OSError, RuntimeError, ValueError):
+            return f"{prefix}:{Path(rest).expanduser().resolve()}"
+    return full
+
+
 def _find(source: str) -> tuple[Source | None, str]:
     prefix, colon, rest = source.partition(":")
     return SOURCES.get(prefix + colon), rest

@@ -1,0 +1,60 @@
+"""Where a run finds what lies outside its folder, by absolute paths; what of it may change when the run is resumed."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kbaseline.config.keys import flattened
+from kbaseline.config.schema import Config
+from kbaseline.data.sources.registry import absolute_source
+from kbaseline.models.zoo import ZOO
+
+PROCESS_KEYS = ("coordinator", "num_processes", "process_id")
+"""Keys of `runtime` that differ between the processes of one run."""
+
+MOVABLE_KEYS = (
+    *("runtime.devices", *(f"runtime.{name}" for name in PROCESS_KEYS)),
+    *("data.source", "data.data_dir", "data.cache_dir"),
+)
+"""Keys that may change when a run is resumed: where it computes, and where its images lie."""
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with every relative path in it resolved against the current directory."""
+    data, model = config.data, config.model
+    folders = {name: _absolute(path) for name in ("data_dir", "cache_dir") if (path := getattr(data, name)) is not None}
+    files: dict[str, Any] = {}
+    if model.backbone.endswith(".keras"):
+        files["backbone"] = str(_absolute(Path(model.backbone)))
+    if model.weights not in {"auto", "none", *(row.pretrained for row in ZOO.values())}:
+        files["weights"] = str(_absolute(Path(model.weights)))
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"source": absolute_source(data.source), **folders}),
+            "model": model.model_copy(update=files),
+        }
+    )
+
+
+def difference(then: Config, now: Config) -> str:
+    """The first setting, movable ones aside, in which two configurations differ, in words; an empty string if none."""
+    before, after = _fixed(then), _fixed(now)
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            return f"{key} was {before.get(key)!r}, is {after.get(key)!r}"
+    return ""
+
+
+def _fixed(config: Config) -> dict[str, Any]:
+    values = flattened(with_absolute_paths(config).model_dump(mode="json"))
+    if config.tta is not None:
+        # The source decides what `auto` means.
+        values["tta.flip"] = config.tta.mirrors(config.data.source)
+    return {key: value for key, value in values.items() if key not in MOVABLE_KEYS}
+
+
+def _absolute(path: Path) -> Path:
+    """Links are not followed: a file's name tells its format, and what a link points to may have another."""
+    with suppress(RuntimeError):  # the home of nobody
+        path = path.expanduser()
+    return path.absolute()
