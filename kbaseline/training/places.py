@@ -23,11 +23,14 @@ def with_absolute_paths(config: Config) -> Config:
     """The configuration with every relative path in it resolved against the current directory."""
     data, model = config.data, config.model
     folders = {name: _absolute(path) for name in ("data_dir", "cache_dir") if (path := getattr(data, name)) is not None}
-    files: dict[str, Any] = {}
-    if model.backbone.endswith(".keras"):
-        files["backbone"] = str(_absolute(Path(model.backbone)))
-    if model.weights not in {"auto", "none", *(row.pretrained for row in ZOO.values())}:
-        files["weights"] = str(_absolute(Path(model.weights)))
+    named = {"auto", "none", *ZOO, *(row.pretrained for row in ZOO.values())}
+    given = {"backbone": model.backbone, "weights": model.weights}
+    # What is neither a known name nor a file is refused later, as it was typed.
+    files = {
+        key: str(path)
+        for key, value in given.items()
+        if value not in named and (path := _absolute(Path(value))).is_file()
+    }
     return config.model_copy(
         update={
             "data": data.model_copy(update={"source": absolute_source(data.source), **folders}),
