@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kbaseline.config.schema import Config, RuntimeConfig
 from kbaseline.data import ImageData
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
 from kbaseline.errors import InputError, one_line
 from kbaseline.lr_finder import LRCurve
 from kbaseline.storage.run_folder import RunFolder
