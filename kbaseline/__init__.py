@@ -77,8 +77,8 @@ def _register() -> None:
 
     if keras.backend.backend() != "jax":
         warnings.warn(
-            f"kbaseline is tested only with Keras' JAX backend, but Keras is using {keras.backend.backend()!r}; restart "
-            "this process (in a notebook, the kernel) and set KERAS_BACKEND=jax before Keras is imported.",
+            f"kbaseline is tested only with Keras' JAX backend, but Keras is using {keras.backend.backend()!r}; "
+            "restart this process (in a notebook, the kernel) and set KERAS_BACKEND=jax before Keras is imported.",
             stacklevel=2,
         )
     for module in _SERIALIZABLE:

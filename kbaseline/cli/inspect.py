@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import as_json, start_keras, resolve, settings, settings_without_source
+from kbaseline.cli.options import as_json, resolve, settings, settings_without_source, start_keras
 
 
 @click.command("config")

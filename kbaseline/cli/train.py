@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import out, start_keras, resolve, settings
+from kbaseline.cli.options import out, resolve, settings, start_keras
 from kbaseline.errors import InputError
 
 

@@ -11,7 +11,7 @@ _PACKAGES = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-dataset
 def versions() -> dict[str, Any]:
     """Versions, platform and processor count; imports neither Keras nor JAX."""
     return {
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -32,7 +32,8 @@ def environment() -> dict[str, Any]:
     return {**versions(), "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The version of an installed package, or `not installed`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

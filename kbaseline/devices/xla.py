@@ -120,7 +120,7 @@ def _no_device(error: Exception) -> InputError:
         return InputError(f"JAX cannot start{reason}; set JAX_PLATFORMS=cpu to compute without an accelerator.")
     extra = f"; for an NVIDIA GPU, {_CUDA}" if "cuda" in asked or "gpu" in asked else ""
     return InputError(
-        f"JAX_PLATFORMS is {asked!r}: JAX finds no such device on this machine{reason}; unset it or set it to cpu{extra}."
+        f"JAX_PLATFORMS is {asked!r}: JAX finds no such device here{reason}; unset it or set it to cpu{extra}."
     )
 
 

@@ -81,7 +81,7 @@ def build_classifier(
 
 @contextmanager
 def _drawing_from(seed: int) -> Iterator[None]:
-    """Fixes the weights of layers without a seed of their own: Keras draws one from Python's generator, the caller's."""
+    """Fixes the weights of layers without a seed: Keras draws one from Python's generator, which is the caller's."""
     state = random.getstate()
     random.seed(seed)
     try:
