@@ -17,7 +17,7 @@ from speed import feeding, scaling, shares, starting, training, views
 from speed.measure import signature
 from speed.peer import Fastai, Keras
 
-from kbaseline.devices.xla import prefer_eigen_convolutions
+from kbaseline.devices.xla import start_jax
 
 HERE = Path(__file__).parent
 HEAD = """# Measured: speed on a CPU
@@ -53,7 +53,7 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
-    prefer_eigen_convolutions()
+    start_jax()
     with Keras(batch, size) as stock, Fastai(python, batch, size) if python else nullcontext() as fastai:
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from sharding import pace, sameness, traffic
 
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
 
 PARTS = {
     "sameness": ("The same run", sameness.section),

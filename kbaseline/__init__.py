@@ -78,7 +78,7 @@ def _register() -> None:
     if keras.backend.backend() != "jax":
         warnings.warn(
             f"kbaseline is tested only with Keras' JAX backend, but Keras is using {keras.backend.backend()!r}; "
-            "set KERAS_BACKEND=jax before Keras is imported.",
+            "restart this process (in a notebook, the kernel) and set KERAS_BACKEND=jax before Keras is imported.",
             stacklevel=2,
         )
     for module in _SERIALIZABLE:
@@ -104,7 +104,8 @@ class _AfterKeras(importlib.abc.MetaPathFinder):
         return spec
 
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
+if not os.environ.get("KERAS_BACKEND"):  # an empty one is none to Keras
+    os.environ["KERAS_BACKEND"] = "jax"
 if "keras" in sys.modules:
     _register()
 else:

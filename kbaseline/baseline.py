@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import keras
 from rich.console import Console
 
 from kbaseline.config.load import dotted, load_config
@@ -17,7 +16,8 @@ from kbaseline.data import ImageData
 from kbaseline.data.duplicates import leak_warning
 from kbaseline.data.image_data import load_source
 from kbaseline.devices.multihost import barrier, fail_together, init_distributed, is_first, rank0_console, rank0_first
-from kbaseline.devices.parallel import device_summary
+from kbaseline.devices.settings import check_settings
+from kbaseline.devices.xla import start_jax
 from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
@@ -157,9 +157,11 @@ class _Run:
     def __init__(
         self, config: Config, out: str | Path | None, console: Console | None, resumed: RunFolder | None = None
     ) -> None:
+        check_settings()
         init_distributed(config.runtime, console)
         # What is written to the folder must not depend on the directory that the run was started in.
         config = with_absolute_paths(config)
+        start_jax(deterministic=config.runtime.deterministic)  # before the data: what is missing is said at once
         self.config, self.console = config, rank0_console(console)
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
@@ -169,14 +171,11 @@ class _Run:
         # An existing folder is locked first. A new one is created last, so that a run that fails to start leaves none.
         session = Session(resumed, config, self._print, resumed=True) if resumed else None
         try:
-            keras.utils.set_random_seed(config.seed)
             load = partial(load_source, config.data, config.seed, self.console)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
             self._print_data()
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
             config = self.config = self.learner.config  # `data.batch_size: auto` is now a number
-            if line := device_summary(self.learner.distribution, config.data.batch):
-                self._print(line)
             if session is None:
                 folder = RunFolder.create(None if out is None else Path(out), config.name, writable=is_first())
                 session = Session(folder, config, self._print, resumed=False)

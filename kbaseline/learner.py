@@ -21,14 +21,9 @@ from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
-from kbaseline.devices.parallel import data_parallel, on_all_devices
-from kbaseline.devices.xla import (
-    dtype_policy,
-    explain_oom,
-    make_deterministic,
-    prefer_eigen_convolutions,
-    set_compilation_cache,
-)
+from kbaseline.devices.parallel import data_parallel, device_summary, on_all_devices
+from kbaseline.devices.settings import check_settings
+from kbaseline.devices.xla import dtype_policy, explain_oom, set_compilation_cache, start_jax
 from kbaseline.errors import DataError, InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
@@ -88,7 +83,8 @@ class Learner:
         DataError: a class weight names an unknown class.
         DownloadError: see `build_classifier`.
         RunError: `data.batch_size` is `auto`, and not even one image fits into the accelerator's memory.
-        InputError: a device does not exist, or the devices cannot share a batch equally.
+        InputError: a device does not exist, the devices cannot share a batch equally, or Keras or JAX is set to what a
+            run cannot use.
     """
 
     def __init__(
@@ -107,12 +103,11 @@ class Learner:
 
     def _setup(self, data: ImageData, config: Config, console: Console | None, run: Path | None) -> None:
         """Initializes the learner with a new model, or with the model of a finished `run`."""
+        check_settings()
         self.config = config
         set_compilation_cache(config.data.cache_folder if config.runtime.compilation_cache else None)
-        prefer_eigen_convolutions()
-        if self.config.runtime.deterministic:
-            make_deterministic()
         init_distributed(self.config.runtime, console)
+        start_jax(deterministic=self.config.runtime.deterministic)
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
         self.console = rank0_console(console)
@@ -124,6 +119,8 @@ class Learner:
         self.model = self._build_model() if run is None else self._saved_model(run)
         devices = 1 if self.distribution is None else self.distribution.num_model_replicas
         self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
+        if line := device_summary(self.distribution, self.config.data.batch):
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self.frozen = False
         self.history: list[dict[str, Any]] = []
         self.applied: list[dict[str, Any]] = []

@@ -33,7 +33,8 @@ from launch import Launched
 from small_run import recipe, save_tiny_backbone
 
 from kbaseline.config.load import load_config
-from kbaseline.devices.xla import environment, prefer_eigen_convolutions
+from kbaseline.devices.environment import environment
+from kbaseline.devices.xla import start_jax
 from kbaseline.metrics import Evaluation, evaluate_predictions, final_evaluation
 from kbaseline.runs.record import DataSummary, RunResult
 from kbaseline.runs.results import write_results
@@ -46,7 +47,7 @@ MOST = 500_000_000
 """Bytes of compiled programs that are kept; one version of the code leaves a tenth of it."""
 
 # As every learner does; JAX keeps the programs of other flags apart.
-prefer_eigen_convolutions()
+start_jax()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
 
 
 def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -84,8 +84,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 
-    from kbaseline.devices.xla import prefer_eigen_convolutions
+    from kbaseline.devices.xla import start_jax
 
-    prefer_eigen_convolutions()
+    start_jax()
     batch, size = map(int, sys.argv[1:])
     print(json.dumps({"head": _spent(batch, size, frozen=True), "everything": _spent(batch, size, frozen=False)}))

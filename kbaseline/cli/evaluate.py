@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import as_json, assignments, require_jax
+from kbaseline.cli.options import as_json, assignments, start_keras
 from kbaseline.config.splits import ALL, SPLITS
 
 
@@ -43,7 +43,8 @@ def evaluate(
     the run's network predicts the images of SOURCE; classes are matched by name. --set changes how SOURCE is read, for
     instance data.label_column.
     """
-    require_jax()
+    if source is not None:
+        start_keras()
     from rich.console import Console
 
     from kbaseline.commands.evaluate import evaluate_run

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import as_json, require_jax, resolve, settings, settings_without_source
+from kbaseline.cli.options import as_json, resolve, settings, settings_without_source, start_keras
 
 
 @click.command("config")
@@ -34,7 +34,7 @@ def data(source: str, config: str | None, assignments: tuple[str, ...], out: Pat
     contact sheet of samples before and after augmentation.
     """
     chosen = resolve(config, source, assignments)
-    require_jax()
+    start_keras()
     from rich.console import Console
 
     from kbaseline.commands.inspect import inspect_source, write_inspection
@@ -56,7 +56,7 @@ def data(source: str, config: str | None, assignments: tuple[str, ...], out: Pat
 def doctor(config: str | None, source: str | None, assignments: tuple[str, ...]) -> None:
     """Show versions and devices, and whether data and weights are on this machine."""
     chosen = resolve(config, source, assignments)
-    require_jax()
+    start_keras()
     from kbaseline.commands.doctor import diagnose
 
     diagnose(chosen)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, one_line
 
 assignments = click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one key; repeatable."
@@ -47,11 +47,24 @@ def resolve(
     return load_config(config, changes)
 
 
-def require_jax() -> None:
-    """Checks that no other Keras backend is set, before Keras is imported.
+def start_keras() -> None:
+    """Imports Keras on JAX, with the precision and channel order of a run: this process is ours, whatever the user set.
 
     Raises:
-        InputError: `KERAS_BACKEND` is set to another backend.
+        InputError: `KERAS_BACKEND` is set to another backend, or `keras.json` stops Keras.
     """
     if (backend := os.environ.get("KERAS_BACKEND", "jax")) != "jax":
         raise InputError(f"KERAS_BACKEND is {backend!r}: kbaseline runs on 'jax'; unset it or set it to jax.")
+    from kbaseline.models.zoo import keras_home
+
+    try:
+        import keras
+    except (ValueError, AttributeError, OSError) as error:
+        if not (file := keras_home() / "keras.json").exists():
+            raise
+        raise InputError(f"{file}: Keras cannot start with it ({one_line(error)}); correct or delete it.") from None
+    import jax
+
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    jax.config.update("jax_enable_x64", False)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import out, require_jax, resolve, settings
+from kbaseline.cli.options import out, resolve, settings, start_keras
 from kbaseline.errors import InputError
 
 
@@ -39,7 +39,7 @@ def fit(
     if resume is not None and (config or log or out):
         raise InputError("--resume: the run folder holds the configuration; leave out --config, --log, --out.")
     chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if not resume else None
-    require_jax()
+    start_keras()
     from kbaseline.baseline import resume_run, run_baseline
     from kbaseline.config.load import parse_assignments
 
@@ -58,7 +58,7 @@ def find_lr(
 ) -> None:
     """Sweep the learning rate and write the curve as CSV and PNG; the model is left untrained."""
     chosen = resolve(config, source, assignments)
-    require_jax()
+    start_keras()
     from kbaseline.baseline import find_learning_rate
 
     find_learning_rate(chosen, out=out, stage=stage)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kbaseline.cli.options import as_json, require_jax
+from kbaseline.cli.options import as_json, start_keras
 
 
 @click.command()
@@ -25,7 +25,7 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv: give only one of them.")
-    require_jax()
+    start_keras()
     from rich.console import Console
 
     from kbaseline.commands.predict import find_images, predict_files, print_predictions
@@ -65,7 +65,7 @@ def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] |
     Input: uint8 pixels, in batches of any size. Output: probabilities. Resize and normalisation are part of
     the network. The file is first compared with the run on real images, and is not written if they disagree.
     """
-    require_jax()
+    start_keras()
     from rich.console import Console
 
     from kbaseline.export.export import export_run
@@ -97,12 +97,12 @@ def serve(run: Path, host: str, port: int, max_mb: float, open_browser: bool) ->
 
     The page explains the endpoint: curl -F image=@photo.jpg "http://127.0.0.1:8000/predict?top=3".
     """
-    require_jax()
     from rich.console import Console
 
     from kbaseline.errors import require
 
     require("serve", "serve", "starlette", "uvicorn", "python_multipart")
+    start_keras()
     from kbaseline.serve.server import serve_run
 
     serve_run(run, host, port, max_mb, Console(stderr=True), open_browser=open_browser)

@@ -6,7 +6,8 @@ from rich.markup import escape
 from kbaseline.config.schema import Config
 from kbaseline.console.format import plain_table
 from kbaseline.data.sources.registry import source_status
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
+from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import ModelError
 from kbaseline.models.zoo import resolve_weights
 
@@ -22,6 +23,8 @@ def diagnose(config: Config, console: Console | None = None) -> None:
     table.show_header = False
     for name, value in environment().items():
         table.add_row(name, str(value))
+    if line := unused_gpu():
+        table.add_row("GPU", f"[yellow]{escape(line)}[/]")
     table.add_row("cache", str(config.data.cache_folder))
     for name, (here, detail) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
         table.add_row(name, f"[green]here[/]: {escape(detail)}" if here else f"[yellow]missing[/]: {escape(detail)}")

@@ -15,7 +15,7 @@ from kbaseline.console.format import file_name
 from kbaseline.data.prepare import load_labelled
 from kbaseline.data.sources.csv_table import column_names
 from kbaseline.data.sources.registry import absolute_source
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment, versions
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
 from kbaseline.render.plots import plot_confusion
@@ -37,6 +37,7 @@ class EvaluationReport:
         evaluations: by kind of prediction: `plain`, `tta` or both.
         seconds: duration of each kind of prediction; empty for predictions saved by the run.
         skipped: one line for each unreadable image.
+        environment: versions, and the devices if images were predicted.
         seen_in_training: whether some of these images are known to have been used for training.
     """
 
@@ -46,6 +47,7 @@ class EvaluationReport:
     evaluations: Mapping[str, Evaluation]
     seconds: Mapping[str, float] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=versions)
     seen_in_training: bool = False
 
     @property
@@ -72,7 +74,7 @@ class EvaluationReport:
             "seconds": dict(self.seconds),
             "skipped": list(self.skipped),
             "seen_in_training": self.seen_in_training,
-            "environment": environment(),
+            "environment": dict(self.environment),
         }
 
 
@@ -173,7 +175,7 @@ def evaluate_source(
             probabilities, images.labels, run.class_names, temperature=fitted.get(kind)
         )
     seen = images.split in (ALL, "train") and absolute_source(source) == absolute_source(run.config.data.source)
-    return EvaluationReport(run.folder, source, images.split, evaluations, seconds, images.skipped, seen)
+    return EvaluationReport(run.folder, source, images.split, evaluations, seconds, images.skipped, environment(), seen)
 
 
 def write_evaluation(report: EvaluationReport, out: Path | None) -> Path:

@@ -89,12 +89,19 @@ class DataConfig(Section):
     @property
     def cache_folder(self) -> Path:
         """`cache_dir`, or its default."""
-        return (self.cache_dir or Path(os.environ.get("KBASELINE_CACHE") or "~/.cache/kbaseline")).expanduser()
+        return _at_home(self.cache_dir or os.environ.get("KBASELINE_CACHE") or "~/.cache/kbaseline", "data.cache_dir")
 
     @property
     def tfds_folder(self) -> Path:
         """`data_dir`, or its default."""
-        return (self.data_dir or Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")).expanduser()
+        return _at_home(self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data.data_dir")
+
+
+def _at_home(folder: Path | str, key: str) -> Path:
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"HOME is not set, so there is no {str(folder)!r}; set HOME or {key}.") from None
 
 
 class ModelConfig(Section):

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from kbaseline.data.batches import ImageBatches
+from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import InputError
 
 _Arguments = ParamSpec("_Arguments")
@@ -83,7 +84,7 @@ def device_summary(distribution: keras.distribution.DataParallel | None, batch_s
         return f"{count} devices{among} share every batch, {batch_size // count} images each"
     if (there := jax.local_device_count()) > 1:
         return f"1 of {there} devices is used; set runtime.devices=all to split every batch over all of them"
-    return None
+    return unused_gpu()
 
 
 def predict_batches(

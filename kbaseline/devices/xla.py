@@ -1,18 +1,17 @@
-"""XLA and JAX settings: precision, compilation cache, flags, out-of-memory errors, versions of the environment."""
+"""JAX and XLA: precision, compilation cache, start with flags, out-of-memory errors."""
 
 import importlib.metadata
 import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from kbaseline.errors import InputError, RunError
+from kbaseline.errors import InputError, RunError, one_line
 from kbaseline.storage import cache_folder
 
 PROGRAMS_BYTES = 2 * 10**9
@@ -23,6 +22,12 @@ _programs: str | None = None
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 _LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type"
+_EIGEN = f"{_LIBRARIES}=-individual_convolution"
+
+_given: list[str] = []
+"""The flags that XLA has read from us."""
+
+_CUDA = "`pip install 'kbaseline[cuda13]'`, or cuda12 for drivers before 580, and start again"
 
 
 def dtype_policy(precision: str) -> str:
@@ -39,11 +44,14 @@ def dtype_policy(precision: str) -> str:
 def set_compilation_cache(folder: Path | None) -> None:
     """Keeps JAX's compiled programs in a cache folder; None keeps none. Where JAX was told another place, that holds.
 
-    Those used longest ago are deleted first if all together take more than `PROGRAMS_BYTES`.
+    Those used longest ago are deleted first if all together take more than `PROGRAMS_BYTES`. None are kept where the
+    folder cannot be written to.
     """
     global _programs
     if jax.config.jax_compilation_cache_dir != _programs:
         return
+    if folder is not None and not _is_writable(folder / "jax"):
+        folder = None
     chosen = None if folder is None else str(folder / "jax")
     if chosen == _programs:
         return
@@ -58,40 +66,71 @@ def set_compilation_cache(folder: Path | None) -> None:
         cache_folder.trim(cache_folder.kept(folder)["compiled programs"], PROGRAMS_BYTES)
 
 
-def make_deterministic() -> None:
-    """Makes GPU computations bitwise reproducible; on a CPU they always are. XLA reads the flag when JAX starts.
+def _is_writable(folder: Path) -> bool:
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)
+
+
+def start_jax(*, deterministic: bool = False) -> None:
+    """Starts JAX's devices, which is when XLA reads its flags; later calls have no effect.
+
+    Child processes do not inherit our flags, because another version of XLA aborts on flags that it does not know. On a
+    CPU, convolutions run in Eigen instead of YNNPACK: faster, and equal up to rounding. That flag is set only where it
+    was measured: not with JAX 0.13 or later, not on processors other than x86-64, and not where JAX has a plugin for an
+    accelerator.
+
+    Args:
+        deterministic: make GPU computations bitwise reproducible; on a CPU they always are.
 
     Raises:
-        InputError: JAX has already started on a GPU without the flag.
+        InputError: JAX has no device of the kind that it was told to use, or has already started on a GPU without the
+            flag for `deterministic`.
     """
-    if not _set_flag(_DETERMINISTIC) and jax.default_backend() == "gpu":
-        raise InputError(
-            "runtime.deterministic: JAX has already started in this process without it; start a fresh process, "
-            f"or set XLA_FLAGS={_DETERMINISTIC} in the environment."
-        )
-
-
-def prefer_eigen_convolutions() -> None:
-    """Makes XLA compute convolutions on a CPU with Eigen instead of YNNPACK: faster, and equal up to rounding.
-
-    XLA reads the flag when JAX starts; a later call has no effect. The flag is set only where it was measured: not
-    with JAX 0.13 or later, not on processors other than x86-64, and not where JAX has a plugin for an accelerator.
-    """
-    measured = platform.machine() in ("x86_64", "AMD64") and jax.__version_info__ < (0, 13)
-    chosen = _LIBRARIES in os.environ.get("XLA_FLAGS", "")
-    if measured and not chosen and not importlib.metadata.entry_points(group="jax_plugins"):
-        _set_flag(f"{_LIBRARIES}=-individual_convolution")
-
-
-def _set_flag(flag: str) -> bool:
-    """Adds a flag to `XLA_FLAGS`, which XLA reads when JAX starts; False if JAX has started without it."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if flag in flags:
-        return True
     if jax_has_started():
-        return False
-    os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-    return True
+        if deterministic and _DETERMINISTIC not in [*flags.split(), *_given] and jax.default_backend() == "gpu":
+            raise InputError(
+                "runtime.deterministic: JAX has already started in this process without it; start a fresh process, "
+                f"or set XLA_FLAGS={_DETERMINISTIC} in the environment."
+            )
+        return
+    measured = platform.machine() in ("x86_64", "AMD64") and jax.__version_info__ < (0, 13)
+    eigen = measured and _LIBRARIES not in flags and not importlib.metadata.entry_points(group="jax_plugins")
+    ours = [flag for flag, wanted in ((_DETERMINISTIC, deterministic), (_EIGEN, eigen)) if wanted and flag not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
+    try:
+        jax.devices()
+    except Exception as error:
+        raise _no_device(error) from None
+    finally:
+        os.environ["XLA_FLAGS"] = flags
+        if not flags:
+            del os.environ["XLA_FLAGS"]
+    _given.extend(ours)
+    # JAX reads the environment to keep the programs of other flags apart.
+    cache_key, further = jax._src.cache_key, jax._src.cache_key.custom_hook
+    cache_key.custom_hook = lambda: " ".join([further(), *ours])
+
+
+def _no_device(error: Exception) -> InputError:
+    """What to set where JAX cannot start; of a platform without a device it raises an `AssertionError` of no words."""
+    asked, reason = jax.config.jax_platforms, f" ({one_line(error)})" if str(error) else ""
+    if not asked:
+        return InputError(f"JAX cannot start{reason}; set JAX_PLATFORMS=cpu to compute without an accelerator.")
+    extra = f"; for an NVIDIA GPU, {_CUDA}" if "cuda" in asked or "gpu" in asked else ""
+    return InputError(
+        f"JAX_PLATFORMS is {asked!r}: JAX finds no such device here{reason}; unset it or set it to cpu{extra}."
+    )
+
+
+def unused_gpu() -> str | None:
+    """One line on an NVIDIA GPU that JAX cannot use because it was installed without CUDA; None if there is none."""
+    # The files by which JAX itself decides (of WSL 2, the last). A platform that was asked for is meant.
+    files = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+    if jax.config.jax_platforms or jax.default_backend() != "cpu" or not any(map(os.path.exists, files)):
+        return None
+    return f"there is an NVIDIA GPU, but JAX computes on the CPU, because it is installed without CUDA: {_CUDA}"
 
 
 def jax_has_started() -> bool:
@@ -128,23 +167,3 @@ def explain_oom(what: str, batch: int) -> Iterator[None]:
             f"{what}: data.batch_size {batch} does not fit into the memory of {jax.devices()[0].device_kind}; set "
             f"{smaller}, or take a smaller backbone."
         ) from None
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform, devices and processor count, to record with results."""
-    packages = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-datasets")
-    return {
-        **{name: _version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -7,7 +7,7 @@ from rich.filesize import decimal
 
 from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.config.splits import DISPLAY_NAMES
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
 from kbaseline.render.templates import markdown_template
 from kbaseline.runs.record import RunRecord
 

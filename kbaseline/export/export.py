@@ -14,7 +14,7 @@ from kbaseline.console.bars import Bar
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.prepare import load_sample
 from kbaseline.data.sources.registry import source_status
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import version
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
 from kbaseline.export.card import render_card
 from kbaseline.export.formats import Format, get_format
@@ -118,7 +118,7 @@ def export_run(
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
         "output": f"float32 (batch, {len(saved.class_names)}), probabilities",
         "run": saved.config.name,
-        "kbaseline": environment()["kbaseline"],
+        "kbaseline": version("kbaseline"),
     }
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         draft = Path(scratch) / fmt.file

@@ -1,6 +1,8 @@
 """The classifier: uint8 in -> transforms -> preprocessing -> backbone -> head -> float32 logits."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -54,8 +56,8 @@ def build_classifier(
     if num_classes < 2:
         raise ModelError(f"num_classes must be at least 2; got {num_classes}.")
     seeds = iter(range(seed, seed + 8))
-    keras.utils.set_random_seed(next(seeds))  # for the initial weights of a backbone without pretrained ones
-    body, preprocessing = load_backbone(backbone, weights, size)
+    with _drawing_from(next(seeds)):
+        body, preprocessing = load_backbone(backbone, weights, size)
     body.name = BACKBONE
     if bn_momentum is not None:
         for layer in leaves(body):
@@ -75,6 +77,17 @@ def build_classifier(
     adapt_to_cpu(body)
     logits = _head(features, num_classes, hidden, dropout, seeds)
     return keras.Model(images, logits, name="kbaseline")
+
+
+@contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Fixes the weights of layers without a seed: Keras draws one from Python's generator, which is the caller's."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: Any) -> Any:

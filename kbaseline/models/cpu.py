@@ -1,7 +1,7 @@
 """Computes 1x1 convolutions as matrix products on a CPU: same weights, same saved file, outputs equal up to rounding.
 
 XLA's CPU backend computes the kernel gradient of a 1x1 convolution many times slower than that of a matrix product if
-it uses YNNPACK (`devices.xla.prefer_eigen_convolutions`). Larger kernels gain nothing.
+it uses YNNPACK (`devices.xla.start_jax`). Larger kernels gain nothing.
 """
 
 from functools import partial

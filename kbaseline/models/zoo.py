@@ -69,8 +69,10 @@ ZOO: dict[str, Backbone] = {
 
 
 def keras_home() -> Path:
-    """The folder in which Keras keeps downloads."""
-    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    """The folder in which Keras keeps downloads; as in Keras itself, in `/tmp` where the home cannot be written to."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path's own raises where there is no home
+    default = Path(home if os.access(home, os.W_OK) else "/tmp") / ".keras"  # noqa: S108
+    return Path(os.path.expanduser(os.environ.get("KERAS_HOME", default)))  # noqa: PTH111
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 from kbaseline.config.schema import Config
 from kbaseline.console.format import clock, percent, plain_table
 from kbaseline.data import ImageData
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule

@@ -11,7 +11,8 @@ from kbaseline.config.schema import Config
 from kbaseline.data import ImageData
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
-from kbaseline.devices.xla import prefer_eigen_convolutions, set_compilation_cache
+from kbaseline.devices.settings import check_settings
+from kbaseline.devices.xla import set_compilation_cache, start_jax
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
@@ -88,15 +89,16 @@ def load(run: str | Path) -> SavedRun:
         `(number, classes)`.
 
     Raises:
-        InputError: the folder holds no finished run.
+        InputError: the folder holds no finished run, or Keras or JAX is set to what it cannot use.
         ModelError: its model is missing or cannot be loaded.
     """
+    check_settings()
     read = read_run(Path(run))
     path = read.folder / "model.keras"
     if not path.is_file():
         raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
     set_compilation_cache(read.config.data.cache_folder if read.config.runtime.compilation_cache else None)
-    prefer_eigen_convolutions()
+    start_jax()
     model = read_model(path, f"run {str(run)!r}: model.keras")
     adapt_to_cpu(model)
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)

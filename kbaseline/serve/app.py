@@ -38,7 +38,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from kbaseline.data.decode import FORMATS, BadImageError
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import version
 from kbaseline.errors import KBaselineError, did_you_mean
 from kbaseline.render.templates import html_template
 from kbaseline.serve.predictor import Predictor
@@ -117,7 +117,7 @@ class _Endpoints:
     def _about(self) -> dict[str, Any]:
         limits = {"formats": sorted(FORMATS), "max_bytes": self.max_bytes}
         about = self.predictor.about()
-        return {**about, "input": about["input"] | limits, "kbaseline": environment()["kbaseline"]}
+        return {**about, "input": about["input"] | limits, "kbaseline": version("kbaseline")}
 
     def _query(self, request: Request) -> tuple[bool, int]:
         """`tta` and `top`."""

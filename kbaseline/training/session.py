@@ -13,7 +13,7 @@ from kbaseline.config.keys import parse_yaml
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config, RuntimeConfig
 from kbaseline.data import ImageData
-from kbaseline.devices.xla import environment
+from kbaseline.devices.environment import environment
 from kbaseline.errors import ConfigError, InputError, one_line
 from kbaseline.lr_finder import LRCurve
 from kbaseline.storage.run_folder import RunFolder

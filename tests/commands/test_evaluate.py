@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -51,6 +53,20 @@ def photos(tmp_path) -> Path:
             value = 45 if name == "emu" and i < 3 else shade + i % 5
             Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
     return tmp_path / "photos"
+
+
+def test_saved_predictions_are_scored_without_keras(finished_run):
+    """Invariant: neither Keras nor JAX is loaded, not even for a version in the JSON."""
+    code = "import sys; from kbaseline.cli import main; main(sys.argv[1:], standalone_mode=False)\n"
+    code += "assert not {'keras', 'jax'} & set(sys.modules)"
+    folder = str(finished_run("kept"))
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", folder, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    stored = json.loads(done.stdout)["environment"]
+    assert stored["keras"] == keras.__version__
+    assert "device" not in stored
 
 
 def call(*arguments: object) -> tuple[int, str, str]:

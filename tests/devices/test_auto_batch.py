@@ -135,7 +135,7 @@ def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: py
     monkeypatch.setattr("kbaseline.devices.xla.jax", batch_size.jax)
     monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
     monkeypatch.setattr("kbaseline.learner.set_compilation_cache", lambda _: None)
-    monkeypatch.setattr("kbaseline.learner.prefer_eigen_convolutions", lambda: None)
+    monkeypatch.setattr("kbaseline.learner.start_jax", lambda **_: None)
     with pytest.raises(RunError, match=r"1 does not fit into the memory of Fake 1; set data\.size lower"):
         Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
     assert tried == [16, 8, 4, 2, 1]

@@ -1,6 +1,7 @@
 """The classifier: head, parameter counts, initial loss, freezing, and saving in one file."""
 
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -209,8 +210,12 @@ def test_it_takes_raw_pixels_of_any_size(small: keras.Model, rng: np.random.Gene
 
 
 def test_the_seed_fixes_the_weights(small: keras.Model) -> None:
-    """Determinism: the same seed builds the same weights, another seed others, regardless of earlier random draws."""
+    """Determinism: the same seed builds the same weights, another seed others, regardless of earlier random draws.
+
+    And the caller's generators stay as they were.
+    """
     keras.utils.set_random_seed(99)
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 - the caller's
     kernels = []
     for seed in (3, 3, 4):
         model = build_classifier(3, 16, "resnet20", "none", seed=seed, hidden=8)
@@ -219,6 +224,7 @@ def test_the_seed_fixes_the_weights(small: keras.Model) -> None:
     for first, second, other in zip(*kernels, strict=True):
         np.testing.assert_array_equal(first, second)
         assert (first != other).any()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def test_a_saved_model_needs_no_more_than_the_import(

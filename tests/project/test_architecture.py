@@ -61,51 +61,52 @@ def test_the_public_names_are_the_promised_ones() -> None:
     assert all(callable(getattr(kbaseline, name)) for name in kbaseline.__all__)
 
 
-def test_deterministic_tells_xla_before_jax_starts() -> None:
-    """Golden: `runtime.deterministic` sets XLA's flag, beside those there are, and JAX starts with it."""
-    ask = "import os; os.environ['XLA_FLAGS'] = '--xla_cpu_enable_fast_math=false'\n"
-    ask += "from kbaseline.devices import xla; xla.make_deterministic(); xla.make_deterministic()\n"
-    ask += "import jax; jax.devices()\n"
-    told = run(ask + "print(os.environ['XLA_FLAGS'])")
-    assert told == "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
+def test_xla_has_its_flags_and_children_do_not() -> None:
+    """Golden: XLA reads our flags beside the user's as JAX starts; the environment, and what is started, gets its own.
 
-
-def test_convolutions_are_eigens_where_that_was_measured() -> None:
-    """Golden: XLA is told before JAX starts, and takes it, unless the user or the machine says otherwise."""
-    ours = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-    fast_math, theirs = "--xla_cpu_enable_fast_math=false", "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+    Eigen's only where it was measured, and not where the user or the machine says otherwise. Programs of other flags
+    stay apart in JAX's cache.
+    """
+    eigen, strict = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution", "--xla_gpu_deterministic_ops=true"
+    user, theirs = "--xla_cpu_enable_fast_math=false", "--xla_cpu_experimental_ynn_fusion_type=-reduce"
     code = f"""
 import importlib.metadata, os, platform
 from unittest import mock
 
 import jax
-from kbaseline.devices.xla import prefer_eigen_convolutions
+from kbaseline.devices import xla
 
 platform.machine, importlib.metadata.entry_points = lambda: "x86_64", lambda **_: ()
 jax.__version_info__ = (0, 12, 3)
+devices, key = jax.devices, jax._src.cache_key
 
-def show(flags, owner=os, name="name", value=os.name):
+def show(flags, owner=os, name="name", value=os.name, **settings):
     os.environ["XLA_FLAGS"] = flags
+    jax.devices = lambda: print(os.environ["XLA_FLAGS"])
     with mock.patch.object(owner, name, value):
-        prefer_eigen_convolutions()
-        prefer_eigen_convolutions()
-    print(os.environ["XLA_FLAGS"])
+        xla.start_jax(**settings)
+    assert os.environ["XLA_FLAGS"] == flags
 
 show({theirs!r})
-show({fast_math!r}, platform, "machine", lambda: "arm64")
-show({fast_math!r}, jax, "__version_info__", (0, 13, 0))
-show({fast_math!r}, importlib.metadata, "entry_points", lambda group: [group])
-show({fast_math!r})
-jax.devices()
-show({fast_math!r})
+show({user!r}, platform, "machine", lambda: "arm64")
+show({user!r}, jax, "__version_info__", (0, 13, 0))
+show({user!r}, importlib.metadata, "entry_points", lambda group: [group])
+show({user!r}, deterministic=True)
+del os.environ["XLA_FLAGS"]
+jax.devices, key.custom_hook = devices, lambda: ""
+xla.start_jax()
+assert "XLA_FLAGS" not in os.environ
+print(key.custom_hook())
+with mock.patch.object(jax, "devices", lambda: exit("again")):
+    xla.start_jax(deterministic=True)
 """
-    assert run(code).splitlines() == [theirs, *[fast_math] * 3, f"{fast_math} {ours}", fast_math]
+    assert run(code).splitlines() == [theirs, *[user] * 3, f"{user} {strict} {eigen}", f" {eigen}"]
 
 
 def test_a_learner_tells_xla_in_time() -> None:
     """Invariant: of what a `Learner` does nothing starts JAX before XLA is told of its convolutions."""
     ask = "import kbaseline.learner as home; from kbaseline import ImageData, Learner; import jax, numpy as np\n"
-    ask += "home.prefer_eigen_convolutions = lambda: exit(print(jax._src.xla_bridge.backends_are_initialized()))\n"
+    ask += "home.start_jax = lambda **_: exit(print(jax._src.xla_bridge.backends_are_initialized()))\n"
     ask += "split = np.zeros((4, 8, 8, 3), 'uint8'), np.arange(4) % 2\n"
     ask += "Learner(ImageData.from_arrays(split, split, size=32), config={'data': {'batch_size': 2}}, "
     assert run(ask + "backbone='resnet20', weights='none')") == "False"

@@ -1,6 +1,7 @@
 """The verbs on real digits, with a backbone small enough to train in seconds."""
 
 import dataclasses
+import random
 from pathlib import Path
 
 import keras
@@ -30,7 +31,11 @@ def weights(model: keras.Model) -> list[np.ndarray]:
 
 
 def test_the_articles_verbs_learn_digits(digits, tiny_backbone):
-    """Find, fit, unfreeze, fit, tta in the article's order reach an accuracy that chance does not (invariant)."""
+    """Find, fit, unfreeze, fit, tta in the article's order reach an accuracy that chance does not (invariant).
+
+    The caller's random generators stay as they were.
+    """
+    drawn = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002 - the caller's
     learn = learner(digits, tiny_backbone, transforms={"max_zoom": 1.0}, tta={"flip": False, "scale": 1.1})
     before = weights(learn.model)
     curve = learn.lr_find()
@@ -43,6 +48,7 @@ def test_the_articles_verbs_learn_digits(digits, tiny_backbone):
     assert result.plain.accuracy > 0.7
     assert result.plain.accuracy == pytest.approx(learn.history[-1]["accuracy"], abs=1e-6)
     assert result.helped == (result.tta.accuracy >= result.plain.accuracy)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == drawn  # noqa: NPY002
     assert len(learn.history) == 8
     assert [row["stage"] for row in learn.applied][:: len(learn.applied) - 1] == ["one_cycle", "one_cycle"]
 

@@ -43,7 +43,7 @@ def test_xla_is_told_before_the_network_is_built(run, monkeypatch):
     """Invariant: `load` tells XLA of its convolutions before anything starts JAX."""
     told = []
     (run / "model.keras").touch()
-    monkeypatch.setattr("kbaseline.runs.run.prefer_eigen_convolutions", lambda: told.append("told"))
+    monkeypatch.setattr("kbaseline.runs.run.start_jax", lambda: told.append("told"))
     monkeypatch.setattr("kbaseline.runs.run.read_model", lambda *_: told.append("built") or keras.Sequential())
     load(run)
     assert told == ["told", "built"]

@@ -1,0 +1,40 @@
+"""Versions, platform, devices and processor count, to record with results."""
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+_PACKAGES = ("kbaseline", "keras", "jax", "jaxlib", "numpy", "tensorflow-datasets")
+
+
+def versions() -> dict[str, Any]:
+    """Versions, platform and processor count; imports neither Keras nor JAX."""
+    return {
+        **{name: version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """`versions`, and the kind and number of the devices that JAX computes on.
+
+    Raises:
+        InputError: see `start_jax`.
+    """
+    from kbaseline.devices.xla import start_jax
+
+    start_jax()
+    import jax
+
+    return {**versions(), "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+
+
+def version(package: str) -> str:
+    """The version of an installed package, or `not installed`."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
