@@ -248,16 +248,15 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         self._average, self._best = 0.0, math.inf
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Sets the rate of the step."""
+        """Sets the rate of the step, and resets the loss: Keras reports the mean since the last reset."""
+        self.model.reset_metrics()
         self.model.optimizer.learning_rate = float(self.schedule(len(self._losses)))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the loss of the batch and stops training at the end of the sweep or on divergence."""
         loss = float((logs or {})["loss"])
-        # Keras reports the mean since the start of the epoch; after a reset it is the loss of one batch.
-        if hasattr(self.model, "jax_state_sync"):
+        if hasattr(self.model, "jax_state_sync"):  # else Keras would go on with rate and loss of this step
             self.model.jax_state_sync()
-        self.model.reset_metrics()
         self._average = self.beta * self._average + (1 - self.beta) * loss
         smooth = self._average / (1 - self.beta ** (len(self._losses) + 1))
         self._losses.append(loss)

@@ -145,11 +145,11 @@ def test_an_easy_first_batch_is_no_best_loss() -> None:
 def test_a_finite_loss_leaves_enough_points() -> None:
     """Golden: 0.058, 0.06, then 0.30: short sweeps run on until 1 + 6 + 5 steps are done, enough for a suggestion.
 
-    fastai's rule alone would end them at step 6.
+    fastai's rule alone would end them at step 8.
     """
     easy = [0.058, 0.06] + [0.30, 0.29, 0.31] * 6
     expected = smooth(easy)
-    assert next(i for i, value in enumerate(expected, 1) if value > 4 * min(expected[1:i] or [1])) == 6
+    assert next(i for i, value in enumerate(expected, 1) if value > 4 * min(expected[1:i] or [1])) == 8
     assert len(sweep(easy[:9]).losses) == 9
     curve = sweep(easy[:19])
     assert len(curve.losses) == 12
@@ -472,9 +472,10 @@ def test_other_callbacks_may_stand_before_or_after(given: Callable[[LRFinder], l
     assert meddled
     fit(control, 4, alone)
     np.testing.assert_array_equal(finder.curve.losses, alone.curve.losses)
+    assert model.history.history["loss"] == [float(np.float32(alone.curve.losses[step])) for step in (2, 5, 8, 9)]
     assert_same(everything(model), before)
     history = [one for one in callbacks if isinstance(one, keras.callbacks.History)]
-    assert fit(model, 1, *history) == fit(control)  # a History that is used again brings nothing back
+    assert fit(model, 1, *history)[-1:] == fit(control)  # a History that is used again brings nothing back
     assert_same(everything(model), everything(control))
 
 
