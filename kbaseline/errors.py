@@ -9,12 +9,15 @@
         ├── DownloadError          data or weights could not be downloaded
         └── LRFinderError          the sweep gave no usable curve
 
-Every message is one line that names the thing, its value, the rule and the remedy.
+Every message is one line that names the thing, its value, the rule and the remedy. An `InputError` is also a
+`ValueError`: code that knows nothing of kbaseline can catch it.
 """
 
 import difflib
 import importlib.util
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 LONGEST = 1200
 """Maximum number of characters in a message."""
@@ -35,7 +38,7 @@ class KBaselineError(Exception):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 3 :]}")
 
 
-class InputError(KBaselineError):
+class InputError(KBaselineError, ValueError):
     """An argument or setting is invalid; the run never started."""
 
     exit_code = 2
@@ -69,6 +72,33 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` when `wrong` is close to one of `known`, else an empty string."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def checked_number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
+    """An argument as a float, checked.
+
+    Args:
+        name: the argument, for the message.
+        value: what was given: a Python or NumPy number, or an array with one element and no axes.
+        rule: the values it may have, for the message: "must be" and then these words.
+        holds: whether a number obeys the rule; NaN never does.
+
+    Raises:
+        InputError: it is no number, or breaks the rule.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number) or not holds(number):
+        raise InputError(f"{name} must be {rule}; got {value!r}.")
+    return number
+
+
+def checked_count(name: str, value: Any, least: int = 1) -> int:
+    """An argument as an int. Raises `InputError` if it is no whole number or below `least`."""
+    rule = f"a whole number of at least {least}"
+    return int(checked_number(name, value, rule, lambda number: number.is_integer() and number >= least))
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

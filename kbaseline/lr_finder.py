@@ -5,6 +5,7 @@ smoothing, the stop and the rules are fastai's.
 """
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from kbaseline.errors import InputError, LRFinderError, did_you_mean
+from kbaseline.errors import InputError, LRFinderError, checked_number, did_you_mean
 from kbaseline.optimizer import clone_optimizer
 from kbaseline.schedules import ExponentialSweep
 
 MIN_POINTS = 6
 """Smallest number of points, after trimming, from which a rule can suggest a rate."""
+
+TAIL = 5
+"""The last steps of a sweep are ignored: there the loss explodes."""
 
 LEAD_IN = 10
 """The first `planned // LEAD_IN` steps of a sweep are ignored: their rates are so low that the losses are noise."""
@@ -109,7 +113,7 @@ class LRCurve:
         """
         if rule not in RULES:
             raise InputError(f"rule {rule!r}: must be one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}")
-        kept = slice(self.planned // LEAD_IN, max(len(self.lrs) - 5, 0))
+        kept = slice(self.planned // LEAD_IN, max(len(self.lrs) - TAIL, 0))
         lrs, losses = self.lrs[kept], self.smoothed[kept]
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
@@ -144,10 +148,15 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
 
     A callback. Every step of `fit` trains at a higher rate, `start_lr * (end_lr / start_lr) ** (i / steps)`. `fit`
     stops after `steps` steps, or when the smoothed loss exceeds `stop_factor` times its lowest value or is not finite.
-    Then weights, BatchNorm statistics, seeds, optimizer, learning rate and compiled step are restored bit for bit; the
-    sweep trains with a copy of the optimizer. The idea is from https://arxiv.org/abs/1506.01186; sweep, smoothing and
-    stop criterion are fastai v1's (`callbacks/lr_finder.py`), with one exception: the lowest loss is taken only after
-    the first tenth of the steps. Otherwise one easy batch at the start could make normal losses look like divergence.
+    Then weights, BatchNorm statistics, seeds (Python's and NumPy's too), optimizer, learning rate and compiled step are
+    restored bit for bit, also when Ctrl-C or an error ends `fit`; the sweep trains with a copy of the optimizer. Other
+    callbacks may stand before or after; what they do to weights or rate during the sweep, or at its end as
+    `EarlyStopping` does, is undone. With gradient accumulation the steps are still batches.
+
+    The idea is from https://arxiv.org/abs/1506.01186; sweep, smoothing and stop criterion are fastai v1's
+    (`callbacks/lr_finder.py`), with one exception: the lowest loss is taken only after the first tenth of the steps,
+    and a finite loss stops the sweep only when there are enough points to suggest a rate. Otherwise one easy batch at
+    the start could make normal losses look like divergence.
 
     >>> from kbaseline import LRFinder
     >>> import keras
@@ -170,10 +179,9 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         curve: the `LRCurve` of the last fit: rates, losses, and `suggest`.
 
     Raises:
-        InputError: `start_lr` is not positive or not below `end_lr`, or `steps` is below 1; in `fit`: the model was
-            compiled with `steps_per_execution` above 1, which hides steps from callbacks, or with an optimizer that
-            wraps another one.
-        LRFinderError: from `curve`, before the first `fit`.
+        InputError: an argument is outside its range; in `fit`: the model was compiled with `steps_per_execution` above
+            1, which hides steps from callbacks, or with an optimizer that wraps another one.
+        LRFinderError: from `curve`, before the first `fit`; it is an `AttributeError` too.
     """
 
     def __init__(
@@ -186,8 +194,10 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.schedule = ExponentialSweep(start_lr, end_lr, steps)
-        self.beta, self.stop_factor = beta, stop_factor
+        self.beta = checked_number("beta", beta, "in [0, 1)", lambda share: 0 <= share < 1)
+        self.stop_factor = checked_number("stop_factor", stop_factor, "above 1", lambda factor: factor > 1)
         self._undo: Callable[[], None] | None = None
+        self._sweeping = False
 
     @property
     def curve(self) -> LRCurve:
@@ -197,7 +207,7 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
             LRFinderError: no sweep has run.
         """
         if not getattr(self, "_losses", None):
-            raise LRFinderError("learning-rate finder: there is no curve yet; pass the callback to model.fit first.")
+            raise _NoCurveError("learning-rate finder: there is no curve yet; pass the callback to model.fit first.")
         count = len(self._losses)
         start, ratio = self.schedule.start_lr, self.schedule.end_lr / self.schedule.start_lr
         lrs = start * ratio ** (np.arange(count) / self.schedule.steps)
@@ -205,6 +215,7 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Saves the state of the model and installs the sweep's optimizer."""
+        self.restore()
         model = self.model
         if model.steps_per_execution != 1:
             raise InputError(
@@ -214,46 +225,75 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         optimizer, step = model.optimizer, model.train_function
         # Copies: on a CPU, numpy may share the buffer that the compiled step will overwrite.
         values = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
-        sweep = ExponentialSweep(
-            self.schedule.start_lr, self.schedule.end_lr, self.schedule.steps, int(optimizer.iterations)
-        )
-        model.optimizer = clone_optimizer(optimizer, model.trainable_variables, learning_rate=sweep)
-        model.make_train_function(force=True)
+        # Keras shuffles with Python's and NumPy's global generators.
+        drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
+        # A number, not the sweep's schedule: Keras' callbacks that set the rate raise for a schedule.
+        copy = clone_optimizer(optimizer, model.trainable_variables, learning_rate=self.schedule.start_lr)
 
         def undo() -> None:
             for variable, value in values:
                 variable.assign(value)
+            random.setstate(drawn[0])
+            np.random.set_state(drawn[1])  # noqa: NPY002
             model.optimizer, model.train_function = optimizer, step
             model.reset_metrics()
 
-        self._undo = undo
+        self._undo, self._sweeping = undo, True
+        # `fit` calls this however it ends; `on_train_end` only if nothing was raised.
+        copy.finalize_variable_values = lambda variables: self.restore()
+        model.optimizer = copy
+        model.make_train_function(force=True)
         self._losses: list[float] = []
         self._smoothed: list[float] = []
         self._average, self._best = 0.0, math.inf
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the rate of the step, and resets the loss: Keras reports the mean since the last reset."""
+        self.model.reset_metrics()
+        self.model.optimizer.learning_rate = float(self.schedule(len(self._losses)))
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Records the loss of the batch and stops training at the end of the sweep or on divergence."""
         loss = float((logs or {})["loss"])
-        # Keras reports the mean since the start of the epoch; after a reset it is the loss of one batch.
-        if hasattr(self.model, "jax_state_sync"):
+        if hasattr(self.model, "jax_state_sync"):  # else Keras would go on with rate and loss of this step
             self.model.jax_state_sync()
-        self.model.reset_metrics()
         self._average = self.beta * self._average + (1 - self.beta) * loss
         smooth = self._average / (1 - self.beta ** (len(self._losses) + 1))
         self._losses.append(loss)
         self._smoothed.append(smooth)
-        if len(self._losses) > self.schedule.steps // LEAD_IN:
+        done, lead_in = len(self._losses), self.schedule.steps // LEAD_IN
+        if done > lead_in:
             self._best = min(self._best, smooth)
-        diverged = not math.isfinite(smooth) or smooth > self.stop_factor * self._best
-        if diverged or len(self._losses) >= self.schedule.steps:
+        diverged = smooth > self.stop_factor * self._best and done >= lead_in + MIN_POINTS + TAIL
+        if diverged or not math.isfinite(smooth) or done >= self.schedule.steps:
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Restores the model."""
-        self.restore()
+        """Restores the model again: EarlyStopping, for one, has just set the best weights of the sweep, or will."""
+        undo, self._undo = self._undo, None
+        history, params = self.model.history, self.params
+        if undo is None:
+            return
+        undo()
+
+        def last(logs: dict[str, Any] | None = None) -> None:
+            del history.on_train_end
+            if history.params is params:  # else it stood before the finder, and this is the end of a later fit
+                undo()
+
+        # Keras calls its own History after all callbacks that were given to `fit`.
+        history.on_train_end = last
 
     def restore(self) -> None:
-        """Restores the model after an interrupted `fit`, for which Keras does not call `on_train_end`."""
-        if self._undo is not None:
+        """Restores the model if a sweep began and did not end.
+
+        `fit` does so itself, except where another callback raises in `on_train_begin`: then call this. The next sweep
+        of this finder begins with it.
+        """
+        if self._sweeping and self._undo is not None:
             self._undo()
-            self._undo = None
+        self._sweeping = False
+
+
+class _NoCurveError(LRFinderError, AttributeError):
+    """`hasattr(finder, "curve")` is False before the first sweep."""

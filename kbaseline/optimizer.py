@@ -4,14 +4,18 @@ I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", https://ar
 rates as in J. Howard and S. Ruder, "Universal language model fine-tuning", https://arxiv.org/abs/1801.06146.
 """
 
+import gc
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, checked_count, checked_number
 
 
 def layer_group_lrs(max_lr: float | slice | Sequence[float | None], groups: int) -> list[float]:
@@ -31,22 +35,27 @@ def layer_group_lrs(max_lr: float | slice | Sequence[float | None], groups: int)
         `groups` rates, first group first.
 
     Raises:
-        InputError: a rate is not positive, or a sequence has not exactly two.
+        InputError: a rate is not positive, a sequence has not exactly two, or there are no groups.
     """
+    lo: Any
+    hi: Any
+    if isinstance(max_lr, np.ndarray):
+        max_lr = max_lr.tolist()
     if isinstance(max_lr, slice):
         lo, hi = max_lr.start, max_lr.stop
-    elif isinstance(max_lr, Sequence):
+    elif isinstance(max_lr, Sequence) and not isinstance(max_lr, str):
         if len(max_lr) != 2:
             raise InputError(f"max_lr: give one rate, slice(lo, hi) or [lo, hi]; got {max_lr!r}.")
         lo, hi = max_lr
     else:
         lo = hi = max_lr
-    if hi is None or hi <= 0 or (lo is not None and lo <= 0):
-        raise InputError(f"max_lr: rates must be positive; got {max_lr!r}.")
+    groups = checked_count("groups", groups)
+    hi = checked_number("max_lr: a rate", hi, "a positive number", lambda rate: 0 < rate < math.inf)
     if lo is None:
         return [hi / 10] * (groups - 1) + [hi]
+    lo = checked_number("max_lr: a rate", lo, "a positive number", lambda rate: 0 < rate < math.inf)
     if groups == 1:
-        return [float(hi)]
+        return [hi]
     return [float(lo * (hi / lo) ** (index / (groups - 1))) for index in range(groups)]
 
 
@@ -58,8 +67,8 @@ spread_rates = layer_group_lrs
 class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     """AdamW whose layer groups learn at different rates, and whose `beta_1` may be a schedule.
 
-    A group is a list of layer names. A variable belongs to the group that contains a part of its path; this works for
-    nested models, for `Sequential`, and after reloading. The rate of group g is `learning_rate * multipliers[g]`.
+    A group is a list of names: of layers, or of models used as layers, which stand for all layers inside. A name means
+    the same before and after reloading or cloning. The rate of group g is `learning_rate * multipliers[g]`.
     The update is PyTorch's: first the decay, `p -= p * weight_decay * rate`, on every variable (biases and BatchNorm
     too), then `p -= rate * m̂ / (sqrt(v̂) + epsilon)`, with both averages bias-corrected by the current betas.
     The defaults are fastai v1's (`basic_train.py`); AdamW is https://arxiv.org/abs/1711.05101.
@@ -76,21 +85,23 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     ['1e-05', '1e-05', '1e-03', '1e-03']
 
     Args:
-        learning_rate: a float or a schedule: the rate of a group whose multiplier is 1.
-        groups: layer names of each group; None for a single group of all layers.
+        learning_rate: a number of at least 0, or a schedule: the rate of a group whose multiplier is 1.
+        groups: layer names of each group, at least one group; None for a single group of all layers.
         multipliers: one factor per group, at least 0; None for 1 everywhere.
-        weight_decay: decoupled weight decay; each step multiplies a variable by `1 - weight_decay * rate`, with its
-            group's rate.
+        weight_decay: decoupled weight decay, at least 0; None is 0. Each step multiplies a variable by
+            `1 - weight_decay * rate`, with its group's rate, unless `exclude_from_weight_decay` excludes it.
         beta_1: decay of the gradient's average (the momentum), in [0, 1): a float, or a schedule, for instance
-            `OneCycle(...).momentum()`, which the compiled step evaluates at `iterations`.
+            `OneCycle(...).momentum()`, which the compiled step evaluates where it evaluates that of the rate.
         beta_2: decay of the squared gradient's average, in [0, 1).
-        epsilon: added to the denominator, after bias correction.
+        epsilon: added to the denominator, after bias correction; at least 0.
         decay_norm_and_bias: also decay vectors (biases, BatchNorm and LayerNorm scales), as fastai v1 does.
+        amsgrad: divide by the largest average of the squared gradient so far (https://arxiv.org/abs/1904.09237),
+            as PyTorch's AdamW does.
         name: the optimizer's name.
         **kwargs: `keras.optimizers.Optimizer`'s other arguments (clipping, EMA, gradient accumulation).
 
     Raises:
-        InputError: multipliers are negative or their number differs from that of the groups; when the optimizer is
+        InputError: a value is outside its range, or there is not one multiplier per group; when the optimizer is
             built, as in `fit`: a variable is in no group or in several, or a group has no trainable variable.
     """
 
@@ -99,36 +110,45 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         learning_rate: float | LearningRateSchedule = 1e-3,
         groups: Sequence[Sequence[str]] | None = None,
         multipliers: Sequence[float] | None = None,
-        weight_decay: float = 0.01,
+        weight_decay: float | None = 0.01,
         beta_1: float | LearningRateSchedule = 0.9,
         beta_2: float = 0.99,
         epsilon: float = 1e-8,
         decay_norm_and_bias: bool = True,
+        amsgrad: bool = False,
         name: str = "layerwise_adamw",
         **kwargs: Any,
     ) -> None:
         if isinstance(beta_1, dict):
             beta_1 = keras.saving.deserialize_keras_object(beta_1)
+        if not callable(learning_rate):
+            learning_rate = checked_number("learning_rate", learning_rate, "a schedule or at least 0", _is_factor)
         super().__init__(learning_rate, name=name, **kwargs)
+        if groups is not None and (isinstance(groups, str) or not groups or any(isinstance(g, str) for g in groups)):
+            raise InputError(f"groups: give a list of layer names for each group; got {groups!r}.")
         count = len(groups) if groups is not None else 1
-        factors = [1.0] * count if multipliers is None else [float(factor) for factor in multipliers]
-        if len(factors) != count or min(factors) < 0:
+        factors = [1.0] * count if multipliers is None else list(multipliers)
+        if len(factors) != count or not all(map(_is_factor, factors)):
             raise InputError(f"multipliers: give {count} numbers of at least 0, one per group; got {multipliers!r}.")
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+        self.beta_1 = beta_1
+        self.beta_2 = checked_number("beta_2", beta_2, "in [0, 1)", _is_decay)
+        self.epsilon = checked_number("epsilon", epsilon, "at least 0", _is_factor)
         self.groups = None if groups is None else [list(group) for group in groups]
-        self.multipliers = factors
-        self.decay = float(weight_decay)
-        self.decay_norm_and_bias = decay_norm_and_bias
+        self.multipliers = [float(factor) for factor in factors]
+        decay = 0 if weight_decay is None else weight_decay
+        self.decay = checked_number("weight_decay", decay, "None or at least 0", _is_factor)
+        self.decay_norm_and_bias, self.amsgrad = decay_norm_and_bias, amsgrad
         self._at_this_step: tuple[Any, ...] = ()
 
     @property
     def beta_1(self) -> Any:
         """The momentum at the current step: a float, or a traced scalar inside the compiled step."""
-        return self._beta_1(self.iterations) if callable(self._beta_1) else self._beta_1
+        # Not at `iterations`, which counts updates: with gradient accumulation rate and momentum would drift apart.
+        return self._beta_1(self._iterations) if callable(self._beta_1) else self._beta_1
 
     @beta_1.setter
     def beta_1(self, value: float | LearningRateSchedule) -> None:
-        self._beta_1 = value
+        self._beta_1 = value if callable(value) else checked_number("beta_1", value, "in [0, 1)", _is_decay)
 
     @property
     def schedules(self) -> tuple[float | LearningRateSchedule, float | LearningRateSchedule]:
@@ -147,15 +167,21 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._multiplier_of_variable = self._multipliers_of(var_list)
         super().build(var_list)
         self.momentums, self.velocities = self.add_optimizer_variables(var_list, ["momentum", "velocity"])
+        self.peaks = self.add_optimizer_variables(var_list, "velocity_hat") if self.amsgrad else []
 
     def _multipliers_of(self, variables: Sequence[keras.Variable]) -> list[float]:
         if self.groups is None:
             return [self.multipliers[0]] * len(variables)
         sets = [set(group) for group in self.groups]
-        members = [
-            [index for index, names in enumerate(sets) if names.intersection(variable.path.split("/")[:-1])]
-            for variable in variables
-        ]
+
+        def members_by(names_of: Sequence[set[str]]) -> list[list[int]]:
+            return [[index for index, group in enumerate(sets) if group & names] for names in names_of]
+
+        names = [set(variable.path.split("/")[:-1]) for variable in variables]
+        members = members_by(names)
+        if not all(members) or len({index for m in members for index in m}) < len(sets):
+            held = _holders(variables, set().union(*sets))
+            members = members_by([path | holders for path, holders in zip(names, held, strict=True)])
         _refuse("variables in no group", [v.path for v, m in zip(variables, members, strict=True) if not m])
         _refuse("variables in several groups", [v.path for v, m in zip(variables, members, strict=True) if len(m) > 1])
         used = {m[0] for m in members}
@@ -181,7 +207,11 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         m, v = self.momentums[index], self.velocities[index]
         self.assign(m, m + (gradient - m) * (1 - beta_1))
         self.assign(v, v + (ops.square(gradient) - v) * (1 - self.beta_2))
-        decays = self.decay_norm_and_bias or len(variable.shape) > 1
+        if self.amsgrad:
+            peak = self.peaks[index]
+            self.assign(peak, ops.maximum(peak, v))
+            v = peak
+        decays = (self.decay_norm_and_bias or len(variable.shape) > 1) and self._use_weight_decay(variable)
         kept = variable * (1 - rate * self.decay) if decays else variable.value
         size = rate / correct_m
         self.assign(variable, kept - size * m / (ops.sqrt(v / correct_v) + self.epsilon))
@@ -198,7 +228,34 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
             "beta_2": self.beta_2,
             "epsilon": self.epsilon,
             "decay_norm_and_bias": self.decay_norm_and_bias,
+            "amsgrad": self.amsgrad,
         }
+
+
+def _is_factor(number: object) -> bool:
+    return isinstance(number, numbers.Real) and 0 <= float(number) < math.inf
+
+
+def _is_decay(number: float) -> bool:
+    return 0 <= number < 1
+
+
+def _holders(variables: Sequence[keras.Variable], names: set[str]) -> list[set[str]]:
+    """For each variable, which of `names` are those of layers and models that hold it.
+
+    An optimizer is given variables and not their model, and the path of a variable names the models around its layer
+    only if the layer was built inside them: in `Sequential([Dense(4)])`, but not in what `keras.applications` gives,
+    nor after reloading. So the layers themselves are asked, all that this process has.
+    """
+    number = {id(variable): index for index, variable in enumerate(variables)}
+    held: list[set[str]] = [set() for _ in variables]
+    for layer in gc.get_objects():
+        # Not isinstance, which asks for `__class__`: a lazy proxy would import or connect.
+        if issubclass(type(layer), keras.Layer) and getattr(layer, "name", None) in names:
+            for variable in layer.variables:
+                if id(variable) in number:
+                    held[number[id(variable)]].add(layer.name)
+    return held
 
 
 def _refuse(what: str, names: list[str]) -> None:
@@ -230,6 +287,9 @@ def clone_optimizer(
     if missing := sorted(set(changes) - set(config)):
         raise InputError(f"optimizer {optimizer.name!r}: has no argument {', '.join(missing)}; give a plain optimizer.")
     copy = type(optimizer).from_config({**config, **changes})
+    # An exclusion is no argument.
+    if excluded := [variable for variable in variables if not optimizer._use_weight_decay(variable)]:
+        copy.exclude_from_weight_decay(excluded)
     copy.build(variables)
     if optimizer.built:
         # The rate, if it is a variable, is an argument and not state. The compiled step overwrites its input buffers,

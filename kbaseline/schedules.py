@@ -12,7 +12,11 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from kbaseline.errors import InputError
+from kbaseline.errors import InputError, checked_count, checked_number
+
+
+def _is_positive(number: float) -> bool:
+    return 0 < number < math.inf
 
 
 @keras.saving.register_keras_serializable(package="kbaseline")
@@ -29,13 +33,13 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
 
     Args:
         start, peak, end: values before the first step, at step `a` and after the last step.
-        total_steps: length of the cycle in optimizer steps, at least 1.
+        total_steps: length of the cycle in training steps, at least 1.
         pct_start: fraction of the steps before the peak, in (0, 1).
-        start_step: the optimizer's `iterations` when the cycle begins; above 0 for an optimizer that has already
-            trained.
+        start_step: training steps that the optimizer has done when the cycle begins, at least 0: its `iterations`, or
+            with gradient accumulation its `iterations * gradient_accumulation_steps`, as Keras counts for schedules.
 
     Raises:
-        InputError: `total_steps` or `pct_start` outside its range.
+        InputError: an argument outside its range, or not finite.
     """
 
     def __init__(
@@ -47,12 +51,13 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
         pct_start: float = 0.3,
         start_step: int = 0,
     ) -> None:
-        if total_steps < 1:
-            raise InputError(f"total_steps must be at least 1; got {total_steps}.")
-        if not 0 < pct_start < 1:
-            raise InputError(f"pct_start must lie in (0, 1); got {pct_start}.")
-        self.start, self.peak, self.end = float(start), float(peak), float(end)
-        self.total_steps, self.pct_start, self.start_step = int(total_steps), float(pct_start), int(start_step)
+        values = {"start": start, "peak": peak, "end": end}
+        self.start, self.peak, self.end = (
+            checked_number(name, value, "a finite number", math.isfinite) for name, value in values.items()
+        )
+        self.total_steps = checked_count("total_steps", total_steps)
+        self.pct_start = checked_number("pct_start", pct_start, "in (0, 1)", lambda share: 0 < share < 1)
+        self.start_step = checked_count("start_step", start_step, least=0)
 
     @property
     def peak_step(self) -> int:
@@ -60,7 +65,7 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
         return max(1, int(self.total_steps * self.pct_start))
 
     def __call__(self, step: Any) -> Any:
-        """Value at optimizer step `step` (an integer or an integer tensor), a float32 scalar."""
+        """Value at training step `step` (an integer or an integer tensor), a float32 scalar."""
         since = ops.cast(step - self.start_step, "float32")
         up, down = self.peak_step, max(1, self.total_steps - self.peak_step)
         left_up = ops.square(ops.sin(math.pi / 2 * ops.clip((up - since) / up, 0.0, 1.0)))
@@ -90,11 +95,12 @@ class OneCycle(CosineCycle):
 
     Args:
         max_lr: the peak rate, above 0.
-        total_steps: length of the cycle in optimizer steps, at least 1: steps per epoch times epochs.
+        total_steps: length of the cycle in training steps, at least 1: steps (batches) per epoch times epochs, with
+            gradient accumulation too.
         pct_start: fraction of the steps during which the rate rises, in (0, 1).
         div: the first rate is `max_lr / div`; above 0.
         final_div: the last rate is `max_lr / final_div`; above 0. The default is fastai v1's `div * 1e4`.
-        start_step: the optimizer's `iterations` when the cycle begins.
+        start_step: as for `CosineCycle`.
 
     Raises:
         InputError: an argument outside its range.
@@ -109,13 +115,21 @@ class OneCycle(CosineCycle):
         final_div: float = 2.5e5,
         start_step: int = 0,
     ) -> None:
-        if min(max_lr, div, final_div) <= 0:
-            raise InputError(f"max_lr, div and final_div must be positive; got {max_lr}, {div}, {final_div}.")
-        super().__init__(max_lr / div, max_lr, max_lr / final_div, total_steps, pct_start, start_step)
-        self.max_lr, self.div, self.final_div = float(max_lr), float(div), float(final_div)
+        one = "one positive number (a rate for each group of layers: LayerwiseAdamW's multipliers)"
+        self.max_lr = checked_number("max_lr", max_lr, one, _is_positive)
+        self.div = checked_number("div", div, "a positive number", _is_positive)
+        self.final_div = checked_number("final_div", final_div, "a positive number", _is_positive)
+        ends = self.max_lr / self.div, self.max_lr, self.max_lr / self.final_div
+        super().__init__(*ends, total_steps, pct_start, start_step)
 
     def momentum(self, ends: float = 0.95, middle: float = 0.85) -> CosineCycle:
-        """The matching momentum schedule: `ends` at both ends of the cycle, `middle` at the peak of the rate."""
+        """The matching momentum schedule: `ends` at both ends of the cycle, `middle` at the peak of the rate.
+
+        Raises:
+            InputError: one of them is not in [0, 1).
+        """
+        ends = checked_number("ends", ends, "in [0, 1)", lambda beta: 0 <= beta < 1)
+        middle = checked_number("middle", middle, "in [0, 1)", lambda beta: 0 <= beta < 1)
         return CosineCycle(ends, middle, ends, self.total_steps, self.pct_start, self.start_step)
 
     def get_config(self) -> dict[str, Any]:
@@ -130,23 +144,23 @@ class ExponentialSweep(LearningRateSchedule):  # type: ignore[misc]
 
     Args:
         start_lr, end_lr: first rate, and upper end of the sweep.
-        steps: length in optimizer steps.
-        start_step: the optimizer's `iterations` when the sweep begins.
+        steps: length in training steps.
+        start_step: as for `CosineCycle`.
 
     Raises:
         InputError: `start_lr` is not positive or not below `end_lr`, or `steps` is below 1.
     """
 
     def __init__(self, start_lr: float = 1e-7, end_lr: float = 10.0, steps: int = 100, start_step: int = 0) -> None:
-        if not 0 < start_lr < end_lr:
-            raise InputError(f"start_lr must be above 0 and below end_lr; got start_lr {start_lr}, end_lr {end_lr}.")
-        if steps < 1:
-            raise InputError(f"steps must be at least 1; got {steps}.")
-        self.start_lr, self.end_lr = float(start_lr), float(end_lr)
-        self.steps, self.start_step = int(steps), int(start_step)
+        self.start_lr = checked_number("start_lr", start_lr, "a positive number", _is_positive)
+        self.end_lr = checked_number("end_lr", end_lr, "a positive number", _is_positive)
+        if not self.start_lr < self.end_lr:
+            raise InputError(f"start_lr must be below end_lr; got start_lr {start_lr}, end_lr {end_lr}.")
+        self.steps = checked_count("steps", steps)
+        self.start_step = checked_count("start_step", start_step, least=0)
 
     def __call__(self, step: Any) -> Any:
-        """Rate at optimizer step `step`, a float32 scalar."""
+        """Rate at training step `step`, a float32 scalar."""
         since = ops.cast(step - self.start_step, "float32")
         return self.start_lr * ops.exp(math.log(self.end_lr / self.start_lr) / self.steps * since)
 

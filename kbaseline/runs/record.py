@@ -250,6 +250,8 @@ def read_run(folder: Path) -> RunRecord:
         result = RunResult.read(folder)
         arrays = _read_predictions(folder / "predictions.npz")
         names = tuple(str(name) for name in np.atleast_1d(arrays["class_names"]))
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{display_name}: its files cannot be read ({one_line(error)}). Run it again.") from None
     if result.data.image_size is None:  # written by the first versions, which fitted to a square

@@ -1,7 +1,9 @@
 """The learning-rate finder: rates applied, losses recorded, where it stops, suggestions, and the restored model."""
 
 import math
+import random
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -69,6 +71,21 @@ def test_the_rates_applied_are_the_sweep() -> None:
     np.testing.assert_array_equal(finder.curve.losses, np.ones(100))
 
 
+def test_the_rates_applied_when_gradients_are_accumulated() -> None:
+    """Golden: after three batches, of which two made an update, step i of the sweep still has the sweep's rate.
+
+    The sweep's first batch completes the pair that was begun.
+    """
+    model = one_weight(slope_of_one, keras.optimizers.SGD(0.5, gradient_accumulation_steps=2))
+    finder, increments = LRFinder(1e-3, 1.0, steps=6), Increments()
+    x = np.ones((3, 1))
+    model.fit(x, x, batch_size=1, verbose=0)
+    model.fit(x, x, batch_size=1, epochs=2, verbose=0, callbacks=[increments, finder])
+    expected = [1e-3 * 1e3 ** (i / 6) if i % 2 == 0 else 0.0 for i in range(6)]
+    # The first pair began where the weight was not zero.
+    np.testing.assert_allclose(np.abs(increments.moved[1:]), expected[1:], rtol=1e-5)
+
+
 def test_smoothing_golden() -> None:
     """Golden: losses 2, 1, 3, 0.5 are smoothed to 2, 1.49495, 2.00680, 1.61861."""
     curve = sweep([2, 1, 3, 0.5])
@@ -123,7 +140,20 @@ def test_an_easy_first_batch_is_no_best_loss() -> None:
     assert smooth(usual)[2] > 4 * usual[0]
     assert len(sweep(usual).losses) == 31
     assert len(sweep(usual + [40.0] * 10).losses) == 32
-    assert len(sweep(usual, steps=9).losses) == 3
+
+
+def test_a_finite_loss_leaves_enough_points() -> None:
+    """Golden: 0.058, 0.06, then 0.30: short sweeps run on until 1 + 6 + 5 steps are done, enough for a suggestion.
+
+    fastai's rule alone would end them at step 8.
+    """
+    easy = [0.058, 0.06] + [0.30, 0.29, 0.31] * 6
+    expected = smooth(easy)
+    assert next(i for i, value in enumerate(expected, 1) if value > 4 * min(expected[1:i] or [1])) == 8
+    assert len(sweep(easy[:9]).losses) == 9
+    curve = sweep(easy[:19])
+    assert len(curve.losses) == 12
+    assert len(LRCurve(curve.lrs, curve.smoothed, -curve.smoothed, 19).suggestions()) == 4
 
 
 def test_it_stops_at_the_first_nan() -> None:
@@ -260,8 +290,25 @@ def test_words_for_misuse() -> None:
         curve_of(np.linspace(2, 1, 100)).suggest("vally")
     with pytest.raises(LRFinderError, match="no curve yet"):
         _ = LRFinder().curve
-    with pytest.raises(InputError, match="start_lr must be above 0 and below end_lr"):
-        LRFinder(1.0, 0.1)
+    assert not hasattr(LRFinder(), "curve")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"start_lr": 1.0, "end_lr": 0.1}, "start_lr must be below end_lr"),
+        ({"start_lr": "auto"}, "start_lr must be a positive number; got 'auto'"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1; got 2.5"),
+        ({"beta": 2}, r"beta must be in \[0, 1\); got 2"),
+        ({"beta": math.nan}, r"beta must be in \[0, 1\); got nan"),
+        ({"stop_factor": 1}, "stop_factor must be above 1; got 1"),
+        ({"stop_factor": math.nan}, "stop_factor must be above 1; got nan"),
+    ],
+)
+def test_values_that_are_forbidden_are_errors(arguments: dict, said: str) -> None:
+    """Golden: what the docstring forbids is refused with the rule."""
+    with pytest.raises(InputError, match=said):
+        LRFinder(**arguments)
 
 
 def test_rows_are_the_curve() -> None:
@@ -355,8 +402,15 @@ class Breaks(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_restore_after_an_interrupted_fit() -> None:
-    """Invariant: after an interrupted fit `restore` restores all; a second call is harmless; training goes on."""
+class Refuses(keras.callbacks.Callback):
+    """Raises before the first step."""
+
+    def on_train_begin(self, logs: object = None) -> None:
+        raise RuntimeError("a callback of another kind")
+
+
+def test_an_interrupted_fit_restores() -> None:
+    """Invariant: Ctrl-C in a sweep leaves no trace, nor does the next sweep bring back what was before it."""
     model, control = noisy_network(cycling()), noisy_network(cycling())
     fit(model)
     fit(control)
@@ -364,11 +418,89 @@ def test_restore_after_an_interrupted_fit() -> None:
     finder = LRFinder(1e-3, 1.0, steps=10)
     with pytest.raises(KeyboardInterrupt):
         fit(model, 4, finder, Breaks())
-    finder.restore()
-    finder.restore()
     assert_same(everything(model), before)
     assert fit(model) == fit(control)
+    finder.restore()
+    fit(model, 4, finder)
     assert_same(everything(model), everything(control))
+
+
+@pytest.mark.parametrize("again", [LRFinder.restore, lambda finder: fit(finder.model, 4, finder)])
+def test_a_sweep_that_did_not_begin_is_undone(again: Callable[[LRFinder], Any]) -> None:
+    """Invariant: another callback raises in `on_train_begin`: `restore` restores, and so does the next sweep."""
+    model = noisy_network(keras.optimizers.Adam(0.01))
+    optimizer, before, finder = model.optimizer, everything(model), LRFinder(1e-3, 1.0, steps=10)
+    with pytest.raises(RuntimeError, match="another kind"):
+        fit(model, 4, finder, Refuses())
+    assert model.optimizer is not optimizer
+    again(finder)
+    assert model.optimizer is optimizer
+    assert_same(dict(list(everything(model).items())[: len(before)]), before)
+
+
+def meddlers() -> list[keras.callbacks.Callback]:
+    """They set weights at the end, and the rate after the first epoch and before every one."""
+    return [
+        keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=1e9),
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: 3.0),
+        keras.callbacks.LambdaCallback(on_train_end=lambda logs: meddled.append(True)),
+    ]
+
+
+meddled: list[bool] = []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda finder: [finder, *meddlers()],
+        lambda finder: [*meddlers(), finder],
+        lambda finder: [keras.callbacks.History(), *meddlers(), finder],
+    ],
+    ids=["first", "last", "after History"],
+)
+def test_other_callbacks_may_stand_before_or_after(given: Callable[[LRFinder], list]) -> None:
+    """Invariant: EarlyStopping and callbacks that set the rate change neither the sweep nor the model after it."""
+    model, control = noisy_network(keras.optimizers.Adam(0.01)), noisy_network(keras.optimizers.Adam(0.01))
+    finder, alone = LRFinder(1e-5, 1.0, steps=10), LRFinder(1e-5, 1.0, steps=10)
+    for one in (model, control):
+        fit(one)
+    before = everything(model)
+    callbacks = given(finder)
+    fit(model, 4, *callbacks)
+    assert meddled
+    fit(control, 4, alone)
+    np.testing.assert_array_equal(finder.curve.losses, alone.curve.losses)
+    assert model.history.history["loss"] == [float(np.float32(alone.curve.losses[step])) for step in (2, 5, 8, 9)]
+    assert_same(everything(model), before)
+    history = [one for one in callbacks if isinstance(one, keras.callbacks.History)]
+    assert fit(model, 1, *history)[-1:] == fit(control)  # a History that is used again brings nothing back
+    assert_same(everything(model), everything(control))
+
+
+class Rows(keras.utils.PyDataset):
+    """Three batches."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return X[4 * index : 4 * index + 4], Y[4 * index : 4 * index + 4]
+
+
+@pytest.mark.parametrize("data", [{"x": X, "y": Y, "batch_size": 4}, {"x": Rows()}], ids=["arrays", "PyDataset"])
+def test_global_generators_are_restored(data: dict[str, Any]) -> None:
+    """Invariant: Keras shuffles arrays with `np.random` and a PyDataset with `random`; a sweep moves neither."""
+    found = []
+    for callbacks in ([LRFinder(1e-5, 1.0, steps=10)], []):
+        model = noisy_network(keras.optimizers.Adam(0.01))
+        keras.utils.set_random_seed(7)
+        if callbacks:
+            model.fit(**data, epochs=4, verbose=0, callbacks=callbacks)
+        losses = model.fit(**data, epochs=2, verbose=0).history["loss"]
+        found.append((losses, random.random(), np.random.random()))  # noqa: NPY002, S311
+    assert found[0] == found[1]
 
 
 def test_one_finder_can_be_used_twice() -> None:

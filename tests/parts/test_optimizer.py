@@ -176,13 +176,159 @@ def test_without_groups_it_is_adamw(rng: np.random.Generator) -> None:
         ([["early", "norm", "head"], ["haed", "tail"]], "groups without a trainable variable: haed, tail"),
         ([["early", "norm", "head"], []], r"groups without a trainable variable: \(empty\)"),
         ([["early", "norm", "head"], ["early"]], "in several groups: .*early/kernel"),
-        ([["net"]], "variables in no group: .*early/kernel, .*head/bias"),
+        ([["nets"]], "variables in no group: .*early/kernel, .*head/bias"),
+        ([["net"], ["head"]], "in several groups: .*head/kernel, .*head/bias"),
     ],
 )
 def test_groups_that_do_not_partition_are_errors(groups: list[list[str]], said: str) -> None:
     """Golden: errors list variables in no group or in several, and groups without a variable."""
     with pytest.raises(InputError, match=said):
         LayerwiseAdamW(groups=groups).build(network().trainable_variables)
+
+
+def inner_functional() -> keras.Model:
+    image = layers.Input((3,))
+    return keras.Model(image, layers.Dense(4, name="deep")(layers.Dense(4, name="early")(image)), name="body")
+
+
+def inner_sequential() -> keras.Model:
+    return keras.Sequential([layers.Dense(4, name="early"), layers.Dense(4, name="deep")], name="body")
+
+
+def around(inner: keras.Model) -> keras.Model:
+    """Functional, and the inner model twice nested."""
+    image = layers.Input((3,))
+    outer = keras.Model(image, inner(image), name="outer")
+    return keras.Model(image, layers.Dense(2, name="head")(outer(image)))
+
+
+NESTED = {
+    "functional in functional": lambda: around(inner_functional()),
+    "sequential in functional": lambda: around(inner_sequential()),
+    "functional in sequential": lambda: keras.Sequential([inner_functional(), layers.Dense(2, name="head")]),
+    "built late": lambda: keras.Sequential([layers.Input((3,)), inner_sequential(), layers.Dense(2, name="head")]),
+}
+
+
+def moves(model: keras.Model, optimizer: keras.optimizers.Optimizer, slope: float = 1.0) -> list[np.ndarray]:
+    """How far each variable moves in one step on gradients that are all `slope`."""
+    before = [np.array(variable) for variable in model.trainable_variables]
+    optimizer.apply([slope * keras.ops.ones(variable.shape) for variable in model.trainable_variables])
+    return [np.array(variable) - old for variable, old in zip(model.trainable_variables, before, strict=True)]
+
+
+@pytest.mark.parametrize("groups", [[["body"], ["head"]], [["early", "deep"], ["head"]], [["early"], ["deep", "head"]]])
+@pytest.mark.parametrize("build", NESTED.values(), ids=NESTED)
+def test_groups_name_nested_models_or_their_layers(
+    tmp_path: Path, build: Callable[[], keras.Model], groups: list[list[str]]
+) -> None:
+    """Golden: Adam's first step is the group's rate; by either name, before and after reloading, and in a clone."""
+    model = build()
+    model.compile(LayerwiseAdamW(0.1, groups, [0.01, 1.0], weight_decay=0), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    cloned = keras.models.clone_model(model)
+    cloned.compile(LayerwiseAdamW.from_config(model.optimizer.get_config()), "mse")
+    cloned.optimizer.build(cloned.trainable_variables)
+    slow = 2 if groups[0] == ["early"] else 4
+    for one in (model, loaded, cloned):
+        found = [float(abs(moved).max()) for moved in moves(one, one.optimizer)]
+        assert found == pytest.approx([1e-3] * slow + [0.1] * (6 - slow), rel=1e-4), one.name
+
+
+def test_a_model_may_be_a_group_by_itself() -> None:
+    """Golden: the model's own name stands for all its layers."""
+    model = network()
+    optimizer = LayerwiseAdamW(0.1, [["net"]], [0.5], weight_decay=0)
+    optimizer.build(model.trainable_variables)
+    assert [float(abs(moved).max()) for moved in moves(model, optimizer)] == pytest.approx([0.05] * 5, rel=1e-4)
+
+
+# --- decay, the maximum, and gradients that are gathered --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [LayerwiseAdamW, keras.optimizers.AdamW])
+def test_what_is_excluded_does_not_decay_nor_does_it_in_a_copy(make: Callable) -> None:
+    """Golden: at gradient 0 kernels shrink by 1 - rate * decay, the excluded bias and layer stay, in a copy too."""
+    model = network()
+    optimizer = make(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay([model.get_layer("norm").gamma], ["bias", "beta"])
+    optimizer.build(model.trainable_variables)
+    for one in (optimizer, clone_optimizer(optimizer, model.trainable_variables, learning_rate=0.2)):
+        before, rate = weights(model), float(one.learning_rate)
+        for name, moved in zip(NAMES, moves(model, one, 0.0), strict=True):
+            expected = -rate * 0.5 * before[name] if name in ("early", "head") else np.zeros_like(moved)
+            np.testing.assert_allclose(moved, expected, atol=1e-7, err_msg=name)
+
+
+def test_no_decay_is_a_decay_of_zero() -> None:
+    """Golden: `weight_decay=None` decays nothing, as in Keras' other optimizers."""
+    model, optimizer = network(), LayerwiseAdamW(0.1, weight_decay=None)
+    optimizer.build(model.trainable_variables)
+    assert not any(moved.any() for moved in moves(model, optimizer, 0.0))
+
+
+def test_amsgrad_is_pytorchs() -> None:
+    """Reference: PyTorch's AdamW with `amsgrad=True` in numpy, on a gradient that is large once."""
+    variable = keras.Variable([1.0])
+    optimizer = LayerwiseAdamW(0.1, weight_decay=0, beta_2=0.5, amsgrad=True)
+    optimizer.build([variable])
+    p, m, v, most = 1.0, 0.0, 0.0, 0.0
+    for step, g in enumerate([4.0, 1.0, -0.5, 0.25, 1.0], 1):
+        optimizer.apply([keras.ops.array([g])])
+        m, v = 0.9 * m + 0.1 * g, 0.5 * v + 0.5 * g * g
+        most = max(most, v)
+        p -= 0.1 / (1 - 0.9**step) * m / (np.sqrt(most / (1 - 0.5**step)) + 1e-8)
+        assert float(variable.value[0]) == pytest.approx(p, rel=1e-5), step
+    assert LayerwiseAdamW.from_config(optimizer.get_config()).amsgrad
+    assert len(LayerwiseAdamW().get_config()) == len(optimizer.get_config())
+
+
+def test_momentum_follows_the_rate_when_gradients_are_accumulated() -> None:
+    """Golden: both are those of the training step: one cycle over ten batches, whatever number makes an update."""
+    variable, cycle = keras.Variable([1.0]), OneCycle(1.0, STEPS)
+    optimizer = LayerwiseAdamW(cycle, beta_1=cycle.momentum(), gradient_accumulation_steps=4)
+    optimizer.build([variable])
+    for step in range(STEPS):
+        assert float(optimizer.learning_rate) == pytest.approx(cosine(1 / 25, 1, 1 / 2.5e5, step), rel=1e-4)
+        assert float(optimizer.beta_1) == pytest.approx(cosine(0.95, 0.85, 0.95, step), rel=1e-5)
+        optimizer.apply([keras.ops.array([1.0])])
+    assert float(optimizer.beta_1) == pytest.approx(0.95)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"learning_rate": -1}, "learning_rate must be a schedule or at least 0; got -1"),
+        ({"learning_rate": math.nan}, "learning_rate must be a schedule or at least 0; got nan"),
+        ({"learning_rate": "auto"}, "learning_rate must be .*got 'auto'"),
+        ({"weight_decay": -1}, "weight_decay must be None or at least 0; got -1"),
+        ({"weight_decay": math.inf}, "weight_decay must be None or at least 0; got inf"),
+        ({"beta_1": 1.5}, r"beta_1 must be in \[0, 1\); got 1.5"),
+        ({"beta_1": "0.9"}, r"beta_1 must be in \[0, 1\); got '0.9'"),
+        ({"beta_2": 1}, r"beta_2 must be in \[0, 1\); got 1"),
+        ({"epsilon": -1e-8}, "epsilon must be at least 0; got -1e-08"),
+        ({"groups": []}, r"groups: give a list of layer names for each group; got \[\]"),
+        ({"groups": ["body", "head"]}, "groups: give a list of layer names for each group; got .'body'"),
+        ({"groups": "body"}, "groups: give a list of layer names for each group; got 'body'"),
+        ({"multipliers": [math.nan]}, r"multipliers: give 1 numbers of at least 0, one per group; got \[nan\]"),
+        ({"multipliers": ["1"]}, "multipliers: give 1 numbers of at least 0"),
+    ],
+)
+def test_values_that_are_forbidden_are_errors(arguments: dict, said: str) -> None:
+    """Golden: what the docstring forbids is refused with the rule, as a ValueError too."""
+    with pytest.raises(InputError, match=said) as caught:
+        LayerwiseAdamW(**arguments)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_rate_may_be_any_number() -> None:
+    """Golden: integers and NumPy's numbers are rates; Keras' own optimizers take only Python's float."""
+    assert [float(LayerwiseAdamW(rate).learning_rate) for rate in (1, np.float32(0.5), 0)] == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("multipliers", [[1.0], [1.0, -0.1], []])
@@ -203,6 +349,8 @@ def test_bad_multipliers_are_errors(multipliers: list[float]) -> None:
         (slice(1, 8), 4, [1, 2, 4, 8]),
         (slice(1e-6, 1e-4), 1, [1e-4]),
         (slice(2e-3), 1, [2e-3]),
+        (np.array([1e-6, 1e-4]), np.int64(3), [1e-6, 1e-5, 1e-4]),
+        (np.float32(0.5), 2, [0.5, 0.5]),
     ],
 )
 def test_spread_rates_golden(max_lr: float | slice | tuple, groups: int, rates: list[float]) -> None:
@@ -210,7 +358,21 @@ def test_spread_rates_golden(max_lr: float | slice | tuple, groups: int, rates: 
     assert layer_group_lrs(max_lr, groups) == pytest.approx(rates, rel=1e-12)
 
 
-@pytest.mark.parametrize("max_lr", [0.0, -1.0, slice(None), slice(0.0, 1.0), (1e-3,), (1e-5, 1e-4, 1e-3)])
+@pytest.mark.parametrize(
+    "max_lr",
+    [
+        0.0,
+        -1.0,
+        math.nan,
+        "auto",
+        "ab",
+        slice(None),
+        slice(0.0, 1.0),
+        slice(1e-3, math.inf),
+        (1e-3,),
+        (1e-5, 1e-4, 1e-3),
+    ],
+)
 def test_rates_that_make_no_sense_are_errors(max_lr: float | slice | tuple) -> None:
     """Golden: rates are positive, pairs are pairs."""
     with pytest.raises(InputError, match="max_lr"):

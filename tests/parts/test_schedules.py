@@ -152,20 +152,43 @@ def test_sweep_golden() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: OneCycle(1e-3, 0), "total_steps must be at least 1; got 0"),
+        (lambda: OneCycle(1e-3, 0), "total_steps must be a whole number of at least 1; got 0"),
         (lambda: OneCycle(1e-3, 10, pct_start=0.0), "pct_start"),
         (lambda: OneCycle(1e-3, 10, pct_start=1.0), "pct_start"),
         (lambda: OneCycle(0.0, 10), "positive"),
         (lambda: OneCycle(1e-3, 10, div=-1.0), "positive"),
-        (lambda: ExponentialSweep(1.0, 0.1), "start_lr must be above 0 and below end_lr"),
-        (lambda: ExponentialSweep(0.0, 0.1), "start_lr must be above 0 and below end_lr"),
-        (lambda: ExponentialSweep(steps=0), "steps must be at least 1"),
+        (lambda: OneCycle(math.nan, 10), "max_lr must be one positive number.*got nan"),
+        (lambda: OneCycle(math.inf, 10), "max_lr must be one positive number.*got inf"),
+        (
+            lambda: OneCycle(slice(1e-6, 1e-4), 10),
+            r"max_lr must be one positive number .*multipliers.*got slice\(1e-06",
+        ),
+        (lambda: OneCycle("auto", 10), "max_lr must be one positive number.*got 'auto'"),
+        (lambda: OneCycle([1e-3, 1e-2], 10), "max_lr must be one positive number"),
+        (lambda: OneCycle(1e-3, 640 / 64 + 0.5), "total_steps must be a whole number of at least 1; got 10.5"),
+        (lambda: OneCycle(1e-3, math.nan), "total_steps must be a whole number"),
+        (lambda: OneCycle(1e-3, math.inf), "total_steps must be a whole number"),
+        (lambda: OneCycle(1e-3, 10, start_step=-1), "start_step must be a whole number of at least 0; got -1"),
+        (lambda: OneCycle(1e-3, 10).momentum(1.5), r"ends must be in \[0, 1\); got 1.5"),
+        (lambda: OneCycle(1e-3, 10).momentum(middle=math.nan), r"middle must be in \[0, 1\); got nan"),
+        (lambda: CosineCycle(0.0, math.nan, 0.0, 10), "peak must be a finite number; got nan"),
+        (lambda: ExponentialSweep(1.0, 0.1), "start_lr must be below end_lr; got start_lr 1.0, end_lr 0.1"),
+        (lambda: ExponentialSweep(0.0, 0.1), "start_lr must be a positive number; got 0.0"),
+        (lambda: ExponentialSweep(end_lr=math.inf), "end_lr must be a positive number; got inf"),
+        (lambda: ExponentialSweep(steps=0), "steps must be a whole number of at least 1; got 0"),
     ],
 )
 def test_bad_arguments_are_errors(make: object, match: str) -> None:
     """Golden: a value outside its range raises with the rule."""
     with pytest.raises(InputError, match=match):
         make()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.array, keras.Variable])
+def test_numbers_of_numpy_are_numbers(kind: type) -> None:
+    """Golden: a rate and a length may be of NumPy's types; the configuration has Python's, as JSON needs."""
+    assert OneCycle(kind(2), kind(10)).get_config() == OneCycle(2.0, 10).get_config()
+    assert {type(value) for value in OneCycle(kind(2), kind(10)).get_config().values()} == {int, float}
 
 
 def increments(optimizer: keras.optimizers.Optimizer, steps: int, epochs: int) -> np.ndarray:

@@ -36,6 +36,13 @@ def test_what_is_not_public_is_not_there():
         _ = kbaseline.no_such_name
 
 
+def test_a_strangers_type_checker_reads_the_types():
+    """The marker of PEP 561 lies in the package, all of which the wheel takes; an InputError is a ValueError."""
+    assert (Path(kbaseline.__file__).parent / "py.typed").is_file()
+    with pytest.raises(ValueError, match="max_lr must be one positive number"):
+        kbaseline.OneCycle(0, 10)
+
+
 def test_an_import_chooses_jax_and_registers_its_layers():
     """Importing kbaseline chooses JAX when KERAS_BACKEND is not set, and registers kbaseline's classes with Keras.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import keras
+import numpy as np
+import pytest
 from keras import layers
 
 import kbaseline
@@ -29,6 +31,30 @@ def test_keras_names_the_layers_inside_a_layer() -> None:
     assert within == ["cells"], f"Keras {keras.__version__} changed Layer._flatten_layers: mend backbones.sublayers"
     assert [layer.name for layer in sublayers(cell)] == ["a", "b"]
     assert sublayers(layers.Dense(2)) == []
+
+
+def test_keras_tells_what_decays_and_calls_the_optimizer_when_a_fit_ends() -> None:
+    """`optimizer.clone_optimizer` asks what is excluded; `LRFinder` restores when `fit` finalizes, whatever ends it."""
+    changed = f"Keras {keras.__version__} changed"
+    optimizer, (kernel, bias) = (
+        keras.optimizers.SGD(),
+        (keras.Variable([1.0], name=name) for name in ("kernel", "bias")),
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    decays = [optimizer._use_weight_decay(variable) for variable in (kernel, bias)]
+    assert decays == [True, False], f"{changed} exclude_from_weight_decay: mend optimizer.clone_optimizer"
+
+    class Stops(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    ended = []
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1)])
+    optimizer.finalize_variable_values = ended.append
+    model.compile(optimizer, "mse")
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(np.ones((1, 1)), np.ones((1, 1)), verbose=0, callbacks=[Stops()])
+    assert len(ended) == 1, f"{changed} fit: mend LRFinder.on_train_begin"
 
 
 def test_jax_says_whether_it_has_started() -> None:
@@ -67,6 +93,7 @@ def test_private_api_stands_where_it_is_tested() -> None:
     """Invariant: nothing private of another object is used elsewhere; what TFDS' sources use has tests of its own."""
     known = {
         "models/backbones.py": {"layer._flatten_layers"},
+        "optimizer.py": {"optimizer._use_weight_decay"},
         "devices/xla.py": {"jax._src"},
         "devices/multihost.py": {"jax._src", "os._exit"},
     }
