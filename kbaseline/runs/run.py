@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ from kbaseline.runs.record import RunRecord, RunResult, read_run
 
 @dataclass(frozen=True, eq=False)
 class SavedRun:
-    """A finished run and its network.
+    """A finished run and its network; several threads may predict with it, and it can be pickled.
 
     Attributes:
         folder: the run folder.
@@ -52,13 +53,18 @@ class SavedRun:
             Float32 `(number, classes)`.
 
         Raises:
-            DataError: there are no images, or values outside 0-255.
+            DataError: there are no images, a wrong shape (also one image without its batch axis) or dtype, or values
+                outside 0-255.
             InputError: `tta` is true, but the run's configuration turns it off.
         """
         images = fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
         return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A console holds locks, and the model's convolutions belong to this machine's device.
+        return _restored, (self.folder, self.config, self.model, self.class_names, self.result)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -95,11 +101,23 @@ def load(run: str | Path) -> SavedRun:
     path = read.folder / "model.keras"
     if not path.is_file():
         raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
-    set_compilation_cache(read.config.data.cache_folder if read.config.runtime.compilation_cache else None)
-    prefer_eigen_convolutions()
+    _prepare(read.config)
     model = read_model(path, f"run {str(run)!r}: model.keras")
+    return _restored(read.folder, read.config, model, read.class_names, read.result)
+
+
+def _prepare(config: Config) -> None:
+    set_compilation_cache(config.data.cache_folder if config.runtime.compilation_cache else None)
+    prefer_eigen_convolutions()
+
+
+def _restored(
+    folder: Path, config: Config, model: keras.Model, class_names: tuple[str, ...], result: RunResult
+) -> SavedRun:
+    """A run with a model as it is read from a file, made ready for this machine."""
+    _prepare(config)
     adapt_to_cpu(model)
-    return SavedRun(read.folder, read.config, model, read.class_names, read.result)
+    return SavedRun(folder, config, model, class_names, result)
 
 
 def read_data(run: RunRecord, console: Console | None = None) -> ImageData:
