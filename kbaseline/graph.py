@@ -124,7 +124,7 @@ def _can_be_opened(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Whether a call is that of a nested model, in inference mode, whose graph stands for it."""
     if not isinstance(operation, keras.Model) or len(args) != 1 or not isinstance(args[0], keras.KerasTensor):
         return False
-    if kwargs.get("training") or set(kwargs) - {"training"}:
+    if not all(value is None or value is False for value in kwargs.values()):  # `training=False`, `mask=None`
         return False
     inputs, outputs = (getattr(operation, name, None) or [] for name in ("inputs", "outputs"))
     return len(inputs) == len(outputs) == 1 and _is_plain(operation)

@@ -13,7 +13,7 @@ from kbaseline.data import ImageData
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
 from kbaseline.devices.xla import prefer_eigen_convolutions, set_compilation_cache
-from kbaseline.errors import DataError, ModelError, listed
+from kbaseline.errors import DataError, InputError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.runs.inference import predict_plain, predict_views
@@ -55,8 +55,10 @@ class SavedRun:
         Raises:
             DataError: there are no images, a wrong shape (also one image without its batch axis) or dtype, or values
                 outside 0-255.
-            InputError: `tta` is true, but the run's configuration turns it off.
+            InputError: `tta` is true, but the run's configuration turns it off; or `batch_size` is below 1.
         """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size: must be at least 1; got {batch_size}.")
         images = fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
