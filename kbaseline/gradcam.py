@@ -90,16 +90,22 @@ class _Maps:
     def __init__(self, model: keras.Model, layer: str | None) -> None:
         graph = read_graph(model)
         name, features = _feature_map(graph, layer)
-        scores, copied = without_activation(graph)
+        scores, last = without_activation(graph)
         try:
-            self._body, self._head = keras.Model(graph.input, features), keras.Model(features, scores)
+            self._body, self._head = graph.part(graph.input, features), graph.part(features, scores)
         except ValueError:
             raise InputError(
                 f"layer {name!r}: the output must depend on the image only through this layer; name a later one."
             ) from None
-        used = {id(variable): variable for part in (self._body, self._head) for variable in part.variables}
-        self._used = list(used.values())
-        self._own = [copied.get(key, variable) for key, variable in used.items()]
+        self._last: Any = None
+        own = {id(variable): variable for part in (self._body, self._head) for variable in part.variables}
+        self._own, self._used = list(own.values()), list(own.values())
+        if last is not None:
+            self._last = type(last).from_config({**last.get_config(), "activation": "linear"})
+            self._last.build(scores.shape)
+            # The copy computes with the values that the layer has at the time.
+            self._own += last.variables
+            self._used += self._last.variables
         self._program = jax.jit(self._maps)
         self.classes = graph.output.shape[-1]
 
@@ -110,6 +116,7 @@ class _Maps:
     def _maps(self, state: list[Any], images: Any, classes: Any) -> Any:
         def score(features: Any) -> Any:
             logits = self._head(features, training=False)
+            logits = logits if self._last is None else self._last(logits)
             # At inference images are independent, so the gradient of the sum contains the gradient of every image.
             return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
 

@@ -1,5 +1,6 @@
 """The graph of a functional or sequential model with one input and one output, nested models taken apart."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +24,37 @@ class Call:
 
     Attributes:
         path: names of the nested models around it and its own, joined by "/".
-        operation: a `keras.Layer` or a `keras.Operation`.
-        inputs: Keras tensors.
+        operation: a `keras.Layer`, a `keras.Operation`, or a `_Door` of a nested model.
+        arguments: positional and keyword arguments, as given.
         outputs: Keras tensors.
     """
 
     path: str
     operation: Any
-    inputs: tuple[Any, ...]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
     outputs: tuple[Any, ...]
+
+    @property
+    def is_door(self) -> bool:
+        """Whether it leads into a nested model or out of one and computes nothing."""
+        return isinstance(self.operation, _Door)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The Keras tensors among the arguments."""
+        return [one for one in keras.tree.flatten(self.arguments) if isinstance(one, keras.KerasTensor)]
+
+
+class _Door:
+    """Leads from a tensor outside a nested model to its counterpart inside, or back."""
+
+    name = "door"
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+    def __call__(self, values: Any) -> Any:
+        return keras.ops.cast(values, self.dtype)  # as a nested model does with its input
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,54 @@ class Graph:
     def maker(self, tensor: Any) -> Call | None:
         """The call that made a tensor; None for the input."""
         return next((call for call in self.calls if any(made is tensor for made in call.outputs)), None)
+
+    def part(self, start: Any, end: Any) -> "Part":
+        """The calls between two tensors, as a layer.
+
+        Raises:
+            ValueError: `end` depends on the input in another way than through `start`.
+        """
+        wanted, needed = {id(end)} - {id(start)}, []
+        for call in reversed(self.calls):
+            if any(id(made) in wanted for made in call.outputs):
+                needed.append(call)
+                wanted |= {id(one) for one in call.inputs} - {id(start)}
+        if id(self.input) in wanted:
+            raise ValueError("the end depends on the input in another way than through the start")
+        return Part(needed[::-1], start, end)
+
+
+class Part(layers.Layer):  # type: ignore[misc]
+    """Calls of a model as a layer of their own. A `keras.Model` would not do: in it every name must be unique."""
+
+    def __init__(self, calls: Sequence[Call], start: Any, end: Any) -> None:
+        super().__init__(autocast=False, dtype="float32")
+        self._calls, self._start, self._end = _Opaque(calls), id(start), _Opaque(end)
+        self.within = [call.operation for call in calls if isinstance(call.operation, layers.Layer)]
+
+    def call(self, values: Any, training: bool | None = None) -> Any:
+        """The value of `end`, given that of `start`."""
+        known = {self._start: values}
+
+        def given(one: Any) -> Any:
+            return known[id(one)] if isinstance(one, keras.KerasTensor) else one
+
+        for call in self._calls.held:
+            args, kwargs = keras.tree.map_structure(given, call.arguments)
+            outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+            known |= {id(made): value for made, value in zip(call.outputs, outputs, strict=True)}
+        return known[id(self._end.held)]
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of `end`."""
+        return tuple(self._end.held.shape)
+
+
+class _Opaque:
+    """Holds what Keras must not take for a part of a layer."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
 
 
 def read_graph(model: keras.Model) -> Graph:
@@ -81,36 +152,29 @@ def read_graph(model: keras.Model) -> Graph:
         )
     calls: list[Call] = []
     named: list[tuple[str, Any]] = []
-    start = keras.Input(batch_shape=inputs[0].shape, dtype=inputs[0].dtype, name=inputs[0].name)
-    return Graph(start, _follow(model, start, "", calls, named), tuple(calls), tuple(named))
+    start, end = _follow(model, "", calls, named)
+    return Graph(start, end, tuple(calls), tuple(named))
 
 
-def _follow(model: keras.Model, start: Any, prefix: str, calls: list[Call], named: list[tuple[str, Any]]) -> Any:
-    """Calls every operation of a model, from the tensor `start`; returns the new output."""
-    last = layers.Identity()
-    found = []
+def _follow(model: keras.Model, prefix: str, calls: list[Call], named: list[tuple[str, Any]]) -> tuple[Any, Any]:
+    """Calls every operation of a model on new tensors, and records it; returns the new input and output."""
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if operation is last:
-            found.append(args[0])
-            return args[0]
-        path = prefix + operation.name
-        if _can_be_opened(operation, args, kwargs):
-            output = _follow(operation, args[0], f"{path}/", calls, named)
-            named.append((path, output))
-            return output
-        outputs = operation(*args, **kwargs)
-        tensors = tuple(one for one in keras.tree.flatten((args, kwargs)) if isinstance(one, keras.KerasTensor))
+        path, outputs = prefix + operation.name, operation(*args, **kwargs)
         made = tuple(keras.tree.flatten(outputs))
-        calls.append(Call(path, operation, tensors, made))
+        if _can_be_opened(operation, args, kwargs):
+            place = len(calls)
+            start, end = _follow(operation, f"{path}/", calls, named)
+            calls.insert(place, Call(path, _Door(start.dtype), (args, {}), (start,)))
+            calls.append(Call(path, _Door(end.dtype), ((end,), {}), made))
+        else:
+            calls.append(Call(path, operation, (args, kwargs), made))
         named.append((path, made[0]))
         return outputs
 
-    marked = keras.Model(model.inputs[0], last(model.outputs[0]))
-    keras.models.clone_model(
-        marked, input_tensors=start, clone_function=lambda operation: operation, call_function=call
-    )
-    return found[0]
+    one = keras.Model(model.inputs[0], model.outputs[0])
+    copy = keras.models.clone_model(one, clone_function=lambda operation: operation, call_function=call)
+    return copy.inputs[0], copy.outputs[0]
 
 
 def _is_plain(model: keras.Model) -> bool:
@@ -136,6 +200,8 @@ def output_kind(graph: Graph, tensor: Any = None) -> str | None:
     if call is None or isinstance(call.operation, keras.Model | layers.Wrapper):
         return None
     operation, activation = call.operation, _activation(call.operation)
+    if call.is_door:
+        return output_kind(graph, call.inputs[0])
     if not type(operation).__module__.startswith("keras."):
         return None
     if activation in ("softmax", "sigmoid"):
@@ -151,27 +217,22 @@ def output_kind(graph: Graph, tensor: Any = None) -> str | None:
     return "logits" if kinds == {"logits"} and (name in _LINEAR or activation == "log_softmax") else None
 
 
-def without_activation(graph: Graph) -> tuple[Any, dict[int, keras.Variable]]:
+def without_activation(graph: Graph) -> tuple[Any, Any]:
     """The output before the softmax or sigmoid that it ends in, if it does; else the output.
 
     Returns:
-        The Keras tensor, and by `id` of each variable that had to be copied, the model's own variable.
+        A Keras tensor, and the layer that makes it the output if that is all it lacks: one whose own activation is the
+        softmax or sigmoid. Otherwise None.
     """
     tensor = graph.output
     while (call := graph.maker(tensor)) is not None and len(call.inputs) == 1:
+        before = call.inputs[0]
         if _activation(call.operation) in ("softmax", "sigmoid"):
+            return before, call.operation if getattr(call.operation, "weights", None) else None
+        if output_kind(graph, tensor) != "probabilities" or tuple(before.shape) != tuple(tensor.shape):
             break
-        if output_kind(graph, tensor) != "probabilities" or tuple(call.inputs[0].shape) != tuple(tensor.shape):
-            return graph.output, {}
-        tensor = call.inputs[0]
-    else:
-        return graph.output, {}
-    operation = call.operation
-    if not getattr(operation, "weights", None):
-        return call.inputs[0], {}
-    linear = type(operation).from_config({**operation.get_config(), "activation": "linear"})
-    scores = linear(call.inputs[0])
-    return scores, {id(mine): own for mine, own in zip(linear.variables, operation.variables, strict=True)}
+        tensor = before
+    return graph.output, None
 
 
 def takes_bytes(graph: Graph) -> bool:

@@ -46,7 +46,7 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
     def __init__(
         self,
         transforms: RandomTransforms,
-        network: keras.Model,
+        network: keras.layers.Layer,
         views: Sequence[int],
         scale: float,
         flip: bool,
@@ -83,7 +83,12 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """`(batch, 2, classes)`."""
-        return (input_shape[0], 2, self.network.output_shape[-1])
+        layer = self.transforms
+        return (
+            input_shape[0],
+            2,
+            self.network.compute_output_shape((None, layer.height, layer.width, input_shape[-1]))[-1],
+        )
 
 
 @overload
@@ -229,11 +234,16 @@ class _Parts:
         self.network = model if first is None else self._rest(first)
 
     def _is_first(self, call: Call) -> bool:
-        return isinstance(call.operation, RandomTransforms) and call.inputs[0] is self.graph.input
+        return isinstance(call.operation, RandomTransforms) and self._is_source(call.inputs[0])
 
-    def _rest(self, first: Call) -> keras.Model:
+    def _is_source(self, tensor: Any) -> bool:
+        """Whether the tensor is the model's input, or that of a nested model at the beginning."""
+        call = self.graph.maker(tensor)
+        return call is None or (call.is_door and self._is_source(call.inputs[0]))
+
+    def _rest(self, first: Call) -> keras.layers.Layer:
         try:
-            return keras.Model(first.outputs[0], self.graph.output)
+            return self.graph.part(first.outputs[0], self.graph.output)
         except ValueError:
             raise InputError(
                 f"layer {first.path!r}: the output must depend on the image only through these transforms."

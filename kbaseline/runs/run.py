@@ -105,7 +105,8 @@ def load(run: str | Path) -> SavedRun:
         raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
     _prepare(read.config)
     model = read_model(path, f"run {str(run)!r}: model.keras")
-    return _restored(read.folder, read.config, model, read.class_names, read.result)
+    adapt_to_cpu(model)
+    return SavedRun(read.folder, read.config, model, read.class_names, read.result)
 
 
 def _prepare(config: Config) -> None:
@@ -116,7 +117,7 @@ def _prepare(config: Config) -> None:
 def _restored(
     folder: Path, config: Config, model: keras.Model, class_names: tuple[str, ...], result: RunResult
 ) -> SavedRun:
-    """A run with a model as it is read from a file, made ready for this machine."""
+    """A run from its pickle, made ready for this machine."""
     _prepare(config)
     adapt_to_cpu(model)
     return SavedRun(folder, config, model, class_names, result)
