@@ -107,7 +107,7 @@ class _Maps:
             self._own += last.variables
             self._used += self._last.variables
         self._program = jax.jit(self._maps)
-        self.classes = graph.output.shape[-1]
+        self.classes, self._dtype = graph.output.shape[-1], graph.input.dtype
 
     def __call__(self, model: keras.Model, images: np.ndarray, classes: np.ndarray) -> Any:
         """Unscaled maps `(number, rows, columns)`."""
@@ -121,7 +121,7 @@ class _Maps:
             return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
 
         with keras.StatelessScope(state_mapping=list(zip(self._used, state, strict=True))):
-            features = self._body(images, training=False).astype("float32")
+            features = self._body(images.astype(self._dtype), training=False).astype("float32")
             weights = jax.grad(score)(features).mean(axis=(1, 2))
             return jax.nn.relu(jnp.einsum("nhwc,nc->nhw", features, weights))
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from slow_geometry import for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
+from slow_geometry import corner, for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
 
 from kbaseline.errors import InputError
 from kbaseline.gradcam import grad_cam
@@ -18,16 +18,6 @@ from kbaseline.transforms import RandomTransforms
 from kbaseline.tta import TestTimeViews, tta_predict
 
 STILL = {"max_rotate": 0.0, "max_zoom": 1.0, "max_lighting": 0.0, "max_warp": 0.0}
-
-
-def corner(images: np.ndarray, number: int, scale: float, height: int, width: int) -> np.ndarray:
-    """View `number` in float64: a corner's crop of 1/scale of the image, resized align-corners, then mirrored."""
-    rows, columns = images.shape[1:3]
-    top, left = (rows - 1) * (1 - 1 / scale) * (number & 1), (columns - 1) * (1 - 1 / scale) * (number >> 1 & 1)
-    y, x = np.linspace(top, top + (rows - 1) / scale, height), np.linspace(left, left + (columns - 1) / scale, width)
-    tall = np.apply_along_axis(lambda line: np.interp(y, np.arange(rows), line), 1, images.astype(np.float64))
-    shown = np.apply_along_axis(lambda line: np.interp(x, np.arange(columns), line), 2, tall)
-    return shown[:, :, ::-1] if number >> 2 & 1 else shown
 
 
 def ours(size: int = 10, **options: float) -> keras.Model:
