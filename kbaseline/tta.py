@@ -250,10 +250,11 @@ class _Parts:
             ) from None
 
     def gives_logits(self) -> bool:
-        kind, call = output_kind(self.graph), self.graph.calls[-1]
+        kind = output_kind(self.graph)
         if kind is None:
+            last = next(call for call in reversed(self.graph.calls) if not call.is_door)
             raise InputError(
-                f"from_logits: the model ends in {call.path!r} ({type(call.operation).__name__}), which does not show "
+                f"from_logits: the model ends in {last.path!r} ({type(last.operation).__name__}), which does not show "
                 "whether it gives logits; set from_logits to True or False."
             )
         return kind == "logits"
@@ -293,7 +294,8 @@ def _checked(images: Any, parts: _Parts) -> np.ndarray:
             "images[None]."
         )
     wanted = parts.graph.input.shape
-    if any(size not in (None, given) for size, given in zip(wanted[1:], images.shape[1:], strict=True)):
+    sizes = zip(wanted[1:], images.shape[1:], strict=False)
+    if len(wanted) != 4 or any(size not in (None, given) for size, given in sizes):
         raise InputError(f"images: must be {tuple(wanted)}, the model's input; got {tuple(images.shape)}.")
     if images.dtype == np.uint8:
         return cast(np.ndarray, images)

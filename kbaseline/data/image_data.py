@@ -196,7 +196,7 @@ def checked_images(name: str, images: Any) -> np.ndarray:
         images = images if isinstance(images, Rows) else np.asanyarray(images)
     except ValueError:
         raise DataError(f"{name} images: must be one array, all of one size; got images of several sizes.") from None
-    if images.ndim == 3 and images.shape[-1] <= 4:  # one photo and no row of grey ones
+    if images.ndim == 3 and images.shape[-1] <= 4:  # one photo: nobody has grey ones of such a width
         raise DataError(
             f"{name} images: shape must be (number, height, width, 3); got {images.shape}. Give one image as "
             "images[None]."

@@ -271,6 +271,9 @@ def test_models_of_several_parts_are_refused(rng: np.random.Generator) -> None:
         tta_predict(model, images[:, :8, :8])
     with pytest.raises(InputError, match="for the model rescales them; got 0-1"):
         tta_predict(model, images / 255)
+    flat = keras.Sequential([layers.Input((9, 14)), layers.Flatten(), layers.Dense(3)])
+    with pytest.raises(InputError, match=r"must be \(None, 9, 14\), the model's input; got \(2, 9, 14, 3\)"):
+        tta_predict(flat, images)
 
 
 def ends() -> dict[str, tuple[keras.Model, str | None]]:
