@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
-from kbaseline.graph import Graph, read_graph, without_activation
-from kbaseline.programs import kept, values
+from kbaseline.models.graph import Graph, read_graph, without_activation
 
 
 def grad_cam(

@@ -15,10 +15,10 @@ from keras import ops
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
 from kbaseline.geometry import flip, identity, resample, shrink, zoom
-from kbaseline.graph import Call, output_kind, read_graph, takes_bytes
-from kbaseline.programs import kept, values
+from kbaseline.models.graph import Call, output_kind, read_graph, takes_bytes
 from kbaseline.transforms import RandomTransforms
 
 

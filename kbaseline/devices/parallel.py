@@ -15,8 +15,8 @@ import keras
 import numpy as np
 
 from kbaseline.data.batches import ImageBatches
+from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
-from kbaseline.programs import kept, values
 
 _Arguments = ParamSpec("_Arguments")
 _Found = TypeVar("_Found")

@@ -13,7 +13,7 @@ from slow_geometry import corner, for_aspect, rotate_matrix, slow_resample, warp
 
 from kbaseline.errors import InputError
 from kbaseline.gradcam import grad_cam
-from kbaseline.graph import output_kind, read_graph
+from kbaseline.models.graph import output_kind, read_graph
 from kbaseline.transforms import RandomTransforms
 from kbaseline.tta import TestTimeViews, tta_predict
 
