@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
+from kbaseline.models.graph import Graph, read_graph, without_activation
 
 
 def grad_cam(
@@ -22,7 +24,8 @@ def grad_cam(
 
     Each channel of the feature map is weighted by the gradient of the class score, averaged over all positions. The
     weighted channels are summed and negative values are set to 0 (equations 1 and 2 of
-    https://arxiv.org/abs/1610.02391). The score is the logit, as in the paper: a softmax at the end is skipped.
+    https://arxiv.org/abs/1610.02391). The score is the logit, as in the paper: a softmax or sigmoid at the end is
+    skipped.
 
     >>> from kbaseline.gradcam import grad_cam
     >>> import keras
@@ -35,105 +38,106 @@ def grad_cam(
     (5, 14, 14) float32
 
     Args:
-        model: a model from images to logits or probabilities `(batch, classes)`, channels last; it is not changed.
+        model: a functional or sequential model from images to logits or probabilities `(batch, classes)`, channels
+            last; its variables are not changed. The compiled program is kept as long as the model.
         images: `(number, height, width, channels)`, the model's input, computed as one batch.
         classes: integers `(number,)`, the class to explain in each image.
-        layer: name of the layer that outputs the feature map; default: the last one with more than one position.
+        layer: name of the layer that outputs the feature map, also inside a nested model; `"outer/inner"` where two
+            have one name. Default: the last one with more than one position.
 
     Returns:
         Float32 `(number, rows, columns)`, 0 to 1: each map divided by its highest value; all 0 if no region supports
         the class.
 
     Raises:
-        InputError: the model has no graph, the layer does not exist or outputs no feature map, or `classes` has a
-            wrong shape, dtype or value.
+        InputError: the model has no graph, or several inputs or outputs; the layer does not exist or outputs no
+            feature map; `images` or `classes` have a wrong shape, dtype or value; or Keras' backend is not JAX.
     """
-    asked = np.asarray(classes)
-    if asked.shape != (len(images),) or not np.issubdtype(asked.dtype, np.integer):
-        raise InputError(f"classes: must be {len(images)} integers, one per image; got {asked.dtype} {asked.shape}.")
-    body, head = _halves(model, layer)
-    known = head.output_shape[-1]
+    if keras.backend.backend() != "jax":
+        raise InputError(
+            f"grad_cam: works on Keras' JAX backend, and Keras uses {keras.backend.backend()!r}; set KERAS_BACKEND=jax "
+            "before Keras is imported."
+        )
+    pixels, asked = _checked(images), np.asarray(classes)
+    if asked.shape != (len(pixels),) or not np.issubdtype(asked.dtype, np.integer):
+        raise InputError(f"classes: must be {len(pixels)} integers, one per image; got {asked.dtype} {asked.shape}.")
+    outputs = tuple(getattr(model, "outputs", None) or ())
+    # The tensors stand in the value too, so that their ids stay theirs.
+    program = kept(model, "grad_cam", (layer, *map(id, outputs)), lambda: (_Maps(model, layer), outputs))[0]
+    known = program.classes
     if len(asked) and not (asked.min() >= 0 and asked.max() < known):
         raise InputError(f"classes: must lie in 0 to {known - 1}; got {asked.min()} to {asked.max()}.")
     if not len(asked):
         return np.zeros((0, 1, 1), np.float32)
-    heat: np.ndarray = np.asarray(_program(body, head)(_state(body), _state(head), jnp.asarray(images), asked))
+    heat: np.ndarray = np.asarray(program(model, pixels, asked))
     scaled: np.ndarray = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
     return scaled
 
 
-def _program(body: keras.Model, head: keras.Model) -> Any:
-    """The compiled equations: (state of body, state of head, images, classes) -> unscaled maps."""
-
-    def run(part: keras.Model, state: Any, values: Any) -> Any:
-        return part.stateless_call(*state, values, training=False)[0]
-
-    def score(features: Any, state: Any, classes: Any) -> Any:
-        logits = run(head, state, features)
-        # At inference images are independent, so the gradient of the sum contains the gradient of every image.
-        return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
-
-    def maps(body_state: Any, head_state: Any, images: Any, classes: Any) -> Any:
-        features = run(body, body_state, images).astype("float32")
-        weights = jax.grad(score)(features, head_state, classes).mean(axis=(1, 2))
-        return jax.nn.relu(jnp.einsum("nhwc,nc->nhw", features, weights))
-
-    return jax.jit(maps)
-
-
-def _state(model: keras.Model) -> tuple[list[Any], list[Any]]:
-    """Values of a model's variables, in the form `stateless_call` takes."""
-    return [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
-
-
-def _halves(model: keras.Model, layer: str | None) -> tuple[keras.Model, keras.Model]:
-    """Splits the model into images -> feature map and feature map -> logits; both share its variables."""
-    if not getattr(model, "inputs", None):
-        raise InputError(f"model {model.name!r}: must be functional or sequential and have an input; it has no graph.")
-    calls: list[tuple[Any, list[Any], list[Any]]] = []
-
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = operation(*args, **kwargs)
-        calls.append((operation, keras.tree.flatten((args, kwargs)), keras.tree.flatten(outputs)))
-        return outputs
-
-    # A new graph of the same layers, whose tensors `call` records: `layer.output` could be a tensor inside a nested
-    # model or of another graph.
-    graph = keras.models.clone_model(
-        keras.Model(model.inputs, model.outputs), clone_function=lambda operation: operation, call_function=call
-    )
-    tensors = [(operation.name, outputs[0]) for operation, _, outputs in reversed(calls)]
-    name, features = _feature_map(tensors, layer)
-    last, before = next((op, args[0]) for op, args, outputs in calls if any(o is graph.outputs[0] for o in outputs))
+def _checked(images: Any) -> np.ndarray:
     try:
-        return keras.Model(graph.inputs, features), keras.Model(features, _logits(last, before, graph.outputs[0]))
+        pixels = np.asarray(images)
     except ValueError:
-        raise InputError(
-            f"layer {name!r}: the output must depend on the image only through this layer; name a later one."
-        ) from None
+        raise InputError("images: must be one array, all of one size; got images of several sizes.") from None
+    if pixels.ndim != 4:
+        raise InputError(f"images: must be (number, height, width, channels); got {pixels.shape}.")
+    return pixels
 
 
-def _feature_map(tensors: list[tuple[str, Any]], layer: str | None) -> tuple[str, Any]:
-    """Picks the feature map `(batch, rows, columns, channels)` from pairs (layer name, output), last layer first."""
-    maps = [(name, tensor) for name, tensor in tensors if len(tensor.shape) == 4]
+class _Maps:
+    """The compiled equations of one model and layer."""
+
+    def __init__(self, model: keras.Model, layer: str | None) -> None:
+        graph = read_graph(model)
+        name, features = _feature_map(graph, layer)
+        scores, last = without_activation(graph)
+        try:
+            self._body, self._head = graph.part(graph.input, features), graph.part(features, scores)
+        except ValueError:
+            raise InputError(
+                f"layer {name!r}: the output must depend on the image only through this layer; name a later one."
+            ) from None
+        self._last: Any = None
+        own = {id(variable): variable for part in (self._body, self._head) for variable in part.variables}
+        self._own, self._used = list(own.values()), list(own.values())
+        if last is not None:
+            self._last = type(last).from_config({**last.get_config(), "activation": "linear"})
+            self._last.build(scores.shape)
+            # The copy computes with the values that the layer has at the time.
+            self._own += last.variables
+            self._used += self._last.variables
+        self._program = jax.jit(self._maps)
+        self.classes, self._dtype = graph.output.shape[-1], graph.input.dtype
+
+    def __call__(self, model: keras.Model, images: np.ndarray, classes: np.ndarray) -> Any:
+        """Unscaled maps `(number, rows, columns)`."""
+        return self._program(values(model, self._own), jnp.asarray(images), classes)
+
+    def _maps(self, state: list[Any], images: Any, classes: Any) -> Any:
+        def score(features: Any) -> Any:
+            logits = self._head(features, training=False)
+            logits = logits if self._last is None else self._last(logits)
+            # At inference images are independent, so the gradient of the sum contains the gradient of every image.
+            return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
+
+        with keras.StatelessScope(state_mapping=list(zip(self._used, state, strict=True))):
+            features = self._body(images.astype(self._dtype), training=False).astype("float32")
+            weights = jax.grad(score)(features).mean(axis=(1, 2))
+            return jax.nn.relu(jnp.einsum("nhwc,nc->nhw", features, weights))
+
+
+def _feature_map(graph: Graph, layer: str | None) -> tuple[str, Any]:
+    """Picks the feature map `(batch, rows, columns, channels)`: that of a layer by name or path, or the last one."""
+    maps = [(path, tensor) for path, tensor in graph.named if len(tensor.shape) == 4]
     if layer is None:
-        maps = [(name, tensor) for name, tensor in maps if tuple(tensor.shape[1:3]) != (1, 1)]
-    found = next((one for one in maps if layer in (None, one[0])), None)
-    if found is None:
-        names = ", ".join(name for name, _ in reversed(maps)) or "none"
+        found = [one for one in maps if tuple(one[1].shape[1:3]) != (1, 1)]
+    else:
+        found = [one for one in maps if one[0] == layer] or [one for one in maps if one[0].endswith(f"/{layer}")]
+        if len(paths := {path for path, _ in found}) > 1:
+            raise InputError(f"layer {layer!r}: there are several: {', '.join(sorted(paths))}; name one of them.")
+    if not found:
+        names = ", ".join(path for path, _ in maps) or "none"
         raise InputError(
             f"layer {layer or 'with a feature map'!r}: must give (batch, rows, columns, channels); these do: {names}."
         )
-    return found
-
-
-def _logits(last: Any, before: Any, output: Any) -> Any:
-    """The output of the last layer for the input `before`, without its softmax."""
-    if not (isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax):
-        return output
-    if isinstance(last, keras.layers.Softmax | keras.layers.Activation):
-        return before
-    linear = type(last).from_config({**last.get_config(), "activation": "linear"})
-    scores = linear(before)
-    linear.set_weights(last.get_weights())
-    return scores
+    return found[-1]

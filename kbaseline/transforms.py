@@ -4,9 +4,11 @@ Ranges, probabilities and order are fastai v1's (`vision/transform.py`).
 """
 
 import math
+import operator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kbaseline.errors import InputError
@@ -49,6 +51,17 @@ def adjust_lighting(images: Any, brightness: Any, contrast: Any) -> Any:
     return ops.sigmoid((logits + shift) * contrast[:, None, None, None]) * 255.0
 
 
+def _height_width(size: Any) -> tuple[int, int]:
+    try:
+        pair = (size, size) if np.ndim(size) == 0 else tuple(size)
+        height, width = (operator.index(side) for side in pair)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError(f"RandomTransforms: size must be a number of pixels or a pair of them, from 1; got {size!r}.")
+    return height, width
+
+
 @keras.saving.register_keras_serializable(package="kbaseline")
 class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     """fastai's random transforms when training, a plain resize otherwise.
@@ -81,7 +94,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         **kwargs: `keras.layers.Layer`'s other arguments.
 
     Raises:
-        InputError: an argument is outside its range.
+        InputError: an argument is outside its range, or the images are not one batch of four axes.
     """
 
     def __init__(
@@ -108,15 +121,27 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
             ("p_affine", p_affine, 0, 1),
             ("p_lighting", p_lighting, 0, 1),
         ):
-            if not low <= value <= high:
+            if not low <= value <= high or math.isinf(value):
                 raise InputError(f"RandomTransforms: {name} must lie in [{low}, {high}]; got {value}.")
-        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.height, self.width = _height_width(size)
         self.seed = seed
         self.do_flip, self.flip_vert = do_flip, flip_vert
         self.max_rotate, self.max_zoom = max_rotate, max_zoom
         self.max_lighting, self.max_warp = max_lighting, max_warp
         self.p_affine, self.p_lighting = p_affine, p_lighting
         self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keras' call, for one batch of images."""
+        # Here and not in `call`, where Keras would wrap the message in a report of several lines.
+        shape = getattr(images, "shape", None)
+        if shape is None or len(shape) != 4:
+            got = type(images).__name__ if shape is None else tuple(shape)
+            raise InputError(
+                f"RandomTransforms: images must be (batch, height, width, channels); got {got}. Give one image as "
+                "images[None]."
+            )
+        return super().__call__(images, *args, **kwargs)
 
     def call(self, images: Any, training: bool | None = None) -> Any:
         """Transforms a batch when training, otherwise only resizes it."""

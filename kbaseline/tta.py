@@ -4,9 +4,10 @@ Views and weights follow fastai v1's `vision/tta.py`: four corners and their mir
 rotation and lighting of training; result = beta · plain + (1 - beta) · mean of the views.
 """
 
+import math
+import operator
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, cast, overload
 
 import keras
 import numpy as np
@@ -14,8 +15,10 @@ from keras import ops
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
 from kbaseline.geometry import flip, identity, resample, shrink, zoom
+from kbaseline.models.graph import Call, output_kind, read_graph, takes_bytes
 from kbaseline.transforms import RandomTransforms
 
 
@@ -34,7 +37,7 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
         views: numbers of the views.
         scale: magnification, at least 1.
         flip: whether views 4-7 (12-15, ...) are mirrored.
-        from_logits: whether the network outputs logits.
+        from_logits: whether the network outputs logits: of several classes for a softmax, of one for a sigmoid.
         seed: seed of the random draws.
     """
 
@@ -43,7 +46,7 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
     def __init__(
         self,
         transforms: RandomTransforms,
-        network: keras.Model,
+        network: keras.layers.Layer,
         views: Sequence[int],
         scale: float,
         flip: bool,
@@ -59,7 +62,8 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
         inputs = [self.transforms(images, training=False), *(self.view(images, number) for number in self.views)]
         # One pass over the image and all views: one program to compile, and full batches for the accelerator.
         outputs = ops.cast(self.network(ops.concatenate(inputs), training=False), "float32")
-        outputs = ops.softmax(outputs) if self.from_logits else outputs
+        if self.from_logits:
+            outputs = ops.softmax(outputs) if outputs.shape[-1] > 1 else ops.sigmoid(outputs)
         outputs = ops.reshape(outputs, (len(inputs), -1, outputs.shape[-1]))
         return ops.stack([outputs[0], ops.mean(outputs[1:], axis=0)], axis=1)
 
@@ -79,7 +83,60 @@ class TestTimeViews(keras.layers.Layer):  # type: ignore[misc]
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """`(batch, 2, classes)`."""
-        return (input_shape[0], 2, self.network.output_shape[-1])
+        layer = self.transforms
+        return (
+            input_shape[0],
+            2,
+            self.network.compute_output_shape((None, layer.height, layer.width, input_shape[-1]))[-1],
+        )
+
+
+@overload
+def tta_predict(
+    model: keras.Model,
+    images: np.ndarray,
+    views: int | Sequence[int] = 8,
+    beta: float = 0.4,
+    scale: float = 1.35,
+    flip: bool = True,
+    *,
+    from_logits: bool | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> np.ndarray: ...
+
+
+@overload
+def tta_predict(
+    model: keras.Model,
+    images: np.ndarray,
+    views: int | Sequence[int] = 8,
+    *,
+    beta: None,
+    scale: float = 1.35,
+    flip: bool = True,
+    from_logits: bool | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@overload
+def tta_predict(
+    model: keras.Model,
+    images: np.ndarray,
+    views: int | Sequence[int],
+    beta: None,
+    scale: float = 1.35,
+    flip: bool = True,
+    *,
+    from_logits: bool | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def tta_predict(
@@ -112,14 +169,17 @@ def tta_predict(
     (5, 3) True
 
     Args:
-        model: a functional or sequential Keras model from images to logits or probabilities `(batch, classes)`.
-        images: uint8 or float `(number, height, width, channels)`, 0-255, all of one size.
+        model: a functional or sequential Keras model from images to logits or probabilities `(batch, classes)`. What
+            is compiled is kept as long as the model.
+        images: uint8 or float `(number, height, width, channels)`, all of one size, 0-255; of a model without
+            `RandomTransforms` and without `Rescaling` the range that it takes.
         views: the number of views, at least 1, or which ones: view i zooms into the corner at row i & 1, column
             (i >> 1) & 1.
         beta: weight of the plain prediction, in [0, 1]; None returns both parts.
         scale: magnification of a view, at least 1.
         flip: mirror views 4-7 (12-15, ...). Wrong for text and digits.
-        from_logits: whether the model outputs logits; None: it does unless its last layer is a softmax.
+        from_logits: whether the model outputs logits, which get a softmax, or a sigmoid if there is one; None: it does
+            unless it ends in a softmax or sigmoid, also inside a nested model, or in an average of such.
         batch_size: images per forward pass, where each image counts 1 + views times; at least one image is predicted
             at a time.
         seed: seed of the random draws.
@@ -130,62 +190,124 @@ def tta_predict(
         (plain, mean over the views).
 
     Raises:
-        InputError: an argument is out of range, there are no images, or the model is neither functional nor
-            sequential.
+        InputError: an argument is out of range; there are no images, or of a wrong shape, dtype or range; the model
+            is neither functional nor sequential, or has several inputs or outputs; or `from_logits` is None and the
+            end of the model shows neither.
     """
-    numbers = tuple(range(views)) if isinstance(views, int) else tuple(views)
-    if not numbers or min(numbers) < 0:
-        raise InputError(f"views: must be at least 1, or a list of view numbers from 0; got {views!r}.")
+    numbers = _view_numbers(views)
     if beta is not None and not 0 <= beta <= 1:
         raise InputError(f"beta: must lie in [0, 1] or be None; got {beta}.")
-    if scale < 1:
-        raise InputError(f"scale: must be at least 1; got {scale}.")
-    if not len(images):
-        raise InputError("images: must hold at least one image; got none.")
-    if images.dtype == np.float64:
-        images = images.astype(np.float32)  # as Keras converts arrays; JAX would warn
-    from_logits = not _ends_in_softmax(model) if from_logits is None else from_logits
-    predictor = _predictor(model, images.shape[1:], images.dtype.name, numbers, scale, flip, from_logits, seed)
+    if not 1 <= scale < math.inf:
+        raise InputError(f"scale: must be a finite number of at least 1; got {scale}.")
+    outputs = tuple(getattr(model, "outputs", None) or ())
+    # The tensors stand in the value too, so that their ids stay theirs.
+    parts = kept(model, "parts", tuple(map(id, outputs)), lambda: (_Parts(model), outputs))[0]
+    images = _checked(images, parts)
+    from_logits = parts.gives_logits() if from_logits is None else from_logits
+    shape, dtype = images.shape[1:], images.dtype.name
+    key = (parts, shape, dtype, numbers, float(scale), bool(flip), bool(from_logits), int(seed))
+    predictor = kept(model, "views", key, lambda: parts.predictor(*key[1:]))
+    values(model, ())  # within a fit, brings back what the predictor shares with the model
     batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
     probabilities = predict_batches(predictor, batches, callbacks)
     plain, mean = probabilities[:, 0], probabilities[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean
 
 
-@lru_cache(maxsize=4)
-def _predictor(
-    model: keras.Model,
-    shape: tuple[int, ...],
-    dtype: str,
-    numbers: tuple[int, ...],
-    scale: float,
-    flip: bool,
-    from_logits: bool,
-    seed: int,
-) -> keras.Model:
-    """A model from images to the plain prediction and the mean over the views; cached, so the next split reuses it.
-
-    It shares its layers with `model`, so further training changes both.
-    """
-    transforms, network = _split(model, shape[:2])
-    layer = TestTimeViews(transforms, network, numbers, scale, flip, from_logits, seed)
-    source = keras.Input(shape, dtype=dtype)
-    return keras.Model(source, layer(source))
+def _view_numbers(views: Any) -> tuple[int, ...]:
+    try:
+        numbers = tuple(range(operator.index(views))) if np.ndim(views) == 0 else tuple(map(operator.index, views))
+    except TypeError:
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise InputError(f"views: must be at least 1, or a list of view numbers from 0; got {views!r}.")
+    return numbers
 
 
-def _ends_in_softmax(model: keras.Model) -> bool:
-    last = model.layers[-1]
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+class _Parts:
+    """A model taken apart: the transforms at its beginning, the rest of it, and how it ends."""
 
+    def __init__(self, model: keras.Model) -> None:
+        self.graph = read_graph(model)
+        first = next((call for call in self.graph.calls if self._is_first(call)), None)
+        self.transforms: RandomTransforms | None = None if first is None else first.operation
+        self.network = model if first is None else self._rest(first)
 
-def _split(model: keras.Model, shape: tuple[int, ...]) -> tuple[RandomTransforms, keras.Model]:
-    """The transforms at the beginning of a model and the rest of it; identity transforms if it has none."""
-    for layer in model.layers:
-        if isinstance(layer, RandomTransforms) and layer.input is model.inputs[0]:
-            return layer, keras.Model(layer.output, model.outputs[0])
-    if not hasattr(model, "output_shape"):
-        raise InputError(
-            f"model {model.name!r}: must be a functional or sequential model with an input, not a subclass."
+    def _is_first(self, call: Call) -> bool:
+        return isinstance(call.operation, RandomTransforms) and self._is_source(call.inputs[0])
+
+    def _is_source(self, tensor: Any) -> bool:
+        """Whether the tensor is the model's input, or that of a nested model at the beginning."""
+        call = self.graph.maker(tensor)
+        return call is None or (call.is_door and self._is_source(call.inputs[0]))
+
+    def _rest(self, first: Call) -> keras.layers.Layer:
+        try:
+            return self.graph.part(first.outputs[0], self.graph.output)
+        except ValueError:
+            raise InputError(
+                f"layer {first.path!r}: the output must depend on the image only through these transforms."
+            ) from None
+
+    def gives_logits(self) -> bool:
+        kind = output_kind(self.graph)
+        if kind is None:
+            last = next(call for call in reversed(self.graph.calls) if not call.is_door)
+            raise InputError(
+                f"from_logits: the model ends in {last.path!r} ({type(last.operation).__name__}), which does not show "
+                "whether it gives logits; set from_logits to True or False."
+            )
+        return kind == "logits"
+
+    def predictor(
+        self,
+        shape: tuple[int, int, int],
+        dtype: str,
+        numbers: tuple[int, ...],
+        scale: float,
+        flip: bool,
+        from_logits: bool,
+        seed: int,
+    ) -> keras.Model:
+        """A model from images to the plain prediction and the mean over the views; its layers are the model's own."""
+        transforms = self.transforms or RandomTransforms(
+            shape[:2], max_rotate=0.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0
         )
-    size = (shape[0], shape[1])
-    return RandomTransforms(size, max_rotate=0.0, max_zoom=1.0, max_lighting=0.0, max_warp=0.0), model
+        source = keras.Input(shape, dtype=dtype)
+        return keras.Model(
+            source, TestTimeViews(transforms, self.network, numbers, scale, flip, from_logits, seed)(source)
+        )
+
+
+def _checked(images: Any, parts: _Parts) -> np.ndarray:
+    """The images as an array, uint8 or float32; or an `InputError`."""
+    if not hasattr(images, "dtype"):
+        try:
+            images = np.asarray(images)
+        except ValueError:
+            raise InputError("images: must be one array, all of one size; got images of several sizes.") from None
+    if not len(images.shape) or not images.shape[0]:
+        raise InputError("images: must hold at least one image; got none.")
+    if len(images.shape) != 4:
+        raise InputError(
+            f"images: must be (number, height, width, channels); got {tuple(images.shape)}. Give one image as "
+            "images[None]."
+        )
+    wanted = parts.graph.input.shape
+    sizes = zip(wanted[1:], images.shape[1:], strict=False)
+    if len(wanted) != 4 or any(size not in (None, given) for size, given in sizes):
+        raise InputError(f"images: must be {tuple(wanted)}, the model's input; got {tuple(images.shape)}.")
+    if images.dtype == np.uint8:
+        return cast(np.ndarray, images)
+    if not (np.issubdtype(images.dtype, np.floating) or np.issubdtype(images.dtype, np.integer)):
+        raise InputError(f"images: must be uint8 or float; got {images.dtype}.")
+    pixels: np.ndarray = np.asarray(images, np.float32)
+    low, high = pixels.min(), pixels.max()
+    if parts.transforms is not None and not (low >= 0 and high <= 255):
+        raise InputError(f"images: values must lie in 0-255; got {low:g} to {high:g}.")
+    if 0 < high <= 1 and (parts.transforms is not None or takes_bytes(parts.graph)):
+        raise InputError(
+            f"images: values must lie in 0-255, for the model rescales them; got 0-1 ({high:g} at most). Multiply by "
+            "255."
+        )
+    return pixels

@@ -82,3 +82,13 @@ def align_corners(image: np.ndarray, height: int, width: int) -> np.ndarray:
     y, x = np.linspace(0, rows - 1, height), np.linspace(0, columns - 1, width)
     tall = np.apply_along_axis(lambda line: np.interp(y, np.arange(rows), line), 0, image.astype(np.float64))
     return np.apply_along_axis(lambda line: np.interp(x, np.arange(columns), line), 1, tall)
+
+
+def corner(images: np.ndarray, number: int, scale: float, height: int, width: int) -> np.ndarray:
+    """View `number` in float64: a corner's crop of 1/scale of the image, resized align-corners, then mirrored."""
+    rows, columns = images.shape[1:3]
+    top, left = (rows - 1) * (1 - 1 / scale) * (number & 1), (columns - 1) * (1 - 1 / scale) * (number >> 1 & 1)
+    y, x = np.linspace(top, top + (rows - 1) / scale, height), np.linspace(left, left + (columns - 1) / scale, width)
+    tall = np.apply_along_axis(lambda line: np.interp(y, np.arange(rows), line), 1, images.astype(np.float64))
+    shown = np.apply_along_axis(lambda line: np.interp(x, np.arange(columns), line), 2, tall)
+    return shown[:, :, ::-1] if number >> 2 & 1 else shown

@@ -201,7 +201,15 @@ def checked_images(name: str, images: Any) -> np.ndarray:
     Raises:
         DataError: no images, a wrong shape or dtype, or values outside 0-255.
     """
-    images = images if isinstance(images, Rows) else np.asanyarray(images)
+    try:
+        images = images if isinstance(images, Rows) else np.asanyarray(images)
+    except ValueError:
+        raise DataError(f"{name} images: must be one array, all of one size; got images of several sizes.") from None
+    if images.ndim == 3 and images.shape[-1] <= 4:  # one photo: nobody has grey ones of such a width
+        raise DataError(
+            f"{name} images: shape must be (number, height, width, 3); got {images.shape}. Give one image as "
+            "images[None]."
+        )
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=-1)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
 
 import jax
 import keras
@@ -17,13 +16,11 @@ import numpy as np
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.xla import unused_gpu
+from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
 
 _Arguments = ParamSpec("_Arguments")
 _Found = TypeVar("_Found")
-
-_trainable: "WeakKeyDictionary[keras.Model, int]" = WeakKeyDictionary()
-"""Number of trainable variables when a model's prediction function was compiled."""
 
 
 def data_parallel(
@@ -90,38 +87,54 @@ def device_summary(distribution: keras.distribution.DataParallel | None, batch_s
 def predict_batches(
     model: keras.Model, batches: ImageBatches, callbacks: Sequence[keras.callbacks.Callback] = ()
 ) -> np.ndarray:
-    """`model.predict` on all devices of the active `keras.distribution`.
+    """What `model.predict` returns, on all devices of the active `keras.distribution`.
+
+    Keras' own `predict` takes the values out of the variables while it runs, so that Ctrl-C can lose them and a second
+    thread meets a model without weights. Here they are only read. The program is kept as long as the model.
 
     Args:
-        model: a functional model with one output.
+        model: a model with one input and one output.
         batches: batches made with `pad=True`.
         callbacks: Keras callbacks, for instance a progress bar.
 
     Returns:
         One row per image; every process gets all rows.
     """
-    if keras.distribution.distribution() is not None:
-        model = _read_by_all(model) if jax.process_count() > 1 else model
-        # A compiled prediction fixes the placement of every variable, trainable ones first. If layers were frozen or
-        # unfrozen since, it must be compiled again.
-        trainable = len(model.trainable_variables)
-        if _trainable.get(model) != trainable:
-            _trainable[model] = trainable
-            model.make_predict_function(force=True)
-    return batches.unpadded(model.predict(batches, verbose=0, callbacks=list(callbacks)))
+    if keras.backend.backend() != "jax":
+        return batches.unpadded(model.predict(batches, verbose=0, callbacks=list(callbacks)))
+    spread = keras.distribution.distribution()
+    program = kept(model, "predict", spread, lambda: _prediction(model, spread))
+    state = values(model, model.variables)
+    watching = keras.callbacks.CallbackList(list(callbacks), model=model, verbose=0, epochs=1, steps=len(batches))
+    rows: list[Any] = []
+    watching.on_predict_begin()
+    for number in range(len(batches)):
+        watching.on_predict_batch_begin(number)
+        rows.append(program(state, _placed(batches[number][0], spread)))
+        if number:
+            # Reading one batch late keeps the device busy, but no more than two batches in its memory.
+            rows[-2] = np.asarray(rows[-2])
+        watching.on_predict_batch_end(number, {"outputs": rows[-1]})
+    watching.on_predict_end()
+    return batches.unpadded(np.concatenate([np.asarray(part) for part in rows]))
 
 
-@functools.lru_cache(maxsize=2)
-def _read_by_all(model: keras.Model) -> keras.Model:
-    """The model with outputs that every process can read; cached, so that later validations compile nothing."""
-    return keras.Model(model.inputs, _Everywhere()(model.output))
+def _prediction(model: keras.Model, spread: keras.distribution.DataParallel | None) -> Callable[..., Any]:
+    """The compiled program (values of `model.variables`, images) -> outputs, which every process can read."""
+
+    def predict_step(state: list[Any], images: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, state, strict=True))):
+            outputs = model(images, training=False)
+        if spread is None:
+            return outputs
+        everywhere = keras.distribution.TensorLayout([None] * len(outputs.shape), spread.device_mesh)
+        return keras.distribution.distribute_tensor(outputs, everywhere)
+
+    program: Callable[..., Any] = jax.jit(predict_step)
+    return program
 
 
-class _Everywhere(keras.layers.Layer):  # type: ignore[misc]
-    """Copies its input to every device: a process cannot read arrays on the devices of another one."""
-
-    def call(self, values: Any) -> Any:
-        mesh = keras.distribution.distribution().device_mesh
-        return keras.distribution.distribute_tensor(
-            values, keras.distribution.TensorLayout([None] * len(values.shape), mesh)
-        )
+def _placed(images: np.ndarray, spread: keras.distribution.DataParallel | None) -> Any:
+    if spread is None:
+        return images
+    return jax.make_array_from_process_local_data(spread.get_data_layout(images.shape).backend_layout, images)

@@ -122,6 +122,7 @@ def predict_views(
             None,
             settings.scale,
             settings.mirrors(source),
+            from_logits=True,
             batch_size=images_per_pass,
             seed=config.seed,
             callbacks=[bar, *callbacks],

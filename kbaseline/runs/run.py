@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import set_compilation_cache, start_jax
-from kbaseline.errors import DataError, ModelError, listed
+from kbaseline.errors import DataError, InputError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.runs.inference import predict_plain, predict_views
@@ -22,7 +23,7 @@ from kbaseline.runs.record import RunRecord, RunResult, read_run
 
 @dataclass(frozen=True, eq=False)
 class SavedRun:
-    """A finished run and its network.
+    """A finished run and its network; several threads may predict with it, and it can be pickled.
 
     Attributes:
         folder: the run folder.
@@ -53,13 +54,20 @@ class SavedRun:
             Float32 `(number, classes)`.
 
         Raises:
-            DataError: there are no images, or values outside 0-255.
-            InputError: `tta` is true, but the run's configuration turns it off.
+            DataError: there are no images, a wrong shape (also one image without its batch axis) or dtype, or values
+                outside 0-255.
+            InputError: `tta` is true, but the run's configuration turns it off; or `batch_size` is below 1.
         """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size: must be at least 1; got {batch_size}.")
         images = fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
         return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A console holds locks, and the model's convolutions belong to this machine's device.
+        return _restored, (self.folder, self.config, self.model, self.class_names, self.result)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -97,11 +105,24 @@ def load(run: str | Path) -> SavedRun:
     path = read.folder / "model.keras"
     if not path.is_file():
         raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
-    set_compilation_cache(read.config.data.cache_folder if read.config.runtime.compilation_cache else None)
-    start_jax()
+    _prepare(read.config)
     model = read_model(path, f"run {str(run)!r}: model.keras")
     adapt_to_cpu(model)
     return SavedRun(read.folder, read.config, model, read.class_names, read.result)
+
+
+def _prepare(config: Config) -> None:
+    set_compilation_cache(config.data.cache_folder if config.runtime.compilation_cache else None)
+    start_jax()
+
+
+def _restored(
+    folder: Path, config: Config, model: keras.Model, class_names: tuple[str, ...], result: RunResult
+) -> SavedRun:
+    """A run from its pickle, made ready for this machine."""
+    _prepare(config)
+    adapt_to_cpu(model)
+    return SavedRun(folder, config, model, class_names, result)
 
 
 def read_data(run: RunRecord, console: Console | None = None) -> ImageData:

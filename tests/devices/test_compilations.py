@@ -53,7 +53,7 @@ def test_a_fit_compiles_one_training_step_and_one_validation_step(learn, compile
     compiled.clear()
     learn.unfreeze()
     learn.fit(2, 1e-3)
-    assert compiled == {"train_step": 1, "predict_step": 1}
+    assert compiled == {"train_step": 1}  # validation's program does not depend on what trains
     compiled.clear()
     learn.evaluate("valid")
     learn.evaluate("test")

@@ -147,3 +147,58 @@ def test_what_cannot_be_asked_is_refused(classifier):
     with pytest.raises(InputError, match="'one': the output must depend"):
         grad_cam(forked, image, [0], "one")
     assert grad_cam(model, image[:0], np.zeros(0, int)).shape[0] == 0
+
+
+def test_layers_inside_a_nested_model_have_names(rng):
+    """Reference: a layer inside a nested model gives the map it gives in the same model built flat."""
+    flat, images = convolutional(), rng.normal(size=(2, 8, 8, 3))
+    body = keras.Model(flat.inputs[0], flat.get_layer("late").output, name="body")
+    image = keras.Input((8, 8, 3))
+    pooled = layers.GlobalAveragePooling2D()(body(image, training=False))
+    nested = keras.Model(
+        image, keras.Sequential([keras.Input((4,)), flat.get_layer("scores"), layers.Softmax()])(pooled)
+    )
+    for name in ("early", "body/early", "late", "body", None):
+        expected = grad_cam(flat, images, [0, 2], "early" if name and "early" in name else None)
+        np.testing.assert_allclose(grad_cam(nested, images, [0, 2], name), expected, atol=1e-5)
+    twin = keras.models.clone_model(body)
+    twin.name = "twin"
+    image = keras.Input((8, 8, 3))
+    both = layers.Concatenate()([body(image), twin(image)])
+    with pytest.raises(InputError, match="'early': there are several: body/early, twin/early"):
+        grad_cam(keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(both))), images, [0, 0], "early")
+
+
+def test_one_unit_with_a_sigmoid_is_its_logit(rng):
+    """Invariant: a saturated sigmoid hides no evidence."""
+    model, images = convolutional(classes=1, activation="sigmoid"), rng.normal(size=(2, 8, 8, 3))
+    plain = convolutional(classes=1)
+    plain.set_weights(model.get_weights())
+    for network in (model, plain):
+        network.layers[-1].bias.assign([50.0])
+    np.testing.assert_allclose(grad_cam(model, images, [0, 0]), grad_cam(plain, images, [0, 0]), atol=1e-5)
+
+
+def test_it_compiles_once_and_sees_new_weights(rng, monkeypatch):
+    """Invariant: a second call traces nothing, and uses the weights as they are then, the skipped softmax's too."""
+    model, images = convolutional(activation="softmax"), rng.normal(size=(2, 8, 8, 3))
+    grad_cam(model, images, [0, 1])
+    other = convolutional()
+    model.set_weights(other.get_weights())
+    expected = grad_cam(other, images, [0, 1])
+    monkeypatch.setattr(layers.Conv2D, "call", None)
+    np.testing.assert_allclose(grad_cam(model, images, [0, 1]), expected, atol=1e-5)
+
+
+def test_other_backends_and_shapes_are_refused(monkeypatch):
+    """Errors: images without a batch axis or of several sizes, several outputs, a backend that is not JAX."""
+    model = convolutional()
+    with pytest.raises(InputError, match=r"images: must be \(number, height, width, channels\); got \(8, 8, 3\)"):
+        grad_cam(model, np.zeros((8, 8, 3)), [0])
+    with pytest.raises(InputError, match="all of one size"):
+        grad_cam(model, [np.zeros((8, 8, 3)), np.zeros((9, 8, 3))], [0, 0])
+    with pytest.raises(InputError, match="one input and one output; it has 1 and 2"):
+        grad_cam(keras.Model(model.inputs, [*model.outputs, model.outputs[0] * 2]), np.zeros((1, 8, 8, 3)), [0])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(InputError, match="works on Keras' JAX backend, and Keras uses 'torch'"):
+        grad_cam(model, np.zeros((1, 8, 8, 3)), [0])

@@ -559,3 +559,25 @@ def test_strengths_outside_their_range_are_errors(name: str, value: float) -> No
     """Golden: the message names the strength, its range and the value."""
     with pytest.raises(InputError, match=f"{name} must lie in .*got {value}"):
         T.RandomTransforms(8, **{name: value})
+
+
+@pytest.mark.parametrize("size", [0, -1, (4, 0), (4,), (4, 4, 4), 4.5, "4", math.nan, None])
+def test_sizes_that_are_none_are_errors(size: object) -> None:
+    """Golden: a size is one or two whole numbers from 1; the message shows what was given."""
+    with pytest.raises(InputError, match="size must be a number of pixels or a pair of them"):
+        T.RandomTransforms(size)  # type: ignore[arg-type]
+
+
+def test_numpys_sizes_are_numbers_that_can_be_saved() -> None:
+    """Invariant: NumPy's integers are taken and come out of the configuration as Python's."""
+    for size in (np.int64(5), (np.int64(5), np.uint8(5)), np.array([5, 5]), [5, 5]):
+        config = T.RandomTransforms(size).get_config()  # type: ignore[arg-type]
+        assert [type(side) for side in config["size"]] == [int, int]
+        assert config["size"] == (5, 5)
+
+
+@pytest.mark.parametrize("images", [np.zeros((8, 8, 3)), [np.zeros((8, 8, 3))], keras.Input((8, 3))])
+def test_one_image_is_no_batch(images: object) -> None:
+    """Golden: images without a batch axis are one line that says so, symbolic ones too."""
+    with pytest.raises(InputError, match=r"^RandomTransforms: images must be \(batch, height, width, channels\); got"):
+        T.RandomTransforms(4)(images)

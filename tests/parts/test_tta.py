@@ -1,26 +1,23 @@
 """Test-time augmentation: its views against plain numpy crops, its weights, and models from elsewhere."""
 
+import gc
+import math
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from slow_geometry import for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
+from slow_geometry import corner, for_aspect, rotate_matrix, slow_resample, warp_matrix, zoom_matrix
 
 from kbaseline.errors import InputError
+from kbaseline.gradcam import grad_cam
+from kbaseline.models.graph import output_kind, read_graph
 from kbaseline.transforms import RandomTransforms
 from kbaseline.tta import TestTimeViews, tta_predict
 
 STILL = {"max_rotate": 0.0, "max_zoom": 1.0, "max_lighting": 0.0, "max_warp": 0.0}
-
-
-def corner(images: np.ndarray, number: int, scale: float, height: int, width: int) -> np.ndarray:
-    """View `number` in float64: a corner's crop of 1/scale of the image, resized align-corners, then mirrored."""
-    rows, columns = images.shape[1:3]
-    top, left = (rows - 1) * (1 - 1 / scale) * (number & 1), (columns - 1) * (1 - 1 / scale) * (number >> 1 & 1)
-    y, x = np.linspace(top, top + (rows - 1) / scale, height), np.linspace(left, left + (columns - 1) / scale, width)
-    tall = np.apply_along_axis(lambda line: np.interp(y, np.arange(rows), line), 1, images.astype(np.float64))
-    shown = np.apply_along_axis(lambda line: np.interp(x, np.arange(columns), line), 2, tall)
-    return shown[:, :, ::-1] if number >> 2 & 1 else shown
 
 
 def ours(size: int = 10, **options: float) -> keras.Model:
@@ -232,16 +229,184 @@ class Unshaped(keras.Model):
         ({"views": 0}, "at least 1, .*got 0"),
         ({"views": (-1, 2)}, "view numbers from 0"),
         ({"beta": 1.5}, r"beta: must lie in \[0, 1\].*got 1.5"),
-        ({"scale": 0.9}, r"scale: must be at least 1; got 0\.9"),
+        ({"scale": 0.9}, r"scale: must be .* at least 1; got 0\.9"),
+        ({"scale": math.nan}, r"scale: must be .* at least 1; got nan"),
+        ({"views": 2.0}, "views: .*got 2.0"),
+        ({"images": np.zeros((8, 8, 3), np.uint8)}, r"must be \(number, height, width, channels\); got \(8, 8, 3\)"),
+        ({"images": [np.zeros((8, 8, 3)), np.zeros((9, 8, 3))]}, "all of one size"),
+        ({"images": np.zeros((0, 8, 8, 3))}, "at least one image"),
+        ({"images": np.full((1, 8, 8, 3), "a")}, "uint8 or float"),
+        ({"images": np.full((1, 8, 8, 3), 0.5)}, "0-255, for the model rescales them; got 0-1"),
+        ({"images": np.full((1, 8, 8, 3), 300.0)}, "0-255; got 300 to 300"),
+        ({"images": np.full((1, 8, 8, 3), math.nan)}, "0-255; got nan"),
     ],
 )
 def test_bad_arguments_are_errors(rng: np.random.Generator, options: dict, said: str) -> None:
     """Golden: a value outside its range raises with the rule."""
     with pytest.raises(InputError, match=said):
-        tta_predict(ours(), pictures(rng, 2, 8, 8), **options)
+        tta_predict(ours(), **{"images": pictures(rng, 2, 8, 8), **options})
 
 
 def test_a_subclassed_model_is_refused(rng: np.random.Generator) -> None:
     """Golden: a model that is not functional is an InputError with the reason."""
     with pytest.raises(InputError, match="must be a functional or sequential model"):
         tta_predict(Unshaped(), pictures(rng, 2, 8, 8))
+
+
+def test_models_of_several_parts_are_refused(rng: np.random.Generator) -> None:
+    """Golden: several inputs or outputs, and what is no class score, are named; an input's size is kept to."""
+    model, images = stranger(), pictures(rng, 2, 9, 14)
+    other = keras.Input((9, 14, 3))
+    total = layers.Add()([model.outputs[0], layers.Dense(3)(layers.Flatten()(other))])
+    both = keras.Model([model.inputs[0], other], total)
+    for refused, said in (
+        (both, "one input and one output; it has 2 and 1"),
+        (keras.Model(model.inputs[0], {"a": model.outputs[0], "b": model.outputs[0]}), "it has 1 and 2"),
+        (keras.Sequential([layers.Input((9, 14, 3)), layers.Conv2D(3, 1)]), r"must output \(batch, classes\)"),
+        (keras.Sequential([layers.Flatten(), layers.Dense(3)]), "has no graph"),
+    ):
+        with pytest.raises(InputError, match=said):
+            tta_predict(refused, images)
+    with pytest.raises(InputError, match=r"must be \(None, 9, 14, 3\), the model's input; got \(2, 8, 8, 3\)"):
+        tta_predict(model, images[:, :8, :8])
+    with pytest.raises(InputError, match="for the model rescales them; got 0-1"):
+        tta_predict(model, images / 255)
+    flat = keras.Sequential([layers.Input((9, 14)), layers.Flatten(), layers.Dense(3)])
+    with pytest.raises(InputError, match=r"must be \(None, 9, 14\), the model's input; got \(2, 9, 14, 3\)"):
+        tta_predict(flat, images)
+
+
+def ends() -> dict[str, tuple[keras.Model, str | None]]:
+    """Models by how they end, with what comes out."""
+    image = keras.Input((4, 4, 3))
+    x = layers.Flatten()(image)
+    dense = layers.Dense(3, name="dense")(x)
+    soft = layers.Dense(3, "softmax")(x)
+    inner = keras.Sequential([layers.Input((3,)), layers.Dense(5), layers.Softmax()])
+    outputs = {
+        "linear": (dense, "logits"),
+        "linear, divided": (dense / 2.0, "logits"),
+        "log-softmax": (layers.Activation("log_softmax")(dense), "logits"),
+        "softmax": (soft, "probabilities"),
+        "softmax, cast": (layers.Activation("linear", dtype="float32")(soft), "probabilities"),
+        "softmax, ops.cast": (keras.ops.cast(soft, "float32"), "probabilities"),
+        "softmax layer": (layers.Softmax()(dense), "probabilities"),
+        "ops.softmax": (keras.ops.softmax(dense), "probabilities"),
+        "nested": (inner(dense), "probabilities"),
+        "nested twice": (keras.Sequential([layers.Input((3,)), inner, layers.Dropout(0.5)])(dense), "probabilities"),
+        "average": (layers.Average()([soft, layers.Softmax()(dense)]), "probabilities"),
+        "average of both": (layers.Average()([soft, dense]), None),
+        "sigmoid": (layers.Dense(1, "sigmoid")(x), "probabilities"),
+        "ops.sigmoid": (keras.ops.sigmoid(dense), "probabilities"),
+        "weighted sum": (0.5 * soft + 0.5 * soft, None),
+        "own softmax": (keras.ops.exp(dense) / 2.0, None),
+        "another activation": (layers.Dense(3, "tanh")(x), None),
+        "a subclass": (Unshaped()(image), None),
+    }
+    return {name: (keras.Model(image, output), kind) for name, (output, kind) in outputs.items()}
+
+
+def test_logits_are_told_from_probabilities_wherever_the_softmax_stands() -> None:
+    """Golden: the graph shows how a model ends, through nested models; where it does not, the caller must say."""
+    found = {name: output_kind(read_graph(model)) for name, (model, _) in ends().items()}
+    assert found == {name: kind for name, (_, kind) in ends().items()}
+    images = np.full((1, 4, 4, 3), 9.0)
+    with pytest.raises(InputError, match=r"from_logits: .* set from_logits to True or False"):
+        tta_predict(ends()["weighted sum"][0], images)
+
+
+@pytest.mark.parametrize(("end", "squash"), [("sigmoid", False), ("nested", False), ("one logit", True)])
+def test_probabilities_get_no_second_softmax(rng: np.random.Generator, end: str, squash: bool) -> None:
+    """Reference: the plain part is the model's own prediction; of a single logit its sigmoid."""
+    model, images = ends()["sigmoid" if squash else end][0], pictures(rng, 3, 4, 4)
+    if squash:
+        model = keras.Model(model.input, layers.Dense(1)(model.layers[-2].output))
+    expected = model.predict(images.astype("float32"), verbose=0)
+    plain, mean = tta_predict(model, images, 1, beta=None)
+    np.testing.assert_allclose(plain, 1 / (1 + np.exp(-expected)) if squash else expected, atol=1e-6)
+    assert mean.shape == plain.shape
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ctrl-C, before a batch is computed or after."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
+    def on_predict_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        if (self.when, batch) == ("begin", 1):
+            raise KeyboardInterrupt
+
+    def on_predict_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        if self.when == "end":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", ["begin", "end", "compiling"])
+def test_ctrl_c_loses_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Invariant: wherever a prediction is interrupted, every variable keeps its bits, and the next call works."""
+    model, images = ours(max_rotate=20.0), pictures(rng, 3, 8, 8)
+    before = [np.array(variable) for variable in model.variables]
+    if when == "compiling":
+        monkeypatch.setattr(TestTimeViews, "view", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tta_predict(model, images, 1, batch_size=2, callbacks=[Interrupt(when)])
+    monkeypatch.undo()
+    for now, then in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(now), then)
+    assert tta_predict(model, images, 1).shape == (3, 3)
+
+
+def test_threads_predict_as_one(rng: np.random.Generator) -> None:
+    """Invariant: four threads at once, each with calls of its own, get what one gets."""
+    model, images = ours(), pictures(rng, 4, 8, 8)
+    expected = [tta_predict(model, images[i : i + 1], 1) for i in range(4)]
+    fresh = keras.models.clone_model(model)
+    fresh.set_weights(model.get_weights())
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda i: tta_predict(fresh, images[i % 4 : i % 4 + 1], 1), range(20)))
+    np.testing.assert_allclose(found, expected * 5, atol=1e-6)
+
+
+def test_a_deleted_model_is_gone(rng: np.random.Generator) -> None:
+    """Invariant: nothing that was compiled for a model keeps it in memory, nor is it saved with the model."""
+    model = stranger()
+    weights = len(model.weights)
+    tta_predict(model, pictures(rng, 1, 9, 14), 1)
+    grad_cam(model, pictures(rng, 1, 9, 14), [0])
+    assert len(model.weights) == weights
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_changed_sequential_is_read_again(rng: np.random.Generator) -> None:
+    """Invariant: layers added and removed after a prediction count; the transforms at the front are still found."""
+    images = pictures(rng, 2, 9, 9)
+    model = keras.Sequential()
+    for layer in (layers.Input((9, 9, 3)), RandomTransforms(6, **STILL), layers.Rescaling(1 / 255), layers.Flatten()):
+        model.add(layer)
+    model.add(layers.Dense(3, name="first"))
+    first = tta_predict(model, images, 1, beta=None)[0]
+    np.testing.assert_allclose(first, softmax(model.predict(images, verbose=0)), atol=1e-6)
+    model.pop()
+    model.add(layers.Dense(2, "softmax", name="second"))
+    second, views = tta_predict(model, images, 1, beta=None)
+    np.testing.assert_allclose(second, model.predict(images, verbose=0), atol=1e-6)
+    crop = keras.Sequential(model.layers[1:])(corner(images, 0, 1.35, 6, 6).astype("float32"))
+    np.testing.assert_allclose(views, crop, atol=1e-5)
+
+
+def test_views_of_numpys_numbers_and_lists_of_images(rng: np.random.Generator) -> None:
+    """Invariant: NumPy integers count as numbers, and a list of images of one size as an array."""
+    model, images = stranger(), pictures(rng, 2, 9, 14)
+    expected = tta_predict(model, images, 1)
+    np.testing.assert_array_equal(tta_predict(model, list(images), np.int64(1)), expected)
+    np.testing.assert_array_equal(tta_predict(model, images, np.arange(1), np.float32(0.4)), expected)
+    np.testing.assert_allclose(tta_predict(model, images.astype(np.int64), 1), expected, atol=1e-6)

@@ -1,10 +1,14 @@
 """Runs loaded again: what cannot be used is refused. That they predict as they did is tested with the recipe."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
 
 from kbaseline.errors import DataError, InputError, ModelError
+from kbaseline.runs.inference import predict_plain
 from kbaseline.runs.run import load
 
 
@@ -37,6 +41,33 @@ def test_what_cannot_be_predicted_is_refused(run):
         saved.predict(images, tta=True)
     with pytest.raises(DataError, match="must lie in 0-255"):
         saved.predict(images - 1.0)
+    with pytest.raises(DataError, match=r"got \(480, 640, 3\)\. Give one image as images\[None\]"):
+        saved.predict(np.zeros((480, 640, 3), np.uint8))
+    with pytest.raises(DataError, match="all of one size"):
+        saved.predict([images[0], images[0, :4]])
+    with pytest.raises(InputError, match="batch_size: must be at least 1; got -2"):
+        saved.predict(images, batch_size=-2)
+
+
+def test_a_run_predicts_after_ctrl_c_in_threads_and_unpickled(run, rng):
+    """Invariant: an interrupted prediction loses no weight, four threads at once and a pickled run predict the same."""
+    image = keras.Input((None, None, 3))
+    keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(image))).save(run / "model.keras")
+    saved, images = load(run), rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    expected = saved.predict(images)
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_predict_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_plain(saved.model, images, saved.config, saved.console, 2, [Interrupt()])
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: saved.predict(images), range(12)))
+    np.testing.assert_array_equal(found, [expected] * 12)
+    again = pickle.loads(pickle.dumps(saved))  # noqa: S301 - its own
+    np.testing.assert_array_equal(again.predict(images), expected)
+    assert (again.folder, again.class_names, again.config) == (saved.folder, saved.class_names, saved.config)
 
 
 def test_xla_is_told_before_the_network_is_built(run, monkeypatch):
