@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from kbaseline.baseline import resume_run, run_baseline
     from kbaseline.data import ImageData
+    from kbaseline.feature_extraction import features
     from kbaseline.learner import Learner
     from kbaseline.lr_finder import LRFinder
     from kbaseline.optimizer import LayerwiseAdamW
@@ -36,6 +37,7 @@ _HOME = {
     "Learner": "learner",
     "OneCycle": "schedules",
     "RandomTransforms": "transforms",
+    "features": "feature_extraction",
     "load": "runs.run",
     "resume_run": "baseline",
     "run_baseline": "baseline",
@@ -50,6 +52,7 @@ __all__ = [
     "Learner",
     "OneCycle",
     "RandomTransforms",
+    "features",
     "load",
     "resume_run",
     "run_baseline",

@@ -33,7 +33,7 @@ def _bytes(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--clear", is_flag=True, help="Delete all of it.")
 @as_json
 def cache(config: str | None, assignments: tuple[str, ...], trim: int | None, clear: bool, as_json: bool) -> None:
-    """Show what the cache holds: decoded images, labels of TFDS sets, compiled programs.
+    """Show what the cache holds: decoded images, features, labels of TFDS sets, compiled programs.
 
     Nothing in it is lost for good: what is deleted is made again when it is needed. `--set data.cache_dir=DIR` looks
     into another cache folder.
@@ -48,7 +48,8 @@ def cache(config: str | None, assignments: tuple[str, ...], trim: int | None, cl
     from kbaseline.storage import cache_folder
 
     if clear or trim is not None:
-        cache_folder.delete_leftovers(folder / "images")
+        for kind, _ in cache_folder.KINDS.values():
+            cache_folder.delete_leftovers(folder / kind)
         every = [entry for entries in cache_folder.kept(folder).values() for entry in entries]
         deleted = cache_folder.trim(every, -1 if clear else trim or 0)
         click.echo(f"deleted: {len(deleted):,} entries, {decimal(sum(entry.size for entry in deleted))}", err=True)

@@ -15,8 +15,8 @@ import keras
 import numpy as np
 
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.xla import unused_gpu
 from kbaseline.devices.programs import kept, values
+from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import InputError
 
 _Arguments = ParamSpec("_Arguments")

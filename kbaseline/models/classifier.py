@@ -56,15 +56,43 @@ def build_classifier(
     if num_classes < 2:
         raise ModelError(f"num_classes must be at least 2; got {num_classes}.")
     seeds = iter(range(seed, seed + 8))
+    images = layers.Input((None, None, 3), dtype="uint8", name="images")
     with _drawing_from(next(seeds)):
-        body, preprocessing = load_backbone(backbone, weights, size)
-    body.name = BACKBONE
+        body, features = _embed(images, size, backbone, weights, {**(transforms or {}), "seed": next(seeds)})
     if bn_momentum is not None:
         for layer in leaves(body):
             if isinstance(layer, layers.BatchNormalization):
                 layer.momentum = bn_momentum
+    logits = _head(features, num_classes, hidden, dropout, seeds)
+    return keras.Model(images, logits, name="kbaseline")
+
+
+def build_extractor(size: int, backbone: str, weights: str = "auto") -> keras.Model:
+    """Builds the classifier without its head: what a frozen backbone says of an image, averaged over all places.
+
+    Args:
+        size, backbone, weights: as for `build_classifier`.
+
+    Returns:
+        A model from uint8 images `(batch, height, width, 3)` of any height and width to float32 features
+        `(batch, channels)`.
+
+    Raises:
+        ModelError, DownloadError: see `load_backbone`.
+    """
     images = layers.Input((None, None, 3), dtype="uint8", name="images")
-    x = RandomTransforms(size, **(transforms or {}), seed=next(seeds), name="transforms")(images)
+    _, features = _embed(images, size, backbone, weights, {"seed": 0})
+    pooled = layers.GlobalAveragePooling2D(dtype="float32", name="average")(features)
+    return keras.Model(images, pooled, name="features")
+
+
+def _embed(
+    images: Any, size: int, backbone: str, weights: str, transforms: Mapping[str, Any]
+) -> tuple[keras.Model, Any]:
+    """The backbone, and its feature map of uint8 images."""
+    body, preprocessing = load_backbone(backbone, weights, size)
+    body.name = BACKBONE
+    x = RandomTransforms(size, **transforms, name="transforms")(images)
     if preprocessing is not None:
         x = ImageNetPreprocessing(preprocessing, name="preprocessing")(x)
     try:
@@ -75,8 +103,7 @@ def build_classifier(
             f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}); set another data.size."
         ) from None
     adapt_to_cpu(body)
-    logits = _head(features, num_classes, hidden, dropout, seeds)
-    return keras.Model(images, logits, name="kbaseline")
+    return body, features
 
 
 @contextmanager

@@ -2,13 +2,19 @@
 
 import contextlib
 import re
+import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kbaseline.errors import RunError, one_line
+
 KINDS = {
     "decoded images": ("images", re.compile(r"[0-9a-f]{32}")),
+    "features": ("features", re.compile(r"[0-9a-f]{32}\.npy")),
     "labels": ("labels", re.compile(r"[0-9a-f]{32}\.npy")),
     "compiled programs": ("jax", re.compile(r".+-cache")),
 }
@@ -57,8 +63,30 @@ def trim(entries: list[Entry], most: int) -> list[Entry]:
     return deleted
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives the path of a temporary file beside `path`, and renames it to `path` if the block succeeds.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    unfinished = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        delete_leftovers(path.parent)
+        yield unfinished
+        unfinished.replace(path)
+    except OSError as error:
+        where = str(path.parent)
+        raise RunError(
+            f"cache {where!r}: cannot be written ({one_line(error)}); make room, or set data.cache_dir."
+        ) from error
+    finally:
+        _delete(unfinished)
+
+
 def delete_leftovers(folder: Path) -> None:
-    """Deletes what processes that were killed left unfinished in a folder of decoded images, if it is a day old."""
+    """Deletes what processes that were killed left unfinished in a folder of one kind, if it is a day old."""
     for path in folder.glob(".*-*"):
         if re.match(r"\.[0-9a-f]{32}-", path.name) and time.time() - _entry(path).used > _DAY:
             _delete(path)

@@ -7,7 +7,6 @@ import io
 import mmap
 import os
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -17,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kbaseline.console.bars import Bar
-from kbaseline.errors import DataError, RunError, one_line
+from kbaseline.errors import DataError, RunError
+from kbaseline.storage.cache_folder import whole_file
 from kbaseline.storage.npz import DamagedError, read_array
 
 
@@ -143,13 +143,6 @@ def remembered(folder: Path, stamp: str, make: Callable[[], np.ndarray]) -> np.n
     with contextlib.suppress(DamagedError):
         return read_array(path)
     array = make()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
-            np.save(file, array)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise RunError(
-            f"cache {str(folder)!r}: cannot be written ({one_line(error)}); make room, or set data.cache_dir."
-        ) from error
+    with whole_file(path) as unfinished:
+        np.save(unfinished, array)
     return array
