@@ -94,16 +94,58 @@ _depthwise.defvjp(_forward, _backward)
 def _gradient_of_inputs(
     inputs: Any, weights: Any, gradient: Any, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair
 ) -> Any:
-    if strides != (1, 1):
-        # Most products with a gradient spread by the strides would be zero.
-        to_inputs = jax.linear_transpose(lambda x: _shifted_sum(x, weights, strides, margins, dilation), inputs)
-        return to_inputs(gradient)[0]
-    # XLA's own transpose adds a padded copy for every weight, and tests at every pixel whether it lies in the padding.
-    outer = tuple(
-        ((size - 1) * step - before, (size - 1) * step - after)
-        for size, step, (before, after) in zip(weights.shape[:2], dilation, margins, strict=True)
+    """Every `strides`-th pixel sees the same weights, so that they are arranged by phase: `(tap, phase)` per axis.
+
+    XLA's own transpose adds a padded copy for every weight, and tests at every pixel whether it lies in the padding.
+    """
+    axes = [
+        _Phases(*numbers)
+        for numbers in zip(
+            weights.shape[:2],
+            inputs.shape[1:3],
+            gradient.shape[1:3],
+            strides,
+            [before for before, _ in margins],
+            dilation,
+            strict=True,
+        )
+    ]
+    exact = jnp.promote_types(inputs.dtype, jnp.float32)
+    by_phase = jnp.pad(weights.astype(exact), (*(axis.kernel_margins for axis in axes), (0, 0)))
+    by_phase = by_phase.reshape(axes[0].taps, strides[0], axes[1].taps, strides[1], -1)
+    zero = jnp.zeros((), gradient.dtype)
+    padded = lax.pad(gradient, zero, ((0, 0, 0), *((*axis.margins, 0) for axis in axes), (0, 0, 0)))
+    padded = lax.optimization_barrier(padded)
+    rows, columns = ([axis.view(tap) for tap in range(axis.taps)] for axis in axes)
+    blocks = sum(
+        padded[:, row, None, column, None].astype(exact) * by_phase[at_row, :, at_column][:, None]
+        for at_row, row in enumerate(rows)
+        for at_column, column in enumerate(columns)
     )
-    return _shifted_sum(gradient, weights[::-1, ::-1], strides, outer, dilation)
+    whole = blocks.reshape(len(inputs), axes[0].blocks * strides[0], axes[1].blocks * strides[1], -1)
+    return whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype)
+
+
+class _Phases:
+    """One axis of `_gradient_of_inputs`: inputs in blocks of `stride` pixels, the kernel in taps of `stride` weights.
+
+    Dilation and stride do not both exceed 1: Keras refuses that.
+    """
+
+    def __init__(self, weights: int, pixels: int, outputs: int, stride: int, before: int, dilation: int) -> None:
+        shift = -(-before // stride)
+        front = shift * stride - before
+        self.blocks = -(-pixels // stride)
+        self.taps = -(-(weights + front) // stride)
+        self.kernel_margins = front, self.taps * stride - weights - front
+        self._dilation = dilation
+        self._reach = (self.taps - 1) * dilation
+        self.margins = self._reach - shift, self.blocks + shift - outputs
+
+    def view(self, tap: int) -> slice:
+        """Where the padded gradient is multiplied with a tap."""
+        begin = self._reach - tap * self._dilation
+        return slice(begin, begin + self.blocks)
 
 
 def _gradient_of_weights(
