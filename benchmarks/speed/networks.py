@@ -31,8 +31,8 @@ def section(batch: int, size: int, rounds: int, peer: Timm | None) -> str:
     header = ["network", "here, images/s", *(["PyTorch, images/s", "here ÷ PyTorch"] if peer else [])]
     return (
         f"{size} pixels, batch {batch}, float32, random weights; medians of {rounds} steps, in turn. Here: with "
-        "reading and, in training, augmenting the batch. PyTorch: timm's networks, eager, channels last, on a batch in memory "
-        "that is resized but not augmented. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
+        "reading and, in training, augmenting the batch. PyTorch: timm's networks, eager, channels last, on a batch in "
+        "memory that is resized but not augmented. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 
 
