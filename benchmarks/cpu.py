@@ -1,6 +1,6 @@
-"""Measures kbaseline's speed on this CPU, beside stock Keras and fastai, and writes docs/performance.md.
+"""Measures kbaseline's speed on this CPU, beside stock Keras, fastai and PyTorch, and writes docs/performance.md.
 
-python benchmarks/cpu.py --fastai ~/fastai/bin/python      # everything, about twenty minutes on two cores
+python benchmarks/cpu.py --fastai ~/fastai/bin/python --timm ~/timm/bin/python  # everything, half an hour on two cores
 python benchmarks/cpu.py --part train --part tta           # two sections anew, the others stay
 """
 
@@ -13,20 +13,21 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import click
-from speed import feeding, scaling, shares, starting, training, views
+from speed import feeding, networks, scaling, shares, starting, training, views
 from speed.measure import signature
-from speed.peer import Fastai, Keras
+from speed.peer import Fastai, Keras, Timm
 
 from kbaseline.devices.xla import start_jax
 
 HERE = Path(__file__).parent
 HEAD = """# Measured: speed on a CPU
 
-Made by `python benchmarks/cpu.py --fastai PYTHON`, where PYTHON is the interpreter of an environment with fastai.
-Without `--fastai`, the fastai columns are left out.
+Made by `python benchmarks/cpu.py --fastai PYTHON --timm PYTHON`: the interpreters of environments with fastai, and with
+PyTorch and timm. Without them, their columns are left out.
 """
 HEADINGS = {
     "train": "Training",
+    "networks": "Small networks",
     "profile": "Where a training step's time goes",
     "feed": "Input path and host overhead",
     "start": "Start",
@@ -38,6 +39,7 @@ HEADINGS = {
 @click.command(help=(__doc__ or "").replace("\n\n", "\n\n\b\n"))  # \b: lines stay as they are
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(HEADINGS)), help="Only this one; repeatable.")
 @click.option("--fastai", "python", metavar="PYTHON", help="Interpreter of an environment with fastai.")
+@click.option("--timm", "timm_python", metavar="PYTHON", help="Interpreter of an environment with PyTorch and timm.")
 @click.option("--batch", default=32, show_default=True, help="Images a step.")
 @click.option("--size", default=128, show_default=True, help="Pixels of the network's input.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each; the median counts.")
@@ -46,6 +48,7 @@ HEADINGS = {
 def main(
     parts: tuple[str, ...],
     python: str | None,
+    timm_python: str | None,
     batch: int,
     size: int,
     rounds: int,
@@ -54,9 +57,14 @@ def main(
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
     start_jax()
-    with Keras(batch, size) as stock, Fastai(python, batch, size) if python else nullcontext() as fastai:
+    with (
+        Keras(batch, size) as stock,
+        Fastai(python, batch, size) if python else nullcontext() as fastai,
+        Timm(timm_python, batch, size) if timm_python else nullcontext() as timm,
+    ):
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),
+            "networks": lambda: networks.section(batch, size, rounds, timm),
             "profile": lambda: shares.section(batch, size),
             "feed": lambda: feeding.section(batch, size, rounds, fastai),
             "start": lambda: starting.section(batch, size),
@@ -65,8 +73,8 @@ def main(
         }
         sections = _sections(out)
         for part in parts or HEADINGS:
-            peer = fastai.versions if fastai and part in ("train", "feed") else None
-            sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(peer)}"
+            peer = timm if part == "networks" else fastai if part in ("train", "feed") else None
+            sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(peer.versions if peer else None)}"
             click.echo(f"## {HEADINGS[part]}\n\n{sections[HEADINGS[part]]}")
     known = [heading for heading in HEADINGS.values() if heading in sections]
     page = "".join(f"## {heading}\n\n{sections[heading].strip()}\n\n" for heading in known)

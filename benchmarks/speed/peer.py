@@ -100,6 +100,17 @@ class Torch(_Versioned):
         return self.seconds(do="steps", frozen=frozen, precision=precision, steps=steps)
 
 
+class Timm(_Versioned):
+    """Networks of timm in a plain PyTorch loop."""
+
+    def __init__(self, python: str, batch: int, size: int) -> None:
+        super().__init__(python, "timm_peer.py", batch, size)
+
+    def step(self, network: str, work: str) -> Seconds:
+        """Seconds of one step on a batch that is in memory; `work` is `"head"`, `"everything"` or `"predict"`."""
+        return self.seconds(do="step", network=network, work=work)
+
+
 class Fastai(_Versioned):
     """fastai."""
 

@@ -199,12 +199,15 @@ def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch
 def test_converters_see_the_layers_of_keras(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Invariant: none is a matrix product instead, as of a loaded run on a CPU; a file would spell it out."""
     # The network of this run has no 1x1 convolutions.
-    monkeypatch.setattr(cpu_layers, "_is_pointwise", lambda layer: isinstance(layer, keras.layers.Conv2D))
-    assert any("convolution_op" in vars(layer) for layer in leaves(load(run).model))
+    product = "convolution_op", cpu_layers._pointwise_convolution
+    monkeypatch.setattr(
+        cpu_layers, "_replacement", lambda layer: product if type(layer) is keras.layers.Conv2D else None
+    )
+    assert any(cpu_layers.is_adapted(layer) for layer in leaves(load(run).model))
     seen: list[bool] = []
 
     def stock(model: keras.Model, *sizes: Any) -> keras.Model:
-        seen.extend("convolution_op" in vars(layer) for layer in leaves(model))
+        seen.extend(cpu_layers.is_adapted(layer) for layer in leaves(model))
         return stock_network(model, *sizes)
 
     monkeypatch.setattr(export, "stock_network", stock)

@@ -1,0 +1,47 @@
+"""Networks with depthwise convolutions, beside the same ones in PyTorch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from speed.measure import side_by_side, table
+from speed.peer import Timm
+from speed.training import images_and_labels, one_step, prepared
+
+from kbaseline.models.classifier import build_classifier, classifier_groups, freeze
+from kbaseline.optimizer import LayerwiseAdamW
+
+NETWORKS = {"mobilenet_v2": "MobileNetV2", "efficientnetv2_b0": "EfficientNetV2-B0", "convnext_tiny": "ConvNeXt-Tiny"}
+
+WORK = {"head": "head, BatchNorm trained", "everything": "everything", "predict": "predict"}
+
+
+def section(batch: int, size: int, rounds: int, peer: Timm | None) -> str:
+    """Images/s of training and predicting."""
+    rows = []
+    for network, title in NETWORKS.items():
+        for work, what in WORK.items():
+            steps = {"here": _step(network, work, batch, size)}
+            if peer:
+                steps["PyTorch"] = lambda n=network, w=work: peer.step(n, w)
+            seconds = side_by_side(steps, rounds)
+            row = [f"{title}: {what}", *(f"{batch / found:.1f}" for found in seconds.values())]
+            rows.append([*row, f"{seconds['PyTorch'] / seconds['here']:.2f}"] if peer else row)
+            # As it is done: a network takes minutes to compile.
+            print(*rows[-1], sep=" | ", flush=True)
+    header = ["network", "here, images/s", *(["PyTorch, images/s", "here ÷ PyTorch"] if peer else [])]
+    return (
+        f"{size} pixels, batch {batch}, float32, random weights; medians of {rounds} steps, in turn. Here: with "
+        "reading and, in training, augmenting the batch. PyTorch: timm's networks, eager, channels last, on a batch in "
+        "memory that is resized but not augmented. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
+    )
+
+
+def _step(network: str, work: str, batch: int, size: int) -> Callable[[], Any]:
+    model = build_classifier(10, size, network, "none")
+    if work == "head":
+        freeze(model)
+    prepared(model, LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0]))
+    if work != "predict":
+        return one_step(model, batch)
+    images, _ = images_and_labels(batch)
+    return lambda: model.predict_on_batch(images)
