@@ -31,9 +31,11 @@ def diagnose(config: Config, console: Console | None = None) -> None:
 def weights_status(config: Config) -> tuple[bool, str]:
     """Whether the backbone's weights are on this machine, and where they are or what to do."""
     try:
-        file = resolve_weights(config.model.backbone, config.model.weights).file
+        weights = resolve_weights(config.model.backbone, config.model.weights)
     except ModelError as error:
         return False, str(error)
-    if file is None:
+    if weights.file is None:
         return True, f"{config.model.backbone} starts from random weights"
-    return file.is_file(), str(file) if file.is_file() else f"no file {file}; `kbaseline fit` downloads it"
+    if weights.row is None or weights.file.is_file():
+        return True, str(weights.file)
+    return False, f"no file {weights.file}; {weights.row.remedy}"

