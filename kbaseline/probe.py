@@ -76,48 +76,16 @@ def fit_probe(
     return Probe(weights, (offsets - mean @ weights).astype(np.float32), chosen)
 
 
-def cross_validated(
-    features: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    *,
-    seed: int = 42,
-    groups: np.ndarray | None = None,
-    folds: int = FOLDS,
-) -> np.ndarray:
-    """Probabilities for every image from a probe that has not seen it, nor any image of its group.
-
-    Args:
-        features: float `(images, features)`.
-        labels: int `(images,)`, from 0.
-        classes: number of classes.
-        seed: fixes the folds.
-        groups: int `(images,)`, or None: every image is its own.
-        folds: number of parts, each with its share of every class as far as groups allow.
-
-    Returns:
-        float64 `(images, classes)`, rows summing to 1.
-    """
-    features = np.asarray(features, np.float32)
-    found = np.full((len(labels), classes), 1 / classes)
-    strength = None
-    for kept, held in fold_indices(labels, folds, seed, groups):
-        if len(np.unique(labels[kept])) < 2:
-            continue
-        own = None if groups is None else groups[kept]
-        # Chosen once, without the first fold: that it saw the others is worth less than five times the time.
-        probe = fit_probe(features[kept], labels[kept], classes, seed=seed, groups=own, strength=strength)
-        strength = probe.strength
-        found[held] = probe.probabilities(features[held])
-    return found
-
-
 def fold_indices(
     labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(kept, held out) for each fold, sorted int: stratified, seeded, and groups stay together."""
+    """(kept, held out) for each fold, sorted int: stratified, seeded, and groups stay together.
+
+    There are fewer folds than asked for where the largest class has fewer images, and at least two.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    folds = min(folds, int(np.bincount(labels).max()))
     with warnings.catch_warnings():
         # A class may have fewer images than there are folds: it is then missing from some.
         warnings.filterwarnings("ignore", message="The least populated class")
@@ -148,9 +116,7 @@ def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndar
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def _fit(
-    standard: np.ndarray, labels: np.ndarray, classes: int, strength: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _fit(standard: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights and bias by L-BFGS, float32 `(features, classes)` and `(classes,)`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

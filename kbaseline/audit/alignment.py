@@ -1,4 +1,4 @@
-"""Lays one small grey image over another, and says how well they agree: the same shot, or another one of the thing?"""
+"""Lays one small grey image over another and measures how well they agree, to tell copies from other shots."""
 
 import numpy as np
 from PIL import Image
@@ -154,4 +154,5 @@ def _plausible(maps: np.ndarray) -> np.ndarray:
     angle = np.degrees(np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]))
     scaled = (scales[:, 0] < _MOST_SCALE) & (scales[:, 1] > _LEAST_SCALE)
     even = scales[:, 0] < _MOST_STRETCH * scales[:, 1]
-    return scaled & even & (np.abs(angle) < _MOST_ANGLE) & (np.linalg.det(linear) > 0)
+    likely: np.ndarray = scaled & even & (np.abs(angle) < _MOST_ANGLE) & (np.linalg.det(linear) > 0)
+    return likely

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from kbaseline.audit.alignment import agreement, thumbnail
 from kbaseline.console.bars import Bar
 from kbaseline.data import ImageData
-from kbaseline.data.duplicates import Place
+from kbaseline.data.duplicates import Place, find_duplicates
 
 NEIGHBOURS = 6
 """Nearest neighbours of each image that are compared with it: a group of copies is found through its links."""
@@ -62,58 +62,90 @@ class NearDuplicates:
         return len({place.label for place in self.places}) > 1
 
 
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest images of every image, by their features taken from the mean.
+
+    Attributes:
+        numbers: int `(images, k)`, the nearest first.
+        cosines: float32 `(images, k)`.
+    """
+
+    numbers: np.ndarray
+    cosines: np.ndarray
+
+
 def find_near_duplicates(
-    data: ImageData, features: np.ndarray, console: Console | None = None
+    data: ImageData, near: Neighbours, console: Console | None = None
 ) -> tuple[NearDuplicates, ...]:
     """Groups of copies within and across splits, most certain first; identical images are copies too.
 
     Args:
-        data: the images, at least `SMALLEST` pixels a side; smaller ones have no group.
-        features: float `(images, any)`, of all splits of `data` in their order.
+        data: the images, at least `SMALLEST` pixels a side; of smaller ones only identical images are found.
+        near: the neighbours of all images, of all splits in their order.
         console: where to show progress; None shows nothing.
     """
-    if min(data.image_size) < SMALLEST:
-        return ()
-    pairs = neighbours(features, console)
-    scores = _agreements(data, pairs, console)
+    rows = np.repeat(np.arange(len(near.numbers)), near.numbers.shape[1])
+    likely = near.cosines.ravel() >= SIMILAR
+    pairs = np.stack([rows, near.numbers.ravel()], 1)[likely]
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    scores = _agreements(data, pairs, console) if min(data.image_size) >= SMALLEST else np.full(len(pairs), -1.0)
     same = scores >= SAME
-    return _groups(data, pairs[same], scores[same])
+    identical = _identical(data)
+    return _groups(
+        data, np.concatenate([identical, pairs[same]]), np.concatenate([np.ones(len(identical)), scores[same]])
+    )
 
 
-def neighbours(features: np.ndarray, console: Console | None = None) -> np.ndarray:
-    """Pairs of images that may be copies by their features: int `(pairs, 2)`, the smaller index first, each once."""
+def nearest(features: np.ndarray, console: Console | None = None) -> Neighbours:
+    """The nearest images of every image.
+
+    Args:
+        features: float `(images, any)`.
+        console: where to show progress; None shows nothing.
+    """
     centred = np.asarray(features, np.float32) - np.mean(features, axis=0, dtype=np.float32)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12)
     wanted = min(NEIGHBOURS, len(unit) - 1)
-    found = []
+    numbers, cosines = [], []
     with Bar(console, "Comparing features", len(unit)) as bar:
         for start in range(0, len(unit), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(unit)))
-            cosines = unit[rows] @ unit.T
-            cosines[rows - start, rows] = -1
-            nearest = np.argpartition(-cosines, wanted - 1, axis=1)[:, :wanted] if wanted else np.empty((len(rows), 0))
-            near = np.take_along_axis(cosines, nearest.astype(np.int64), 1) >= SIMILAR
-            row, place = np.nonzero(near)
-            found.append(np.stack([rows[row], nearest[row, place]], 1))
+            found = unit[rows] @ unit.T
+            found[rows - start, rows] = -np.inf
+            best = np.argpartition(-found, wanted - 1, axis=1)[:, :wanted]
+            values = np.take_along_axis(found, best, 1)
+            order = np.argsort(-values, axis=1, kind="stable")
+            numbers.append(np.take_along_axis(best, order, 1))
+            cosines.append(np.take_along_axis(values, order, 1))
             bar.advance(len(rows))
-    return np.unique(np.sort(np.concatenate(found).astype(np.int64), axis=1), axis=0)
+    return Neighbours(np.concatenate(numbers), np.concatenate(cosines))
+
+
+def _identical(data: ImageData) -> np.ndarray:
+    """Links between images with equal pixels, int `(links, 2)`."""
+    starts = dict(zip(data.splits, np.cumsum([0, *map(len, data.splits.values())]), strict=False))
+    links = [
+        (starts[group[0].split] + group[0].row, starts[place.split] + place.row)
+        for group in find_duplicates(data).groups
+        for place in group[1:]
+    ]
+    return np.array(links, np.int64).reshape(-1, 2)
 
 
 def _agreements(data: ImageData, pairs: np.ndarray, console: Console | None) -> np.ndarray:
     """`agreement` of every pair, float64 `(pairs,)`."""
-    if not len(pairs):
-        return np.empty(0)
     used, positions = np.unique(pairs, return_inverse=True)
     positions = positions.reshape(pairs.shape)
-    images = [image for split in data.splits.values() for image in [split.images]]
+    images = [split.images for split in data.splits.values()]
     starts = np.cumsum([0, *map(len, images)])
 
     def image(number: int) -> np.ndarray:
         split = int(np.searchsorted(starts, number, side="right")) - 1
         return np.asarray(images[split][number - int(starts[split])])
 
-    small = np.stack([thumbnail(image(number)) for number in used.tolist()])
-    scores = []
+    small = np.array([thumbnail(image(number)) for number in used.tolist()], np.float32)
+    scores = [np.empty(0)]
     with Bar(console, "Comparing pixels", len(pairs)) as bar:
         for start in range(0, len(pairs), _BATCH):
             first, second = positions[start : start + _BATCH].T
@@ -134,9 +166,7 @@ def _groups(data: ImageData, pairs: np.ndarray, scores: np.ndarray) -> tuple[Nea
     return tuple(_group(places, pairs, scores, positions) for positions in groups.values())
 
 
-def _group(
-    places: Sequence[Place], pairs: np.ndarray, scores: np.ndarray, positions: Sequence[int]
-) -> NearDuplicates:
+def _group(places: Sequence[Place], pairs: np.ndarray, scores: np.ndarray, positions: Sequence[int]) -> NearDuplicates:
     """The group linked by the pairs at `positions`, of which the first agrees most."""
     best = positions[0]
     members = np.unique(pairs[list(positions)]).tolist()

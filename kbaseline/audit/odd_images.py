@@ -97,7 +97,8 @@ def _far_below(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
     if usable.sum() < 8:
         return np.zeros(len(values), bool)
     low, high = np.quantile(values[usable], (0.25, 0.75))
-    return values < low - FAR_OUT * max(high - low, 1e-9)
+    far: np.ndarray = values < low - FAR_OUT * max(high - low, 1e-9)
+    return far
 
 
 def _odd_shapes(places: Sequence[Place], headers: Mapping[Place, Header]) -> list[Odd]:

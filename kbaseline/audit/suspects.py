@@ -1,10 +1,10 @@
 """Label suspects: images whose label a probe that has not seen them finds unlikely."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kbaseline.data import ImageData
 from kbaseline.data.duplicates import Place
 
 
@@ -23,7 +23,7 @@ class Suspect:
     score: float
 
 
-def find_suspects(places: list[Place], probabilities: np.ndarray) -> tuple[Suspect, ...]:
+def find_suspects(places: Sequence[Place], probabilities: np.ndarray) -> tuple[Suspect, ...]:
     """Suspects by confident learning (Northcutt et al. 2021, arXiv 1911.00068), as cleanlab does it; worst first.
 
     About half of such candidates were real errors in ten well-known test sets (arXiv 2103.14749): look at each.
@@ -48,10 +48,3 @@ def find_suspects(places: list[Place], probabilities: np.ndarray) -> tuple[Suspe
         Suspect(places[number], int(suggested[number]), float(scores[number]))
         for number in sorted(found, key=lambda number: scores[number])
     )
-
-
-def all_places(data: ImageData) -> list[Place]:
-    """Every image of every split, in order."""
-    return [
-        Place(name, row, int(label)) for name, split in data.splits.items() for row, label in enumerate(split.labels)
-    ]
