@@ -52,5 +52,19 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, evaluate, compare, predict, export, serve, data, audit, show_config, doctor, backbones, cache):
+for _command in (
+    fit,
+    find_lr,
+    evaluate,
+    compare,
+    predict,
+    export,
+    serve,
+    data,
+    audit,
+    show_config,
+    doctor,
+    backbones,
+    cache,
+):
     main.add_command(_command)

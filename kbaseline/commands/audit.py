@@ -57,7 +57,12 @@ def audit_source(config: Config, console: Console | None = None) -> Audit:
     features = features_of(data, BACKBONE, cache_dir=config.data.cache_folder, console=console)
     headers, cameras = _headers(data, console)
     return audit_data(
-        data, features, headers=headers, properties=_properties(data, headers, cameras), seed=config.seed, console=console
+        data,
+        features,
+        headers=headers,
+        properties=_properties(data, headers, cameras),
+        seed=config.seed,
+        console=console,
     )
 
 
@@ -198,7 +203,8 @@ def _properties(
 
 def _numbered(texts: Sequence[str]) -> np.ndarray:
     """Texts as columns of 0 and 1, one for each."""
-    return (np.array(texts)[:, None] == np.unique(texts)).astype(float)
+    columns: np.ndarray = (np.array(texts)[:, None] == np.unique(texts)).astype(float)
+    return columns
 
 
 def timed_audit(config: Config, console: Console | None) -> tuple[Audit, float]:

@@ -1,5 +1,6 @@
 """Chooses the images of each split on labels alone: seeded, stratified, as numbers."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ def choose(
     valid_fraction: float | None = None,
     limit: int | None = None,
     limit_valid: int | None = None,
+    groups: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Decides which images train, validate and test.
 
@@ -26,6 +28,7 @@ def choose(
         valid_fraction: fraction of `train` to hold out although there is another split to validate on.
         limit: at most this many training images.
         limit_valid: at most this many of every other split; default: `limit`.
+        groups: int `(number,)`, a number for every image of all splits; a hold-out does not divide images of one.
 
     Returns:
         `train`, `valid` and perhaps `test` -> sorted int `(number,)`, images as `number_images` numbers them, all of
@@ -37,7 +40,8 @@ def choose(
     elif valid_fraction is None and "test" in labels:
         chosen = {"train": numbers["train"], "valid": numbers["test"]}
     else:
-        kept, held = stratified_split(labels["train"], valid_fraction or DEFAULT_VALID_FRACTION, seed)
+        own = None if groups is None else groups[numbers["train"]]
+        kept, held = stratified_split(labels["train"], valid_fraction or DEFAULT_VALID_FRACTION, seed, own)
         chosen = {"train": numbers["train"][kept], "valid": numbers["train"][held]}
         rest = numbers.get("test", numbers.get("valid"))
         chosen |= {} if rest is None else {"test": rest}
@@ -54,23 +58,46 @@ def number_images(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.arange(end - len(labels[name]), end) for name, end in zip(labels, ends, strict=True)}
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Holds out `fraction` of every class.
 
-    A class of one image stays in train; every other class keeps at least one image on each side.
+    A class of one image stays in train; every other class keeps at least one image on each side. With groups the shares
+    are met as far as whole groups allow, and a class of one group stays on one side.
 
     Args:
         labels: int `(number,)`.
         fraction: of each class to hold out, in (0, 1).
         seed: fixes the choice.
+        groups: int `(number,)`; images of one group stay together. None: every image is its own.
 
     Returns:
         Sorted indices kept, sorted indices held out.
     """
+    if groups is not None:
+        return _grouped_split(labels, fraction, seed, groups)
     held = np.zeros(len(labels), bool)
     for members in _classes(labels, seed):
         if len(members) > 1:
             held[members[: int(np.clip(round(fraction * len(members)), 1, len(members) - 1))]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _grouped_split(labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of scikit-learn's stratified folds of groups, as many as come nearest to the fraction."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = min(max(2, round(1 / min(fraction, 1 - fraction))), len(np.unique(groups)))
+    held = np.zeros(len(labels), bool)
+    if folds > 1:
+        with warnings.catch_warnings():
+            # A class may have fewer groups than there are folds.
+            warnings.filterwarnings("ignore", message="The least populated class")
+            parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+            smaller = next(iter(parts))[1]
+        held[smaller] = True
+        held = held if fraction <= 0.5 else ~held
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

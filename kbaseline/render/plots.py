@@ -178,9 +178,7 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
     return figure
 
 
-def plot_learning_curve(
-    points: Sequence[tuple[int, float, float]], majority: float, width: float = _WIDTH
-) -> Figure:
+def plot_learning_curve(points: Sequence[tuple[int, float, float]], majority: float, width: float = _WIDTH) -> Figure:
     """Plots accuracy by number of training images.
 
     Args:
@@ -193,7 +191,15 @@ def plot_learning_curve(
     images, accuracy, spread = np.array(points, float).reshape(-1, 3).T
     axes.errorbar(images, accuracy, spread, color=BLUE, marker="o", capsize=3)
     axes.axhline(majority, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)))
-    axes.annotate("most frequent class", (1, majority), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK, fontsize=9)
+    axes.annotate(
+        "most frequent class",
+        (1, majority),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        color=INK,
+        fontsize=9,
+    )
     axes.set_xscale("log")
     axes.set_xticks(images, [f"{int(number):,}" for number in images], minor=False)
     axes.set_xticks([], minor=True)

@@ -182,7 +182,9 @@ def test_probe_equals_logistic_regression():
         probe = fit_probe(x, y, classes + 1, strength=0.1)
         scaler = StandardScaler().fit(x)
         peer = LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(scaler.transform(x), y)
-        np.testing.assert_allclose(probe.probabilities(x)[:, :classes], peer.predict_proba(scaler.transform(x)), atol=5e-3)
+        np.testing.assert_allclose(
+            probe.probabilities(x)[:, :classes], peer.predict_proba(scaler.transform(x)), atol=5e-3
+        )
         assert (probe.probabilities(x)[:, classes] == 0).all()
     assert isinstance(probe, Probe)
 
@@ -218,5 +220,7 @@ def test_the_audit_is_plain_json(planted):
     found = json.loads(json.dumps(audit.to_dict()))
     assert {"near_duplicates", "label_suspects", "odd_images", "shortcuts", "probe", "learning_curve"} <= set(found)
     assert found["probe"]["folds"] == 5
-    assert [point["images"] for point in found["learning_curve"]] == sorted(p["images"] for p in found["learning_curve"])
+    assert [point["images"] for point in found["learning_curve"]] == sorted(
+        p["images"] for p in found["learning_curve"]
+    )
     assert found["findings"][0].startswith("Leak: 12 of 52 valid images")
