@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kbaseline.data.splits import fold_indices
+
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's `C` on standardised features, from the strongest regularisation to the weakest."""
-
-FOLDS = 5
-"""Parts of the cross-validation."""
 
 _HELD = 0.2
 """Share of the images on which the strength is chosen."""
@@ -76,32 +75,13 @@ def fit_probe(
     return Probe(weights, (offsets - mean @ weights).astype(np.float32), chosen)
 
 
-def fold_indices(
-    labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(kept, held out) for each fold, sorted int: stratified, seeded, and groups stay together.
-
-    There are fewer folds than asked for where the largest class has fewer images, and at least two.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    folds = min(folds, int(np.bincount(labels).max()))
-    with warnings.catch_warnings():
-        # A class may have fewer images than there are folds: it is then missing from some.
-        warnings.filterwarnings("ignore", message="The least populated class")
-        if groups is None:
-            parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)
-        else:
-            parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
-        return list(parts)
-
-
 def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndarray | None) -> float:
     """The strength with the least cross-entropy on a fifth of the images, the stronger of equals."""
     folds = round(1 / _HELD)
-    if min(np.bincount(labels)[np.unique(labels)]) < 2 or (groups is not None and len(np.unique(groups)) < folds):
+    parts = fold_indices(labels, folds, seed, groups)
+    if not parts:
         return STRENGTHS[len(STRENGTHS) // 2]
-    kept, held = fold_indices(labels, folds, seed, groups)[0]
+    kept, held = parts[0]
     held = held[np.isin(labels[held], labels[kept])]
     if len(np.unique(labels[kept])) < 2 or not len(held):
         return STRENGTHS[len(STRENGTHS) // 2]

@@ -6,9 +6,12 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.console.bars import Bar
-from kbaseline.data.splits import stratified_sample
+from kbaseline.data.splits import fold_indices, stratified_sample
 from kbaseline.metrics import accuracy_interval
-from kbaseline.probe import FOLDS, fit_probe, fold_indices
+from kbaseline.probe import fit_probe
+
+FOLDS = 5
+"""Parts of the cross-validation."""
 
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 """Shares of the training images at which the learning curve is measured."""

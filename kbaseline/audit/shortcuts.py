@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kbaseline.data.splits import fold_indices
 from kbaseline.metrics import accuracy_interval
-from kbaseline.probe import fold_indices
 
 MARGIN = 0.1
 """A shortcut is reported if it beats the majority class by this much, beyond its interval."""

@@ -190,6 +190,7 @@ def _choose(listing: Listing, usable: np.ndarray, config: DataConfig, seed: int)
         limit=config.limit,
         limit_valid=config.limit_valid,
         groups=None if listing.groups is None else listing.groups[numbers],
+        fold=config.fold,
     )
     found = {name: numbers[positions] for name, positions in chosen.items()}
     present = np.unique(_labels(listing)[found["train"]])

@@ -13,7 +13,8 @@ from kbaseline.audit.shortcuts import find_shortcuts
 from kbaseline.audit.suspects import find_suspects
 from kbaseline.data import ImageData
 from kbaseline.data.decode import Header
-from kbaseline.probe import Probe, fit_probe, fold_indices
+from kbaseline.data.splits import fold_indices
+from kbaseline.probe import Probe, fit_probe
 
 SIZE = 96
 CLASSES = ("disc", "square", "cross")

@@ -70,7 +70,7 @@ def alike_but_for_case(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def number_groups(names: Sequence[str | None]) -> np.ndarray:
-    """A number for every image, int `(number,)`, the same for those whose group has the same name; None has no other."""
+    """A number for every image, int `(number,)`, the same for groups of one name; None is a group of one image."""
     numbers: dict[str, int] = {}
     own = iter(range(len(names), 2 * len(names)))
     return np.array([next(own) if name is None else numbers.setdefault(name, len(numbers)) for name in names], np.int64)
