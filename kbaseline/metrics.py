@@ -137,9 +137,9 @@ class PairedComparison:
         from scipy.stats import norm
 
         differing = (self.only_first + self.only_second) / self.images
-        spread = max(differing - self.difference**2, 0) ** 0.5
-        needed = float(norm.ppf(1 - (1 - CONFIDENCE) / 2)) * differing**0.5 + float(norm.ppf(_POWER)) * spread
-        return math.ceil((needed / self.difference) ** 2)
+        spread = math.sqrt(max(differing - self.difference**2, 0))
+        sure, power = (float(z) for z in norm.ppf((1 - (1 - CONFIDENCE) / 2, _POWER)))
+        return math.ceil(((sure * math.sqrt(differing) + power * spread) / self.difference) ** 2)
 
 
 def evaluate_predictions(

@@ -74,7 +74,8 @@ def _identity(number: int) -> np.ndarray:
 
 def _reduced(images: np.ndarray, factor: int) -> np.ndarray:
     side = images.shape[1] // factor
-    return images.reshape(len(images), side, factor, side, factor).mean((2, 4))
+    means: np.ndarray = images.reshape(len(images), side, factor, side, factor).mean((2, 4))
+    return means
 
 
 def _fine(images: np.ndarray) -> np.ndarray:

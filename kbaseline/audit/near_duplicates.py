@@ -20,7 +20,7 @@ from kbaseline.data.duplicates import Place, find_duplicates
 NEIGHBOURS = 6
 """Nearest neighbours of each image that are compared with it: a group of copies is found through its links."""
 
-SIMILAR = 0.6
+SIMILAR = 0.5
 """Least cosine of the features of a pair, both taken from their mean, that is compared pixel by pixel."""
 
 SAME = 0.85
