@@ -1,9 +1,10 @@
-"""Computes 1x1 convolutions as matrix products on a CPU: same weights, same saved file, outputs equal up to rounding.
+"""Faster layers on a CPU: same weights, same saved file, outputs equal up to rounding.
 
-XLA's CPU backend computes the kernel gradient of a 1x1 convolution many times slower than that of a matrix product if
-it uses YNNPACK (`devices.xla.prefer_eigen_convolutions`). Larger kernels gain nothing.
+1x1 convolutions become matrix products: XLA's CPU backend computes the kernel gradient of a convolution many times
+slower than that of a product. Larger kernels gain nothing. Depthwise convolutions become sums of shifted products.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,48 +13,93 @@ import keras
 from keras import layers, ops
 
 from kbaseline.models.backbones import leaves
+from kbaseline.models.depthwise import depthwise
+
+_REPLACED = ("convolution_op", "call")
+"""The methods of layers that are replaced, on the object."""
 
 
 def adapt_to_cpu(model: keras.Model) -> int:
-    """Computes a model's 1x1 convolutions as matrix products if JAX runs on a CPU. Compile the model afterwards.
+    """Computes a model's 1x1 and depthwise convolutions faster if JAX runs on a CPU. Compile the model afterwards.
 
     Weights, configuration and the saved file do not change; a model loaded from the file is a plain Keras model. The
     outputs of every layer are equal up to rounding.
 
     Args:
-        model: any built Keras model; its `Conv2D` layers are changed, subclasses of `Conv2D` are not.
+        model: any built Keras model; its `Conv2D`, `DepthwiseConv2D` and `SeparableConv2D` layers are changed,
+            subclasses of them are not.
 
     Returns:
         The number of layers changed; 0 on any other kind of device.
     """
     if jax.default_backend() != "cpu":
         return 0
-    pointwise_layers = [layer for layer in leaves(model) if _is_pointwise(layer)]
-    for layer in pointwise_layers:
-        layer.convolution_op = partial(_convolve, layer)
-    return len(pointwise_layers)
+    found = [(layer, replacement) for layer in leaves(model) if (replacement := _replacement(layer))]
+    for layer, (method, compute) in found:
+        setattr(layer, method, partial(compute, layer))
+    return len(found)
 
 
 def restore(model: keras.Model) -> None:
-    """Restores Keras' own convolution in all layers. Compile the model afterwards."""
+    """Restores Keras' own computation in all layers. Compile the model afterwards."""
     for layer in leaves(model):
-        vars(layer).pop("convolution_op", None)
+        for method in _REPLACED:
+            vars(layer).pop(method, None)
 
 
-def _is_pointwise(layer: keras.layers.Layer) -> bool:
-    # Subclasses may compute something else.
-    return (
-        type(layer) is layers.Conv2D
-        and tuple(layer.kernel_size) == (1, 1)
-        and layer.groups == 1
-        and layer.data_format == "channels_last"
+def is_adapted(layer: keras.layers.Layer) -> bool:
+    """Whether `adapt_to_cpu` changed a layer."""
+    return any(method in vars(layer) for method in _REPLACED)
+
+
+def _replacement(layer: keras.layers.Layer) -> tuple[str, Callable[..., Any]] | None:
+    """The method to replace, and what computes it instead; None for a layer that stays as it is."""
+    if getattr(layer, "data_format", None) != "channels_last":
+        return None
+    # By type: subclasses may compute something else.
+    if type(layer) is layers.DepthwiseConv2D:
+        return "call", _depthwise_layer
+    if type(layer) is layers.SeparableConv2D:
+        return "call", _separable_layer
+    if type(layer) is layers.Conv2D and layer.groups == 1 and tuple(layer.kernel_size) == (1, 1):
+        return "convolution_op", _pointwise_convolution
+    if type(layer) is layers.Conv2D and layer.groups > 1 and layer.kernel.shape[2] == 1:
+        return "convolution_op", _grouped_convolution
+    return None
+
+
+def _pointwise_convolution(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
+    kernel = ops.convert_to_tensor(kernel)
+    return pointwise(ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
+
+
+def _grouped_convolution(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
+    """A convolution whose groups have one channel each."""
+    rows, columns, _, filters = kernel.shape
+    return _depthwise(layer, inputs, ops.reshape(kernel, (rows, columns, layer.groups, filters // layer.groups)))
+
+
+def _depthwise_layer(layer: layers.DepthwiseConv2D, inputs: Any) -> Any:
+    return _finished(layer, _depthwise(layer, inputs, layer.kernel))
+
+
+def _separable_layer(layer: layers.SeparableConv2D, inputs: Any) -> Any:
+    between = _depthwise(layer, inputs, layer.depthwise_kernel)
+    return _finished(layer, pointwise(between, ops.convert_to_tensor(layer.pointwise_kernel), (1, 1)))
+
+
+def _depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
+    kernel = ops.convert_to_tensor(kernel)
+    return depthwise(
+        ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides), layer.padding, tuple(layer.dilation_rate)
     )
 
 
-def _convolve(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
-    """Replaces `layer.convolution_op`."""
-    kernel = ops.convert_to_tensor(kernel)
-    return pointwise(ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
+def _finished(layer: Any, outputs: Any) -> Any:
+    """Adds the bias and applies the activation."""
+    if layer.use_bias:
+        outputs = ops.add(outputs, ops.convert_to_tensor(layer.bias))
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def pointwise(inputs: Any, kernel: Any, strides: tuple[int, int]) -> Any:
