@@ -3,6 +3,7 @@
 Works on NumPy arrays, without Keras.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from kbaseline.errors import InputError
 
 CONFIDENCE = 0.95
 """Confidence level of every interval."""
+
+_POWER = 0.8
+"""Share of trials in which a difference is to be found."""
 
 _MOST_TOP = 5
 """Top-k accuracy is top-5, or fewer where there are five classes or fewer."""
@@ -112,12 +116,30 @@ class PairedComparison:
         only_first: images that only the first predicts correctly.
         only_second: images that only the second predicts correctly.
         p_value: of McNemar's exact test: the probability of a difference at least this large by chance.
+        images: images compared.
     """
 
     difference: float
     only_first: int
     only_second: int
     p_value: float
+    images: int
+
+    @property
+    def images_to_settle(self) -> int | None:
+        """Images on which a difference of this size would be found in four of five trials at a level of 5 %.
+
+        By the normal approximation of McNemar's test (Connor 1987, doi 10.2307/2531961); None where there is no
+        difference to find.
+        """
+        if not self.difference:
+            return None
+        from scipy.stats import norm
+
+        differing = (self.only_first + self.only_second) / self.images
+        spread = math.sqrt(max(differing - self.difference**2, 0))
+        sure, power = (float(z) for z in norm.ppf((1 - (1 - CONFIDENCE) / 2, _POWER)))
+        return math.ceil(((sure * math.sqrt(differing) + power * spread) / self.difference) ** 2)
 
 
 def evaluate_predictions(
@@ -200,6 +222,7 @@ def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
         only_first=only_first,
         only_second=only_second,
         p_value=float(binomtest(only_first, differing).pvalue) if differing else 1.0,
+        images=len(a),
     )
 
 

@@ -52,6 +52,67 @@ def data(source: str, config: str | None, assignments: tuple[str, ...], out: Pat
 
 
 @click.command()
+@click.argument("source")
+@settings_without_source
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder for audit.html and audit.json. Default: a new one in runs/.",
+)
+@click.option("--fix", is_flag=True, help="Then open a page to keep, relabel or drop what was found, by keyboard.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Of --fix; 0: any free one."
+)
+@as_json
+def audit(
+    source: str,
+    config: str | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    fix: bool,
+    port: int,
+    as_json: bool,
+) -> None:
+    """Audit SOURCE before training: near-duplicates, leaks, label suspects, odd images, shortcuts, and a floor.
+
+    The features of a small ImageNet network, which comes with kbaseline, are computed once and kept. Writes one page,
+    audit.html. `kbaseline data` is the quicker look; its duplicates are identical pixels only.
+
+    --fix writes what you decide to fixed.csv, which `fit --data` takes; it touches no photo.
+    """
+    chosen = resolve(config, source, assignments, None if _sized(config, assignments) else {"data.size": 224})
+    start_keras()
+    from rich.console import Console
+
+    from kbaseline.errors import require
+
+    if fix:
+        require("audit --fix", "serve", "starlette", "uvicorn")
+    from kbaseline.commands.audit import timed_audit, write_audit
+    from kbaseline.commands.audit_view import print_audit
+    from kbaseline.storage.run_folder import RunFolder
+
+    RunFolder.check(out)
+    found, seconds = timed_audit(chosen, Console(stderr=True))
+    written = write_audit(found, out, seconds)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    print_audit(found, Console())
+    click.echo(f"page: {written / 'audit.html'}")
+    if fix:
+        from kbaseline.serve.server import serve_review
+
+        serve_review(found, RunFolder(written), "127.0.0.1", port, Console(stderr=True))
+
+
+def _sized(config: str | None, assignments: tuple[str, ...]) -> bool:
+    """Whether the user chose `data.size`; a configuration file is taken to."""
+    return config is not None or any(one.split("=", 1)[0].strip() == "data.size" for one in assignments)
+
+
+@click.command()
 @settings
 def doctor(config: str | None, source: str | None, assignments: tuple[str, ...]) -> None:
     """Show versions and devices, and whether data and weights are on this machine."""

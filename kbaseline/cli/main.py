@@ -8,7 +8,7 @@ import click
 
 from kbaseline.cli.cache import cache
 from kbaseline.cli.evaluate import compare, evaluate
-from kbaseline.cli.inspect import backbones, data, doctor, show_config
+from kbaseline.cli.inspect import audit, backbones, data, doctor, show_config
 from kbaseline.cli.train import find_lr, fit
 from kbaseline.cli.use import export, predict, serve
 from kbaseline.errors import KBaselineError, with_kind
@@ -52,5 +52,19 @@ def main(debug: bool) -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (fit, find_lr, evaluate, compare, predict, export, serve, data, show_config, doctor, backbones, cache):
+for _command in (
+    fit,
+    find_lr,
+    evaluate,
+    compare,
+    predict,
+    export,
+    serve,
+    data,
+    audit,
+    show_config,
+    doctor,
+    backbones,
+    cache,
+):
     main.add_command(_command)

@@ -18,6 +18,18 @@ from kbaseline.errors import InputError
 )
 @out
 @click.option(
+    "--seeds",
+    type=click.IntRange(2),
+    metavar="K",
+    help="Run it with K seeds: mean, spread, and an interval over images and seeds.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    metavar="K",
+    help="Hold out each of K parts in turn, then train on everything: one interval over all images.",
+)
+@click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN",
@@ -30,20 +42,32 @@ def fit(
     assignments: tuple[str, ...],
     log: tuple[str, ...],
     out: Path | None,
+    seeds: int | None,
+    folds: int | None,
     resume: Path | None,
 ) -> None:
     """Run the whole recipe: find a learning rate, train, fine-tune, predict with test-time augmentation.
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    if resume is not None and (config or log or out):
-        raise InputError("--resume: the run folder holds the configuration; leave out --config, --log, --out.")
+    if resume is not None and (config or log or out or seeds or folds):
+        raise InputError("--resume: the run folder holds the configuration; give no other option but --data and --set.")
+    if seeds and folds:
+        raise InputError("--seeds and --folds: give one of them.")
     chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if not resume else None
     start_keras()
     from kbaseline.baseline import resume_run, run_baseline
     from kbaseline.config.load import parse_assignments
+    from kbaseline.repeats import is_repeats, resume_repeats, run_folds, run_seeds
 
-    if resume is None:
+    if seeds or folds:
+        repeat, count = (run_seeds, seeds) if seeds else (run_folds, folds)
+        repeat(chosen, count or 0, out=out)
+    elif resume is not None and is_repeats(resume):
+        if assignments or source:
+            raise InputError("--resume: several runs continue as they began; leave out --data and --set.")
+        resume_repeats(resume)
+    elif resume is None:
         run_baseline(chosen, out=out)
     else:
         resume_run(resume, **{**({"data.source": source} if source else {}), **parse_assignments(assignments)})

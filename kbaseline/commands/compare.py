@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import combinations, zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,9 +17,13 @@ from rich.text import Text
 from kbaseline.config.keys import flattened
 from kbaseline.console.format import clock, interval, percent, plain_table, rate, shortened
 from kbaseline.errors import InputError
+from kbaseline.metrics import compare_paired, final_evaluation
 from kbaseline.render.plots import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
 from kbaseline.runs.record import RunRecord
 from kbaseline.storage.run_folder import RunFolder
+
+_MOST_PAIRS = 15
+"""Most pairs of runs that the table shows; `--json` has all."""
 
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, GREY)
 
@@ -34,15 +38,20 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
             `images_per_s`, each None if unknown.
         `differences`: dotted configuration key -> its value in each run, for the keys that differ.
         `same_images`: whether all runs were scored on images with the same labels in the same order.
+        `pairs`: for each two runs that were, at their last step, `first`, `second` (names), `difference` (accuracy of
+            the second less that of the first), `only_first`, `only_second` (images that only one gets right), `p_value`
+            of McNemar's exact test, and `images_to_settle`, see `PairedComparison`.
     """
     settings = [flattened(run.config.model_dump(mode="json", exclude={"name"})) for run in runs]
     keys = dict.fromkeys(key for values in settings for key in values)
     columns = {key: [values.get(key) for values in settings] for key in keys}
     first = runs[0].arrays["valid_labels"]
+    names = _names(runs)
     return {
-        "runs": [_summary(run, name) for run, name in zip(runs, _names(runs), strict=True)],
+        "runs": [_summary(run, name) for run, name in zip(runs, names, strict=True)],
         "differences": {key: values for key, values in columns.items() if any(v != values[0] for v in values)},
         "same_images": all(np.array_equal(first, run.arrays["valid_labels"]) for run in runs),
+        "pairs": _pairs(runs, names),
     }
 
 
@@ -52,6 +61,9 @@ def print_comparison(result: dict[str, Any], console: Console) -> None:
     if result["differences"]:
         console.print()
         console.print(_differences(result))
+    if result["pairs"]:
+        console.print()
+        console.print(_pair_table(result["pairs"]))
     if not result["same_images"]:
         console.print("The runs were scored on different images, so part of every difference is chance; see intervals.")
 
@@ -112,6 +124,33 @@ def write_plot(path: Path, figure: Figure) -> None:
     if not folder.is_dir():
         raise InputError(f"--out {str(path)!r}: there is no folder {str(folder)!r}; make it, or name another.")
     RunFolder(folder).write_figure(path.name, figure)
+
+
+def _pairs(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every two runs whose last step scored images with the same labels, compared image by image."""
+    last = [final_evaluation(run.evaluations[run.splits[-1]]) for run in runs]
+    pairs = []
+    for (one, a), (other, b) in combinations(zip(names, last, strict=True), 2):
+        if a.class_names == b.class_names and np.array_equal(a.labels, b.labels):
+            found = compare_paired(a, b)
+            pair = {"first": one, "second": other, **asdict(found), "images_to_settle": found.images_to_settle}
+            pairs.append(pair)
+    return pairs
+
+
+def _pair_table(pairs: Sequence[dict[str, Any]]) -> Table:
+    """Differences at the last step; at most as many as fit a screen, the clearest first."""
+    table = plain_table("last step, same images", figures=("points", "only one right", "p", "images to settle"))
+    for pair in sorted(pairs, key=lambda pair: pair["p_value"])[:_MOST_PAIRS]:
+        needed = pair["images_to_settle"]
+        table.add_row(
+            Text(f"{pair['second']} - {pair['first']}"),
+            f"{100 * pair['difference']:+.2f}",
+            f"{pair['only_second']:,} / {pair['only_first']:,}",
+            f"{pair['p_value']:.2g}",
+            "-" if needed is None else f"{needed:,}",
+        )
+    return table
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:

@@ -63,6 +63,9 @@ class DataConfig(Section):
     valid_fraction: Fraction | None = None
     """Hold out this fraction of the training split for validation, so that the test split is used only once. Default:
     the source's own validation split, else its test split (as in the article), else a fifth of the training split."""
+    fold: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2, le=100)]] | None = None
+    """`[k, K]`: hold out the k-th of K parts of the training split, counted from 1, for validation; `[0, K]` trains on
+    all of them and validates on the first, which then proves nothing. `fit --folds K` sets it."""
     on_bad_image: Literal["skip", "error"] = "skip"
     """What to do with an unreadable image or CSV row: `skip` leaves it out and reports it, `error` ends the run."""
     image_column: str | None = Field(None, min_length=1)
@@ -73,11 +76,24 @@ class DataConfig(Section):
     split_column: str | None = Field(None, min_length=1)
     """CSV column that says `train`, `valid` or `test`; `none` ignores it. Default: the column called `split`,
     `fold` or similar, if there is one."""
+    group_column: str | None = Field(None, min_length=1)
+    """CSV column that names the patient, video or series of an image; a hold-out never divides one."""
+    group: Literal["none", "folder"] = "none"
+    """`folder`: photos in one sub-folder of a class folder belong together, and those in sub-folders of one name too,
+    whatever their class; a hold-out never divides them."""
     class_weights: ClassWeights = "none"
     """Weight of each class in the training loss: `none`; `auto`, inversely proportional to its number of training
     images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
     cache_dir: Path | None = None
     """Where decoded photos and compiled programs are cached. Default: `$KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold is not None and self.fold[0] > self.fold[1]:
+            raise ValueError(f"fold [k, K]: k must be at most K; got {list(self.fold)}")
+        if self.fold is not None and self.valid_fraction is not None:
+            raise ValueError("fold and valid_fraction both say what is held out; leave out one of them")
+        return self
 
     @property
     def batch(self) -> int:

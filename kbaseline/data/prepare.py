@@ -115,6 +115,7 @@ def prepare(
     if config.limit is None and config.limit_valid is None:
         for name, split in splits.items():
             notes += _missing(name, split.labels, listing.class_names, splits["train"].labels)
+    notes += _divided(listing, chosen)
     return splits, listing.class_names, (*notes, *listing.skipped, *skipped.values())
 
 
@@ -217,6 +218,8 @@ def _choose(listing: Listing, usable: np.ndarray, config: DataConfig, seed: int)
         valid_fraction=config.valid_fraction,
         limit=config.limit,
         limit_valid=config.limit_valid,
+        groups=None if listing.groups is None else listing.groups[numbers],
+        fold=config.fold,
     )
     found = {name: numbers[positions] for name, positions in chosen.items()}
     present = np.unique(_labels(listing)[found["train"]])
@@ -275,6 +278,20 @@ def _missing(split: str, labels: np.ndarray, names: Sequence[str], wanted: np.nd
     """A line on the classes that a split lacks, or none."""
     lacking = np.setdiff1d(wanted, labels)
     return [f"{split}: has no image of {listed(names[label] for label in lacking)}"] if len(lacking) else []
+
+
+def _divided(listing: Listing, chosen: Mapping[str, np.ndarray]) -> list[str]:
+    """A line on groups that the source's own splits divide, or none."""
+    if listing.groups is None:
+        return []
+    sides = [set(listing.groups[numbers].tolist()) for numbers in chosen.values()]
+    divided = sum(len(side & set().union(*sides[:at])) for at, side in enumerate(sides))
+    if not divided:
+        return []
+    names = " and ".join(chosen)
+    return [
+        f"groups: {divided:,} are on several sides of the source's own splits ({names}); accuracy is too optimistic"
+    ]
 
 
 def _decode(

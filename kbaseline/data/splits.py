@@ -1,8 +1,11 @@
 """Chooses the images of each split on labels alone: seeded, stratified, as numbers."""
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
+
+from kbaseline.errors import DataError
 
 DEFAULT_VALID_FRACTION = 0.2
 
@@ -14,6 +17,8 @@ def choose(
     valid_fraction: float | None = None,
     limit: int | None = None,
     limit_valid: int | None = None,
+    groups: np.ndarray | None = None,
+    fold: tuple[int, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Decides which images train, validate and test.
 
@@ -26,18 +31,26 @@ def choose(
         valid_fraction: fraction of `train` to hold out although there is another split to validate on.
         limit: at most this many training images.
         limit_valid: at most this many of every other split; default: `limit`.
+        groups: int `(number,)`, a number for every image of all splits; a hold-out does not divide images of one.
+        fold: `(k, K)`, hold out the k-th of K stratified parts of `train` instead; `(0, K)` keeps all of `train`, and
+            holds out the first part as well.
 
     Returns:
         `train`, `valid` and perhaps `test` -> sorted int `(number,)`, images as `number_images` numbers them, all of
         one split of `labels`. `valid` is empty where no class of `train` has two images to share.
     """
     numbers = number_images(labels)
-    if valid_fraction is None and "valid" in labels:
+    own = None if groups is None else groups[numbers["train"]]
+    held_out = valid_fraction is not None or fold is not None
+    if not held_out and "valid" in labels:
         chosen = numbers
-    elif valid_fraction is None and "test" in labels:
+    elif not held_out and "test" in labels:
         chosen = {"train": numbers["train"], "valid": numbers["test"]}
     else:
-        kept, held = stratified_split(labels["train"], valid_fraction or DEFAULT_VALID_FRACTION, seed)
+        if fold is not None:
+            kept, held = _fold(labels["train"], fold, seed, own)
+        else:
+            kept, held = stratified_split(labels["train"], valid_fraction or DEFAULT_VALID_FRACTION, seed, own)
         chosen = {"train": numbers["train"][kept], "valid": numbers["train"][held]}
         rest = numbers.get("test", numbers.get("valid"))
         chosen |= {} if rest is None else {"test": rest}
@@ -54,24 +67,72 @@ def number_images(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.arange(end - len(labels[name]), end) for name, end in zip(labels, ends, strict=True)}
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Holds out `fraction` of every class.
 
-    A class of one image stays in train; every other class keeps at least one image on each side.
+    A class of one image stays in train; every other class keeps at least one image on each side. With groups the shares
+    are met as far as whole groups allow, and a class of one group stays on one side.
 
     Args:
         labels: int `(number,)`.
         fraction: of each class to hold out, in (0, 1).
         seed: fixes the choice.
+        groups: int `(number,)`; images of one group stay together. None: every image is its own.
 
     Returns:
         Sorted indices kept, sorted indices held out.
     """
+    if groups is not None:
+        return _grouped_split(labels, fraction, seed, groups)
     held = np.zeros(len(labels), bool)
     for members in _classes(labels, seed):
         if len(members) > 1:
             held[members[: int(np.clip(round(fraction * len(members)), 1, len(members) - 1))]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def fold_indices(
+    labels: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(kept, held out) for each fold, sorted int: stratified, seeded, and groups stay together; by scikit-learn.
+
+    There are fewer folds than asked for where the largest class, or the number of groups, is smaller.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    folds = min(folds, int(np.bincount(labels).max()), len(labels) if groups is None else len(np.unique(groups)))
+    if folds < 2:
+        return []
+    with warnings.catch_warnings():
+        # A class may have fewer images than there are folds: it is then missing from some.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        if groups is None:
+            return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
+        return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups))
+
+
+def _fold(
+    labels: np.ndarray, fold: tuple[int, int], seed: int, groups: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    number, folds = fold
+    parts = fold_indices(labels, folds, seed, groups)
+    if len(parts) < folds:
+        raise DataError(
+            f"data.fold: {folds} parts need a class of as many images, and as many groups; there can be {len(parts)}."
+        )
+    kept, held = parts[max(number, 1) - 1]
+    return (kept, held) if number else (np.arange(len(labels)), held)
+
+
+def _grouped_split(labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of stratified folds of groups, one of those that come nearest to the fraction."""
+    parts = fold_indices(labels, max(2, round(1 / min(fraction, 1 - fraction))), seed, groups)
+    if not parts:
+        return np.arange(len(labels)), np.arange(0)
+    kept, held = parts[0]
+    return (kept, held) if fraction <= 0.5 else (held, kept)
 
 
 def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -16,6 +16,9 @@ SMALL = 64
 _LARGEST = 224
 """Longest side of an embedded image, in pixels."""
 
+_QUALITY = 82
+"""Of JPEG."""
+
 _HEAT = 160
 """Shortest length of a heat map's longer side, in pixels, so that its soft edges show."""
 
@@ -26,8 +29,18 @@ def picture(image: np.ndarray) -> str:
     Args:
         image: uint8 `(height, width, 3)`.
     """
-    small = max(image.shape[:2]) <= SMALL
-    return _png(Image.fromarray(image)) if small else _jpeg(_fitted(image))
+    content, kind = encoded(image)
+    return _uri(kind, content)
+
+
+def encoded(image: np.ndarray) -> tuple[bytes, str]:
+    """The same as bytes, with their media type."""
+    file = io.BytesIO()
+    if max(image.shape[:2]) <= SMALL:
+        Image.fromarray(image).save(file, "PNG", optimize=True)
+        return file.getvalue(), "image/png"
+    _fitted(image).save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue(), "image/jpeg"
 
 
 def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
@@ -71,15 +84,9 @@ def _fitted(image: np.ndarray) -> Image.Image:
     return made
 
 
-def _png(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return _uri("image/png", file.getvalue())
-
-
 def _jpeg(image: Image.Image) -> str:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=82)
+    image.save(file, "JPEG", quality=_QUALITY)
     return _uri("image/jpeg", file.getvalue())
 
 

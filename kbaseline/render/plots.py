@@ -178,6 +178,37 @@ def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: floa
     return figure
 
 
+def plot_learning_curve(points: Sequence[tuple[int, float, float]], majority: float, width: float = _WIDTH) -> Figure:
+    """Plots accuracy by number of training images.
+
+    Args:
+        points: (images, accuracy, standard deviation over repeats), accuracy 0 to 1, by number of images.
+        majority: share of the most frequent class, drawn as a line.
+        width: width of the figure, in inches.
+    """
+    figure = _figure(3.2, width)
+    axes = figure.subplots()
+    images, accuracy, spread = np.array(points, float).reshape(-1, 3).T
+    axes.errorbar(images, accuracy, spread, color=BLUE, marker="o", capsize=3)
+    axes.axhline(majority, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)))
+    axes.annotate(
+        "most frequent class",
+        (1, majority),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        color=INK,
+        fontsize=9,
+    )
+    axes.set_xscale("log")
+    axes.set_xticks(images, [f"{int(number):,}" for number in images], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+    axes.set(xlabel="training images", ylabel="accuracy")
+    style_axes(axes)
+    return figure
+
+
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
 
 

@@ -16,15 +16,11 @@ shutting down). Probabilities are bitwise those of `kbaseline predict RUN FILE`.
 """
 
 import asyncio
-import base64
-import hashlib
-import importlib.resources
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import closing, suppress
 from typing import Any
 
-from markupsafe import Markup
 from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.datastructures import FormData, UploadFile
@@ -33,14 +29,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from kbaseline.data.decode import FORMATS, BadImageError
 from kbaseline.devices.environment import version
 from kbaseline.errors import KBaselineError, did_you_mean
-from kbaseline.render.templates import html_template
+from kbaseline.serve.page import Page, allowed_hosts, refuse_other_sites
 from kbaseline.serve.predictor import Predictor
 
 _EXPECTED = (HTTPException, MultiPartException, FormParserError, BadImageError, KBaselineError, ClientDisconnect)
@@ -59,17 +55,13 @@ def application(predictor: Predictor, max_bytes: int, loopback: str | None) -> S
         loopback: the loopback name or address it listens on, or None if other machines can reach it.
     """
     endpoints = _Endpoints(predictor, max_bytes)
-    # DNS rebinding: another site can point its own name to 127.0.0.1 and would then share an origin with this server.
-    # Its requests still carry that name in Host, which a page cannot change. A server that other machines can reach
-    # may have any name.
-    hosts = ["*"] if loopback is None else ["127.0.0.1", "localhost", "[::1]", loopback]
     app = Starlette(
         routes=[
             Route("/", endpoints.page),
             Route("/about", endpoints.about),
             Route("/predict", endpoints.predict, methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(loopback), www_redirect=False)],
         exception_handlers=dict.fromkeys((*_EXPECTED, Exception), _error_response),
     )
     app.router.redirect_slashes = False
@@ -81,19 +73,11 @@ class _Endpoints:
 
     def __init__(self, predictor: Predictor, max_bytes: int) -> None:
         self.predictor, self.max_bytes = predictor, max_bytes
-        script = importlib.resources.files("kbaseline").joinpath("render/pages/serve.js").read_text(encoding="utf-8")
-        self._page, self._script = html_template("serve"), Markup(script)  # noqa: S704 - our own
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        # The page may run only its own script, and may connect only to this server.
-        self._policy = (
-            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:; "
-            "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-        )
+        self._page = Page("serve", "data: blob:")
 
     async def page(self, request: Request) -> Response:
         """`GET /`."""
-        html = self._page.render(about=self._about(), address=str(request.base_url), script=self._script)
-        return HTMLResponse(html, headers={"Content-Security-Policy": self._policy})
+        return self._page.response(about=self._about(), address=str(request.base_url))
 
     async def about(self, request: Request) -> Response:
         """`GET /about`."""
@@ -101,12 +85,7 @@ class _Endpoints:
 
     async def predict(self, request: Request) -> Response:
         """`POST /predict`."""
-        # Any page in the user's browser can send a form here, although it cannot read the response.
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            raise HTTPException(
-                403, f"origin {origin[:80]!r}: only this server's own page may send requests; open that page."
-            )
+        refuse_other_sites(request)
         try:
             encoded = await self._image_bytes(request)
             tta, top = self._query(request)

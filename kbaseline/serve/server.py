@@ -12,10 +12,13 @@ import uvicorn
 from rich.console import Console
 from starlette.applications import Starlette
 
+from kbaseline.audit.audit import Audit
 from kbaseline.errors import InputError, one_line
 from kbaseline.runs.run import load
 from kbaseline.serve.app import application
 from kbaseline.serve.predictor import Predictor
+from kbaseline.serve.review import Review, review_application
+from kbaseline.storage.run_folder import RunFolder
 
 _MAX_CONNECTIONS = 64
 """Most simultaneous connections; with the size limit of requests this bounds the memory for uploads."""
@@ -57,6 +60,30 @@ def serve_run(
             webbrowser.open(url)
         with predictor:
             server(application(predictor, round(max_mb * 1e6), host if loopback else None)).run(sockets=[listener])
+
+
+def serve_review(audit: Audit, folder: RunFolder, host: str, port: int, console: Console) -> None:
+    """Serves the page on which an audit's findings are decided, until Ctrl-C.
+
+    Args:
+        audit: of images that are files.
+        folder: where the table is written after every decision.
+        host: loopback address to listen on.
+        port: port to listen on; 0 for any free one.
+        console: where to print that the server is ready, and what was decided.
+
+    Raises:
+        InputError: the address cannot be listened on, or the images are not files.
+    """
+    review = Review(audit, folder)
+    with listen(host, port) as listener:
+        url = f"http://{host}:{listener.getsockname()[1]}/"
+        line = f"{len(review.items):,} to decide: {url} (Ctrl-C when done)"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with suppress(KeyboardInterrupt):
+            server(review_application(review, host)).run(sockets=[listener])
+    line = f"decided: {len(review.decisions):,} of {len(review.items):,}; kbaseline fit --data {review.table}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -108,3 +108,21 @@ def test_what_is_no_run_is_refused(finished_run, tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             read_run(run)
         assert "\n" not in str(caught.value)
+
+
+def test_pairs_are_compared_image_by_image(finished_run):
+    """Golden: `right` images of 100 are right with TTA one more; McNemar's exact test on those that differ."""
+    runs = [read_run(finished_run(name, images=100, right=right, **SMALL)) for name, right in (("a", 60), ("b", 80))]
+    (pair,) = comparison(runs)["pairs"]
+    assert (pair["first"], pair["second"], pair["images"]) == ("a", "b", 100)
+    assert pair["difference"] == pytest.approx(0.2)
+    assert (pair["only_first"], pair["only_second"]) == (0, 20)
+    assert pair["p_value"] == pytest.approx(2 * 0.5**20)
+    # Connor's formula with z 1.95996 and 0.84162: (1.95996 sqrt(0.2) + 0.84162 sqrt(0.2 - 0.04))² / 0.04 = 36.7.
+    assert pair["images_to_settle"] == 37
+
+
+def test_runs_that_do_not_differ_need_no_images(finished_run):
+    runs = [read_run(finished_run(name, **SMALL)) for name in ("a", "b")]
+    (pair,) = comparison(runs)["pairs"]
+    assert (pair["difference"], pair["p_value"], pair["images_to_settle"]) == (0, 1, None)

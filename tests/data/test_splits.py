@@ -2,9 +2,11 @@
 
 import hashlib
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.image_data import ImageData, load_source
@@ -133,3 +135,54 @@ def test_a_split_without_images_is_refused():
     listing = Listing(images, {"train": labels}, tuple("abc"), "three")
     with pytest.raises(DataError, match="source 'x': valid is empty; give each class two images or more"):
         prepare(listing, DataConfig(source="x"), 0, None)
+
+
+def test_a_hold_out_divides_no_group():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 100)
+    groups = np.where(np.arange(300) % 3 == 0, labels * 50 + rng.integers(0, 12, 300), 1000 + np.arange(300))
+    for fraction in (0.1, 0.2, 0.5, 0.8):
+        chosen = choose({"train": labels}, 7, valid_fraction=fraction, groups=groups)
+        kept, held = chosen["train"], chosen["valid"]
+        assert not set(groups[kept]) & set(groups[held])
+        assert sorted([*kept, *held]) == list(range(300))
+        np.testing.assert_allclose(np.bincount(labels[held]) / 100, fraction, atol=0.08)
+    assert len(choose({"train": labels}, 7, groups=np.zeros(300, int))["valid"]) == 0
+
+
+@pytest.fixture
+def visits(tmp_path):
+    """Photos of eight patients, two to six of each, some of them in both classes; and a table of them."""
+    rows = ["image,label,patient"]
+    for number in range(32):
+        label, patient = "ab"[number % 2], f"p{number // 4}"
+        file = tmp_path / "photos" / label / patient / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 7 * number, np.uint8)).save(file)
+        rows.append(f"photos/{label}/{patient}/{number}.png,{label},{patient}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "setting"), [("photos", {"group": "folder"}), ("labels.csv", {"group_column": "patient"})]
+)
+def test_photos_of_a_patient_stay_on_one_side(visits, source, setting):
+    def patients(setting):
+        config = DataConfig(source=str(visits / source), size=8, cache_dir=visits / "cache", **setting)
+        data = load_source(config, 3)
+        return [{Path(split.name(row)).parent.name for row in range(len(split))} for split in (data.train, data.valid)]
+
+    train, valid = patients(setting)
+    assert len(train) + len(valid) == 8
+    assert not train & valid
+    both = set.intersection(*patients({}))
+    assert both
+
+
+def test_groups_that_the_source_itself_divides_are_named(visits):
+    table = (visits / "labels.csv").read_text().splitlines()
+    split = ["split", *("valid" if number in (1, 2) else "train" for number in range(32))]
+    (visits / "split.csv").write_text("\n".join(f"{row},{part}" for row, part in zip(table, split, strict=True)))
+    config = DataConfig(source=str(visits / "split.csv"), size=8, cache_dir=visits / "cache", group_column="patient")
+    assert any(line.startswith("groups: 1 are on several sides") for line in load_source(config, 3).skipped)

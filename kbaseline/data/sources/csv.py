@@ -15,7 +15,7 @@ from kbaseline.config.splits import SPLITS
 from kbaseline.console.bars import Bar
 from kbaseline.data.pictures import File, FilePictures, as_text, shown
 from kbaseline.data.sources.csv_table import Row, read_table
-from kbaseline.data.sources.listing import Listing, alike_but_for_case
+from kbaseline.data.sources.listing import Listing, alike_but_for_case, number_groups
 from kbaseline.data.walk import NO_FILE, as_image, nearest_path, scan
 from kbaseline.errors import DataError, listed
 
@@ -64,11 +64,14 @@ def open_csv(path: str, config: DataConfig, console: Console | None = None) -> I
     # One list after the other, each in the order of the file.
     by_split = {split: [row for row in rows if (row.split or "train") == split] for split in SPLITS}
     labels = {split: np.array([places[row.label] for row in part]) for split, part in by_split.items() if part}
-    pictures = FilePictures(source.parent, [files[row.line] for part in by_split.values() for row in part])
+    ordered = [row for part in by_split.values() for row in part]
+    pictures = FilePictures(source.parent, [files[row.line] for row in ordered])
     lines = (f"{shown(source.name)} line {line}: {reason}" for line, reason in sorted(bad.items()))
     skipped = (*table.notes, *alike_but_for_case(names), *lines)
     untrainable = f"{display_name}: no row is for train, only for {' and '.join(labels)}; add some."
-    yield Listing(pictures, labels, names, display_name, skipped, "" if "train" in labels else untrainable)
+    untrainable = "" if "train" in labels else untrainable
+    groups = None if config.group_column is None else number_groups([row.group or None for row in ordered])
+    yield Listing(pictures, labels, names, display_name, skipped, untrainable, groups)
 
 
 def csv_status(path: str, config: DataConfig) -> tuple[bool, str]:

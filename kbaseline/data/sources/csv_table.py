@@ -39,15 +39,16 @@ NO_COLUMN = "none"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image of the table: the number of its last line, its path as written, its label, its split if there is one.
+    """One image of the table: the number of its last line, its path as written, its label, its split and its group.
 
-    `split` is `train`, `valid` or `test`.
+    `split` is `train`, `valid` or `test`, or None without such a column; so is `group`.
     """
 
     line: int
     image: str
     label: str
     split: str | None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def read_table(file: Path, display_name: str, config: DataConfig) -> Table:
     Args:
         file: the file.
         display_name: what to call it in messages.
-        config: `image_column`, `label_column` and `split_column` name columns that cannot be told by their names.
+        config: `image_column`, `label_column` and `split_column` name columns that cannot be told by their names;
+            `group_column` is used only if it is named.
 
     Raises:
         DataError: the file cannot be read or is no CSV, a column is missing or ambiguous, or no split is known.
@@ -135,13 +137,15 @@ def _delimiter(text: str) -> str:
 
 
 def _columns(header: Sequence[str], display_name: str, config: DataConfig) -> dict[str, int]:
-    """Role -> position of its column; `split` is left out where there is none."""
+    """Role -> position of its column; `split` and `group` are left out where there is none."""
     asked = {"image": config.image_column, "label": config.label_column, "split": config.split_column}
+    if config.group_column is not None:
+        asked["group"] = config.group_column
     found: dict[str, int] = {}
     for role, name in asked.items():
         if role == "split" and name == NO_COLUMN:
             continue
-        known = HEADERS[role]
+        known = HEADERS.get(role, ())
         fits = [at for at, cell in enumerate(header) if (cell == name if name else _plain(cell) in known)]
         if len(fits) > 1:
             names = ", ".join(repr(header[at]) for at in fits)
@@ -228,4 +232,5 @@ def _row(line: int, cells: list[str], width: int, columns: Mapping[str, int], sp
         if split is None:
             return f"split {said[:40]!r} must be train, valid or test" if said else "has no split"
     # The same letters may be composed in two ways; they are one class.
-    return Row(line, image, unicodedata.normalize("NFC", label), split)
+    group = cells[columns["group"]] if "group" in columns else None
+    return Row(line, image, unicodedata.normalize("NFC", label), split, group)

@@ -13,7 +13,7 @@ from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import SPLITS, is_container, named_splits
 from kbaseline.data.pictures import File, FilePictures, as_text, shown
 from kbaseline.data.sources.csv_table import TABLES
-from kbaseline.data.sources.listing import Listing, alike_but_for_case
+from kbaseline.data.sources.listing import Listing, alike_but_for_case, number_groups
 from kbaseline.data.walk import Found, is_folder, nearest_path, not_used, scan, walk
 from kbaseline.errors import DataError, listed, one_line
 
@@ -48,7 +48,8 @@ def open_folder(path: str, config: DataConfig, console: Console | None = None) -
     labels = {split: np.repeat(np.arange(len(names)), count) for split, count in counts.items()}
     skipped = (*reader.notes, *alike_but_for_case(names), *not_used(aside))
     pictures = FilePictures(reader.root, files)
-    yield Listing(pictures, labels, names, reader.name, skipped, reader.untrainable(tree, path))
+    groups = number_groups([reader.sub_folders.get(file.path) for file in files]) if config.group == "folder" else None
+    yield Listing(pictures, labels, names, reader.name, skipped, reader.untrainable(tree, path), groups)
 
 
 def folder_status(path: str, config: DataConfig) -> tuple[bool, str]:
@@ -87,12 +88,14 @@ class _Reader:
         name: what to call it in messages.
         notes: a line for each folder that is not used.
         aside: files that are not used.
+        sub_folders: path of an image -> the sub-folder of its class folder that it lies in, if it does.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, f"folder {shown(str(root))!r}"
         self.notes: list[str] = []
         self.aside = Found()
+        self.sub_folders: dict[str, str] = {}
         self._spelt: dict[str, str] = {}
         self._folders: dict[str, str] = {}
 
@@ -177,6 +180,8 @@ class _Reader:
             self._put_aside(found)
             if found.images:
                 text = self._text(name)
+                inside = {file.path: file.path.removeprefix(f"{path}/").partition("/") for file in found.images}
+                self.sub_folders |= {file: parts[0] for file, parts in inside.items() if parts[2]}
                 # One name may be composed in two ways.
                 classes[text] = sorted([*classes.get(text, []), *found.images], key=lambda file: file.path)
             else:

@@ -24,6 +24,8 @@ class Listing:
         class_names: the name of each label.
         display_name: what the source is called in messages, for instance `folder 'photos'`.
         skipped: one line for whatever was left out already, with the reason.
+        groups: int `(number,)`, a number for every image, the same for those that a hold-out must not divide; None
+            where every image is for itself.
         untrainable: why nothing can be trained on these images, in one line; empty where something can. They can be
             scored all the same.
     """
@@ -34,6 +36,7 @@ class Listing:
     display_name: str
     skipped: tuple[str, ...] = ()
     untrainable: str = ""
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -64,3 +67,10 @@ def alike_but_for_case(names: Sequence[str]) -> tuple[str, ...]:
         for group in groups.values()
         if len(group) > 1 and len(group[0]) > 1
     )
+
+
+def number_groups(names: Sequence[str | None]) -> np.ndarray:
+    """A number for every image, int `(number,)`, the same for groups of one name; None is a group of one image."""
+    numbers: dict[str, int] = {}
+    own = iter(range(len(names), 2 * len(names)))
+    return np.array([next(own) if name is None else numbers.setdefault(name, len(numbers)) for name in names], np.int64)

@@ -1,0 +1,159 @@
+"""Lays one small grey image over another and measures how well they agree, to tell copies from other shots."""
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+SIDE = 48
+"""Side of the thumbnails, in pixels: fine enough for edges, coarse enough to be fast."""
+
+_LEVELS = ((4, 12), (2, 10), (1, 8))
+"""(reduction, iterations), coarse to fine."""
+
+_HOPELESS = 0.5
+"""Pairs that agree less than this at the coarsest level are not looked at further."""
+
+_LEAST_OVERLAP = 0.45
+_LEAST_SCALE, _MOST_SCALE, _MOST_STRETCH, _MOST_ANGLE = 0.6, 1.7, 1.35, 12.0
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """A grey image of `SIDE` x `SIDE` pixels, each the mean of what it covers.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+
+    Returns:
+        float32 `(SIDE, SIDE)`, 0-255.
+    """
+    return np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How far pairs of thumbnails are the same picture, cropped, stretched, mirrored or coloured otherwise.
+
+    The second is laid over the first by the affine map that maximises their correlation, as it is and mirrored (the
+    enhanced correlation coefficient: Evangelidis and Psarakis 2008, doi 10.1109/TPAMI.2008.113), coarse to fine. The
+    measure is the correlation of their fine structure there: without the shading, in which all photos of a thing on one
+    background agree.
+
+    Args:
+        first: float32 `(pairs, SIDE, SIDE)`.
+        second: the same.
+
+    Returns:
+        float64 `(pairs,)`, -1 to 1; copies are above 0.8, mostly above 0.9.
+    """
+    best = np.full(len(first), -1.0)
+    for other in (second, second[:, :, ::-1]):
+        best = np.maximum(best, _agreement(first, np.ascontiguousarray(other)))
+    return best
+
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    found = np.full(len(first), -1.0)
+    alive = np.arange(len(first))
+    maps = _identity(len(first))
+    for factor, iterations in _LEVELS:
+        a, b = _reduced(first[alive], factor), _reduced(second[alive], factor)
+        aligned = _align(a, b, maps, iterations)
+        maps = np.where(_plausible(aligned)[:, None, None], aligned, _identity(len(aligned)))
+        if factor == _LEVELS[0][0]:
+            hopeful = _correlation(a, b, maps)[0] >= _HOPELESS
+            alive, maps = alive[hopeful], maps[hopeful]
+        if not len(alive):
+            return found
+    correlation, overlap = _correlation(_fine(first[alive]), _fine(second[alive]), maps)
+    found[alive] = np.where(overlap >= _LEAST_OVERLAP, correlation, -1)
+    return found
+
+
+def _identity(number: int) -> np.ndarray:
+    return np.tile(np.eye(2, 3, dtype=np.float32), (number, 1, 1))
+
+
+def _reduced(images: np.ndarray, factor: int) -> np.ndarray:
+    side = images.shape[1] // factor
+    means: np.ndarray = images.reshape(len(images), side, factor, side, factor).mean((2, 4))
+    return means
+
+
+def _fine(images: np.ndarray) -> np.ndarray:
+    return np.stack([image - gaussian_filter(image, SIDE / 16) for image in images])
+
+
+def _align(first: np.ndarray, second: np.ndarray, maps: np.ndarray, iterations: int) -> np.ndarray:
+    """Improves maps from `first` to `second`, `(pairs, 2, 3)`, by Gauss-Newton on the normalised difference."""
+    side = first.shape[-1]
+    template = first.reshape(len(first), -1)
+    slope_y, slope_x = np.gradient(second, axis=(1, 2))
+    for _ in range(iterations):
+        x, y, grid = _places(maps, side)
+        values, inside = _sample(second, x, y)
+        a, b, length = _unit(template, inside)[0], *_unit(values, inside)
+        along_x, along_y = (_sample(slope, x, y)[0] * (side / 2) / length for slope in (slope_x, slope_y))
+        # How the values change with each of the six numbers of a map.
+        change = np.stack([slope * part for slope in (along_x, along_y) for part in grid], -1) * inside[..., None]
+        change -= (change.sum(1) / inside.sum(1, keepdims=True).clip(1))[:, None] * inside[..., None]
+        # A change of contrast is free.
+        change -= b[..., None] * np.einsum("pn,pnk->pk", b, change)[:, None]
+        correlation = (a * b).sum(1, keepdims=True)
+        rest = a / np.maximum(correlation, 0.2) - b
+        normal = np.einsum("pnk,pnl->pkl", change, change)
+        damping = 1e-3 * np.trace(normal, axis1=1, axis2=2)[:, None, None] / 6 + 1e-6
+        step = np.linalg.solve(normal + np.eye(6) * damping, np.einsum("pnk,pn->pk", change, rest)[..., None])
+        maps = maps + np.clip(step[..., 0], -0.15, 0.15).reshape(-1, 2, 3)
+    return maps
+
+
+def _places(maps: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each pixel of the first lies in the second, in pixels `(pairs, side²)`; and the pixels' own grid."""
+    line = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
+    x, y = np.meshgrid(line, line)
+    grid = np.stack([x.ravel(), y.ravel(), np.ones(side * side, np.float32)])
+    there = ((maps @ grid + 1) * side - 1) / 2
+    return there[:, 0], there[:, 1], grid
+
+
+def _sample(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear values of the images at places, `(pairs, places)`, and 1 where a place is inside, else 0."""
+    side = images.shape[-1]
+    inside = (x >= 0) & (x <= side - 1) & (y >= 0) & (y <= side - 1)
+    left, top = (np.clip(np.floor(place), 0, side - 2).astype(np.int64) for place in (x, y))
+    right, down = np.clip(x - left, 0, 1), np.clip(y - top, 0, 1)
+    flat, corner = images.reshape(len(images), -1), top * side + left
+
+    def at(offset: int) -> np.ndarray:
+        return np.take_along_axis(flat, corner + offset, 1)
+
+    upper = at(0) * (1 - right) + at(1) * right
+    lower = at(side) * (1 - right) + at(side + 1) * right
+    return upper * (1 - down) + lower * down, inside.astype(np.float32)
+
+
+def _unit(values: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values inside with mean 0 and length 1, and the length they had; rows are pairs."""
+    mean = (values * inside).sum(1, keepdims=True) / inside.sum(1, keepdims=True).clip(1)
+    centred = (values - mean) * inside
+    # Of a blank image: below a grey value or two nothing is to be seen.
+    length = np.sqrt((centred**2).sum(1, keepdims=True)).clip(1e-3)
+    return centred / length, length
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation of the pairs where they overlap, and the share of the first that does."""
+    x, y, _ = _places(maps, first.shape[-1])
+    values, inside = _sample(second, x, y)
+    a, b = _unit(first.reshape(len(first), -1), inside)[0], _unit(values, inside)[0]
+    return (a * b).sum(1), inside.mean(1)
+
+
+def _plausible(maps: np.ndarray) -> np.ndarray:
+    """Whether a map is a crop, a stretch and a small turn, and no other distortion."""
+    linear = maps[:, :, :2]
+    scales = np.linalg.svd(linear, compute_uv=False)
+    angle = np.degrees(np.arctan2(linear[:, 1, 0] - linear[:, 0, 1], linear[:, 0, 0] + linear[:, 1, 1]))
+    scaled = (scales[:, 0] < _MOST_SCALE) & (scales[:, 1] > _LEAST_SCALE)
+    even = scales[:, 0] < _MOST_STRETCH * scales[:, 1]
+    likely: np.ndarray = scaled & even & (np.abs(angle) < _MOST_ANGLE) & (np.linalg.det(linear) > 0)
+    return likely

@@ -1,0 +1,176 @@
+"""Finds near-duplicates: copies of one picture that were resized, recompressed, cropped a little, recoloured, mirrored.
+
+Two measures must agree. The features of a network propose each image's nearest neighbours; they see what a picture
+shows. The alignment of the pixels decides; it tells a copy from another photo of the same thing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from kbaseline.audit.alignment import agreement, thumbnail
+from kbaseline.console.bars import Bar
+from kbaseline.data import ImageData
+from kbaseline.data.duplicates import Place, find_duplicates
+
+NEIGHBOURS = 6
+"""Nearest neighbours of each image that are compared with it: a group of copies is found through its links."""
+
+SIMILAR = 0.5
+"""Least cosine of the features of a pair, both taken from their mean, that is compared pixel by pixel."""
+
+SAME = 0.85
+"""Least agreement of a copy. Of 390 copies made of photos, of 13 kinds, 1 in 100 is below it unless more than a fifth
+of the side was cut off; pairs above it that were not made were the same shot (docs/audit.md)."""
+
+SMALLEST = 16
+"""Images of fewer pixels a side are compared for identical pixels alone: too little to be seen apart."""
+
+_BATCH = 256
+"""Pairs aligned together."""
+
+_ROWS = 512
+"""Images whose neighbours are sought together."""
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """One group of copies.
+
+    Attributes:
+        places: its images, first those in train, then valid, then test.
+        score: agreement of its most certain pair, -1 to 1.
+        pair: the two of `places` that agree most.
+    """
+
+    places: tuple[Place, ...]
+    score: float
+    pair: tuple[Place, Place]
+
+    @property
+    def leaks(self) -> bool:
+        """Whether it has images in more than one split."""
+        return len({place.split for place in self.places}) > 1
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether its images have different labels."""
+        return len({place.label for place in self.places}) > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest images of every image, by their features taken from the mean.
+
+    Attributes:
+        numbers: int `(images, k)`, the nearest first.
+        cosines: float32 `(images, k)`.
+    """
+
+    numbers: np.ndarray
+    cosines: np.ndarray
+
+
+def find_near_duplicates(
+    data: ImageData, near: Neighbours, console: Console | None = None
+) -> tuple[NearDuplicates, ...]:
+    """Groups of copies within and across splits, most certain first; identical images are copies too.
+
+    Args:
+        data: the images, at least `SMALLEST` pixels a side; of smaller ones only identical images are found.
+        near: the neighbours of all images, of all splits in their order.
+        console: where to show progress; None shows nothing.
+    """
+    rows = np.repeat(np.arange(len(near.numbers)), near.numbers.shape[1])
+    likely = near.cosines.ravel() >= SIMILAR
+    pairs = np.stack([rows, near.numbers.ravel()], 1)[likely]
+    pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    scores = _agreements(data, pairs, console) if min(data.image_size) >= SMALLEST else np.full(len(pairs), -1.0)
+    same = scores >= SAME
+    identical = _identical(data)
+    return _groups(
+        data, np.concatenate([identical, pairs[same]]), np.concatenate([np.ones(len(identical)), scores[same]])
+    )
+
+
+def nearest(features: np.ndarray, console: Console | None = None) -> Neighbours:
+    """The nearest images of every image.
+
+    Args:
+        features: float `(images, any)`.
+        console: where to show progress; None shows nothing.
+    """
+    centred = np.asarray(features, np.float32) - np.mean(features, axis=0, dtype=np.float32)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12)
+    wanted = min(NEIGHBOURS, len(unit) - 1)
+    numbers, cosines = [], []
+    with Bar(console, "Comparing features", len(unit)) as bar:
+        for start in range(0, len(unit), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(unit)))
+            found = unit[rows] @ unit.T
+            found[rows - start, rows] = -np.inf
+            best = np.argpartition(-found, wanted - 1, axis=1)[:, :wanted]
+            values = np.take_along_axis(found, best, 1)
+            order = np.argsort(-values, axis=1, kind="stable")
+            numbers.append(np.take_along_axis(best, order, 1))
+            cosines.append(np.take_along_axis(values, order, 1))
+            bar.advance(len(rows))
+    return Neighbours(np.concatenate(numbers), np.concatenate(cosines))
+
+
+def _identical(data: ImageData) -> np.ndarray:
+    """Links between images with equal pixels, int `(links, 2)`."""
+    starts = dict(zip(data.splits, np.cumsum([0, *map(len, data.splits.values())]), strict=False))
+    links = [
+        (starts[group[0].split] + group[0].row, starts[place.split] + place.row)
+        for group in find_duplicates(data).groups
+        for place in group[1:]
+    ]
+    return np.array(links, np.int64).reshape(-1, 2)
+
+
+def _agreements(data: ImageData, pairs: np.ndarray, console: Console | None) -> np.ndarray:
+    """`agreement` of every pair, float64 `(pairs,)`."""
+    used, positions = np.unique(pairs, return_inverse=True)
+    positions = positions.reshape(pairs.shape)
+    images = [split.images for split in data.splits.values()]
+    starts = np.cumsum([0, *map(len, images)])
+
+    def image(number: int) -> np.ndarray:
+        split = int(np.searchsorted(starts, number, side="right")) - 1
+        return np.asarray(images[split][number - int(starts[split])])
+
+    small = np.array([thumbnail(image(number)) for number in used.tolist()], np.float32)
+    scores = [np.empty(0)]
+    with Bar(console, "Comparing pixels", len(pairs)) as bar:
+        for start in range(0, len(pairs), _BATCH):
+            first, second = positions[start : start + _BATCH].T
+            scores.append(agreement(small[first], small[second]))
+            bar.advance(len(first))
+    return np.concatenate(scores)
+
+
+def _groups(data: ImageData, pairs: np.ndarray, scores: np.ndarray) -> tuple[NearDuplicates, ...]:
+    places = [
+        Place(name, row, int(label)) for name, split in data.splits.items() for row, label in enumerate(split.labels)
+    ]
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(places),) * 2)
+    member = connected_components(links, directed=False)[1]
+    groups: dict[int, list[int]] = {}
+    for position in np.argsort(-scores, kind="stable").tolist():
+        groups.setdefault(int(member[pairs[position, 0]]), []).append(position)
+    return tuple(_group(places, pairs, scores, positions) for positions in groups.values())
+
+
+def _group(places: Sequence[Place], pairs: np.ndarray, scores: np.ndarray, positions: Sequence[int]) -> NearDuplicates:
+    """The group linked by the pairs at `positions`, of which the first agrees most."""
+    best = positions[0]
+    members = np.unique(pairs[list(positions)]).tolist()
+    first, second = pairs[best].tolist()
+    return NearDuplicates(
+        tuple(places[number] for number in members), float(scores[best]), (places[first], places[second])
+    )

@@ -1,0 +1,257 @@
+"""The recipe several times: with several seeds, or on every part of the images in turn; one number and its doubt."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from scipy.stats import norm
+
+from kbaseline.baseline import ConfigLike, resume_run, run_baseline
+from kbaseline.config.load import dotted, load_config
+from kbaseline.config.schema import Config
+from kbaseline.console.format import interval, percent, plain_table
+from kbaseline.errors import ConfigError, InputError, one_line
+from kbaseline.metrics import CONFIDENCE, Evaluation, accuracy_interval, evaluate_predictions, final_evaluation
+from kbaseline.runs.record import read_run
+from kbaseline.storage.run_folder import RunFolder
+
+PLAN = "repeats.json"
+"""File that says what is repeated, and how often."""
+
+_SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Repeats:
+    """The recipe's accuracy over several runs.
+
+    Attributes:
+        kind: `seeds` or `folds`.
+        folder: holds one run folder for each of `runs`; of folds, `final` too, trained on all images.
+        runs: names of the run folders.
+        accuracies: of their last step, 0 to 1.
+        mean: over seeds, the mean of `accuracies`; over folds, the share of all images that is right.
+        spread: standard deviation of `accuracies`.
+        interval: 95 % interval of `mean`: over seeds, of images and seeds together; over folds, of the images.
+    """
+
+    kind: Literal["seeds", "folds"]
+    folder: Path
+    runs: tuple[str, ...]
+    accuracies: tuple[float, ...]
+    mean: float
+    spread: float
+    interval: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python, for `summary.json`."""
+        return {
+            "kind": self.kind,
+            "runs": dict(zip(self.runs, self.accuracies, strict=True)),
+            "mean": self.mean,
+            "spread": self.spread,
+            "interval": list(self.interval),
+        }
+
+
+def run_seeds(
+    config: ConfigLike = None,
+    seeds: int = 3,
+    *,
+    out: str | Path | None = None,
+    console: Console | None = None,
+    **overrides: Any,
+) -> Repeats:
+    """Runs the recipe with several seeds, from the configuration's own upwards.
+
+    The interval adds two doubts: that of other images, of which each run saw the same number, and that of other seeds.
+
+    Args:
+        config, console, **overrides: as for `run_baseline`.
+        seeds: number of runs, at least 2.
+        out: the folder of all runs; default: `runs/<name>-seeds`, numbered.
+
+    Raises:
+        InputError, RunError, KeyboardInterrupt: as `run_baseline`; `resume_repeats` continues.
+    """
+    return _start(config, "seeds", seeds, out, console, overrides)
+
+
+def run_folds(
+    config: ConfigLike = None,
+    folds: int = 5,
+    *,
+    out: str | Path | None = None,
+    console: Console | None = None,
+    **overrides: Any,
+) -> Repeats:
+    """Runs the recipe on every part of the training images in turn, and at last on all of them.
+
+    Every image is predicted once, by the run that did not train on it. The final model is trained on all images, so
+    that nothing can measure it; the folds say what to expect of it, or a little more: each had fewer images.
+
+    Args:
+        config, console, **overrides: as for `run_baseline`.
+        folds: number of parts, at least 2; a patient, video or series is not divided, see `data.group`.
+        out: the folder of all runs; default: `runs/<name>-folds`, numbered.
+
+    Raises:
+        InputError, RunError, KeyboardInterrupt: as `run_baseline`; `resume_repeats` continues.
+    """
+    return _start(config, "folds", folds, out, console, overrides)
+
+
+def is_repeats(folder: Path) -> bool:
+    """Whether a folder was made by `run_seeds` or `run_folds`."""
+    return (Path(folder).expanduser() / PLAN).is_file()
+
+
+def resume_repeats(folder: str | Path, *, console: Console | None = None) -> Repeats:
+    """Continues `run_seeds` or `run_folds` after it was stopped; what is finished is not repeated.
+
+    Raises:
+        InputError: the folder holds no such runs.
+        RunError, KeyboardInterrupt: as `run_baseline`.
+    """
+    kept = RunFolder.reopen(Path(folder))
+    if not is_repeats(kept.path):
+        raise InputError(f"folder {str(folder)!r}: has no {PLAN}; it was not made by --seeds or --folds.")
+    try:
+        plan = json.loads((kept.path / PLAN).read_text(encoding="utf-8"))
+        kind, count = plan["kind"], plan["count"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"folder {str(folder)!r}: {PLAN} cannot be read ({one_line(error)}). Start anew.") from None
+    return _run(kept, load_config(kept.path / "config.yaml"), kind, count, console or Console())
+
+
+def _start(
+    config: ConfigLike,
+    kind: Literal["seeds", "folds"],
+    count: int,
+    out: str | Path | None,
+    console: Console | None,
+    overrides: dict[str, Any],
+) -> Repeats:
+    settings = load_config(config, dotted(overrides))
+    if count < 2:
+        raise ConfigError(f"{kind}: must be at least 2; got {count}. For a single run leave it out.")
+    if kind == "folds":
+        _with_fold(settings, 1, count)
+    folder = RunFolder.create(None if out is None else Path(out), f"{settings.name}-{kind}")
+    folder.write_text("config.yaml", settings.to_yaml())
+    folder.write_json(PLAN, {"kind": kind, "count": count})
+    return _run(folder, settings, kind, count, console or Console())
+
+
+def _run(folder: RunFolder, config: Config, kind: Literal["seeds", "folds"], count: int, console: Console) -> Repeats:
+    configs = {f"seed-{config.seed + k}": config.model_copy(update={"seed": config.seed + k}) for k in range(count)}
+    if kind == "folds":
+        configs = {f"fold-{k}": _with_fold(config, k, count) for k in range(1, count + 1)}
+        configs["final"] = _with_fold(config, 0, count)
+    with _hint(folder.path):
+        for name, own in configs.items():
+            console.rule(name)
+            _once(own, folder.path / name, console)
+    names = [name for name in configs if name != "final"]
+    last = [final_evaluation(_scored(folder.path / name, kind)) for name in names]
+    found = _summary(kind, folder.path, names, last)
+    folder.write_json(_SUMMARY, found.to_dict())
+    _show(found, console)
+    return found
+
+
+def _with_fold(config: Config, number: int, folds: int) -> Config:
+    if config.data.valid_fraction is not None:
+        raise ConfigError("data.valid_fraction: with folds each part is held out once; leave it out.")
+    return config.model_copy(update={"data": config.data.model_copy(update={"fold": (number, folds)})})
+
+
+@contextmanager
+def _hint(folder: Path) -> Iterator[None]:
+    """A stop says how to continue all runs, not the one that was stopped."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        text = f"Stopped; continue with: kbaseline fit --resume {folder}"
+        stop.args = (text,)
+        raise
+
+
+def _once(config: Config, folder: Path, console: Console) -> None:
+    """Runs, continues or only reads one run."""
+    if (folder / "config.yaml").is_file():
+        resume_run(folder, console=console)
+    else:
+        run_baseline(config, out=folder, console=console)
+
+
+def _scored(folder: Path, kind: str) -> dict[str, Evaluation]:
+    """The evaluations to count: over seeds of the last split, over folds of the part held out."""
+    run = read_run(folder)
+    return run.evaluations[run.splits[-1] if kind == "seeds" else "valid"]
+
+
+def _summary(
+    kind: Literal["seeds", "folds"], folder: Path, names: Sequence[str], last: Sequence[Evaluation]
+) -> Repeats:
+    accuracies = tuple(one.accuracy for one in last)
+    spread = float(np.std(accuracies, ddof=1))
+    if kind == "folds":
+        every = evaluate_predictions(
+            np.concatenate([one.probabilities for one in last]),
+            np.concatenate([one.labels for one in last]),
+            last[0].class_names,
+        )
+        mean, doubt = every.accuracy, every.interval
+    else:
+        mean, doubt = float(np.mean(accuracies)), seeds_interval(last)
+    return Repeats(kind, folder, tuple(names), accuracies, mean, spread, doubt)
+
+
+def seeds_interval(runs: Sequence[Evaluation]) -> tuple[float, float]:
+    """95 % interval of the mean accuracy over images and seeds: the two variances add.
+
+    Where all runs scored the same images, the variance over images is that of the share of runs that are right on each;
+    otherwise that of a single run. The variance over seeds is that of the accuracies, divided by their number. Where no
+    image is wrong it is Wilson's interval.
+
+    Args:
+        runs: one evaluation for each seed, at least 2.
+    """
+    accuracies = np.array([run.accuracy for run in runs])
+    right = [run.probabilities.argmax(axis=1) == run.labels for run in runs]
+    same = all(np.array_equal(run.labels, runs[0].labels) for run in runs)
+    shares = np.mean(right, axis=0) if same else right[0].astype(float)
+    variance = shares.var(ddof=1) / len(shares) + accuracies.var(ddof=1) / len(runs)
+    mean = float(accuracies.mean())
+    if not variance:
+        return accuracy_interval(round(mean * len(shares)), len(shares))
+    half = float(norm.ppf(1 - (1 - CONFIDENCE) / 2) * variance**0.5)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def _show(found: Repeats, console: Console) -> None:
+    table = plain_table("run", figures=("accuracy",))
+    for name, accuracy in zip(found.runs, found.accuracies, strict=True):
+        table.add_row(name, percent(accuracy))
+    console.print(table)
+    over = "images and seeds" if found.kind == "seeds" else "all images, each predicted once"
+    console.print(
+        f"{found.kind}: {percent(found.mean)}, spread {100 * found.spread:.2f} points, 95 % interval "
+        f"{interval(found.interval)} over {over}; {found.folder / _SUMMARY}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if found.kind == "folds":
+        console.print(
+            f"final model, trained on all of them: {found.folder / 'final'} (its own accuracy proves nothing)",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
