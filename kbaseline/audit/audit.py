@@ -97,12 +97,12 @@ class Audit:
         if len(self.curve) < 2 or self.curve[-1].images < 1.5 * self.curve[-2].images:
             return "Too few images to say whether more would help."
         before, now = self.curve[-2:]
-        gain, doubt = now.accuracy - before.accuracy, float(np.hypot(now.spread, before.spread))
-        last = f"From {before.images:,} to {now.images:,} training images the probe gained {100 * gain:+.1f} points"
+        gain, doubt = (100 * part for part in now.gain(before))
+        last = f"From {before.images:,} to {now.images:,} training images the probe gained {gain:.1f} ± {doubt:.1f} points"
         if gain <= doubt:
-            return f"{last}, no more than its spread ({100 * doubt:.1f}): more images of this kind would bring little."
+            return f"{last}: more images of this kind would bring little."
         # Learning curves flatten: a doubling brings no more than the one before it.
-        return f"{last}. Twice as many would bring between nothing and about {100 * gain:.1f} points more."
+        return f"{last}. Twice as many would bring between nothing and about {gain:.1f} points more."
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as plain Python, for `audit.json`."""

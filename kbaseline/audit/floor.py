@@ -44,13 +44,26 @@ class CurvePoint:
 
     Attributes:
         images: training images.
-        accuracy: mean accuracy on images held out, 0 to 1.
-        spread: standard deviation over repeats.
+        repeats: accuracy on each part held out, 0 to 1; the parts are the same at every point.
     """
 
     images: int
-    accuracy: float
-    spread: float
+    repeats: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the parts."""
+        return float(np.mean(self.repeats))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the parts."""
+        return float(np.std(self.repeats))
+
+    def gain(self, before: "CurvePoint") -> tuple[float, float]:
+        """How much more accurate it is than a point with fewer images, part by part: mean and standard error."""
+        gains = np.subtract(self.repeats, before.repeats)
+        return float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def cross_validate(
@@ -116,8 +129,8 @@ def learning_curve(
                 if len(np.unique(labels[part])) > 1:
                     probe = fit_probe(features[part], labels[part], classes, seed=seed, groups=groups[part])
                     sizes.append(len(part))
-                    scores.append((probe.logits(features[held]).argmax(axis=1) == labels[held]).mean())
+                    scores.append(float((probe.logits(features[held]).argmax(axis=1) == labels[held]).mean()))
                 bar.advance()
-            if scores:
-                points.append(CurvePoint(round(np.mean(sizes)), float(np.mean(scores)), float(np.std(scores))))
+            if len(scores) == len(parts) > 1:
+                points.append(CurvePoint(round(np.mean(sizes)), tuple(scores)))
     return tuple(points)

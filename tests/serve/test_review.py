@@ -39,7 +39,7 @@ def audit(tmp_path) -> Audit:
     floor = Floor(0.5, (0.2, 0.8), 5, 0.5, np.full((8, 2), 0.5))
     copies = (NearDuplicates((b, c), 0.97, (b, c)),)
     odd = (Odd(Place("valid", 0, 0), "dark", 0.1),)
-    return Audit(data, copies, (Suspect(a, 1, -0.9),), odd, (), floor, (CurvePoint(8, 0.5, 0.1),))
+    return Audit(data, copies, (Suspect(a, 1, -0.9),), odd, (), floor, (CurvePoint(8, (0.5, 0.6)),))
 
 
 def rows(review: Review) -> dict[str, tuple[str, str, str]]:
