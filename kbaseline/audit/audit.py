@@ -98,7 +98,9 @@ class Audit:
             return "Too few images to say whether more would help."
         before, now = self.curve[-2:]
         gain, doubt = (100 * part for part in now.gain(before))
-        last = f"From {before.images:,} to {now.images:,} training images the probe gained {gain:.1f} ± {doubt:.1f} points"
+        last = (
+            f"From {before.images:,} to {now.images:,} training images the probe gained {gain:.1f} ± {doubt:.1f} points"
+        )
         if gain <= doubt:
             return f"{last}: more images of this kind would bring little."
         # Learning curves flatten: a doubling brings no more than the one before it.

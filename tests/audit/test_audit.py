@@ -237,6 +237,8 @@ def test_more_images_are_worth_what_the_last_doubling_was(planted):
     half, whole = CurvePoint(100, (0.70, 0.72, 0.68)), CurvePoint(200, (0.74, 0.75, 0.73))
     assert whole.gain(half) == (pytest.approx(0.04), pytest.approx(0.01 / 3**0.5))
     said = replace(audit, curve=(half, whole)).more_images
-    assert said.endswith("gained 4.0 ± 0.6 points. Twice as many would bring between nothing and about 4.0 points more.")
+    assert said.endswith(
+        "gained 4.0 ± 0.6 points. Twice as many would bring between nothing and about 4.0 points more."
+    )
     flat = CurvePoint(200, (0.70, 0.71, 0.69))
     assert "would bring little" in replace(audit, curve=(half, flat)).more_images
