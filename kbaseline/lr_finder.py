@@ -14,7 +14,7 @@ import numpy as np
 
 from kbaseline.errors import InputError, LRFinderError, did_you_mean
 from kbaseline.optimizer import clone_optimizer
-from kbaseline.render.notebook import Table, fragment, paragraphs
+from kbaseline.render.notebook import Rates, fragment, paragraphs
 from kbaseline.schedules import ExponentialSweep
 
 if TYPE_CHECKING:
@@ -78,16 +78,6 @@ Rule = Literal["valley", "steep", "slide", "minimum"]
 """The names in `RULES`, for editors to complete."""
 
 
-class Suggestions(dict[str, float]):
-    """Suggested rates by rule, which show themselves as a table."""
-
-    def __repr__(self) -> str:
-        return ", ".join(f"{rule} {rate:.2e}" for rule, rate in self.items())
-
-    def _repr_html_(self) -> str:
-        return Table({"rule": rule, "rate": rate} for rule, rate in self.items())._repr_html_()
-
-
 @dataclass(frozen=True, eq=False)
 class LRCurve:
     """Rates and losses of a sweep, and the learning rates that four rules suggest from them.
@@ -144,9 +134,9 @@ class LRCurve:
             )
         return RULES[rule](lrs, losses)
 
-    def suggestions(self) -> Suggestions:
+    def suggestions(self) -> Rates:
         """The rate of every rule, a dictionary. Raises as `suggest` does."""
-        return Suggestions({rule: self.suggest(rule) for rule in RULES})
+        return Rates({rule: self.suggest(rule) for rule in RULES})
 
     def plot(self, title: str = "", *, chosen: float | None = None) -> "Plot":
         """Plots the curve, with the suggestions marked if there are any; a Matplotlib figure.
@@ -160,7 +150,7 @@ class LRCurve:
         try:
             suggestions = self.suggestions()
         except LRFinderError:
-            suggestions = Suggestions()
+            suggestions = Rates()
         return plot_lr_find([self.plot_data(title, suggestions, chosen)])
 
     def plot_data(self, title: str, suggestions: Mapping[str, float], chosen: float | None) -> dict[str, Any]:

@@ -70,6 +70,20 @@ class Table(list[dict[str, Any]]):
         return html_table(*_cells(self[:ROWS])) + more if self else "<p>no rows</p>"
 
 
+class Rates(dict[str, float]):
+    """Learning rates by name, which show themselves rounded, in a notebook as a table."""
+
+    def texts(self) -> dict[str, str]:
+        """The rates as they are shown."""
+        return {name: f"{rate:.2e}" for name, rate in self.items()}
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name} {rate}" for name, rate in self.texts().items())
+
+    def _repr_html_(self) -> str:
+        return Table({"rule": rule, "rate": rate} for rule, rate in self.texts().items())._repr_html_()
+
+
 @dataclass(frozen=True)
 class Card:
     """A picture with its caption.

@@ -1,5 +1,6 @@
 """`load`: a finished run with its network, to predict with; and its data, read again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import Config
+from kbaseline.console.format import shortened
 from kbaseline.data import ImageData
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
@@ -15,6 +17,8 @@ from kbaseline.devices.xla import prefer_eigen_convolutions, set_compilation_cac
 from kbaseline.errors import DataError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
+from kbaseline.render.notebook import Gallery, fragment, paragraphs
+from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
 from kbaseline.runs.inference import predict_plain, predict_views
 from kbaseline.runs.record import RunRecord, RunResult, read_run
 
@@ -59,6 +63,35 @@ class SavedRun:
         if not tta:
             return predict_plain(self.model, images, self.config, self.console, batch_size)
         return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
+
+    def show(self, images: Picture | Sequence[Picture], *, top: int = 3, tta: bool = False) -> Gallery:
+        """Predicts images and shows them with their most probable classes, in a notebook.
+
+        Args:
+            images: paths of image files, PIL images, or uint8 arrays `(height, width, 3)`; a single one needs no list.
+            top: number of classes.
+            tta: use test-time augmentation.
+
+        Raises:
+            DataError: there are no images, or one cannot be read.
+            InputError: `tta` is true, but the run's configuration turns it off.
+        """
+        pixels = read_pictures(images, self.image_size, self.config.data.resize)
+        return prediction_gallery(images, pixels, self.predict(np.stack(pixels), tta=tta), self.class_names, top)
+
+    def __repr__(self) -> str:
+        network, names = self.config.model.backbone, ", ".join(self.class_names[:8])
+        more = f" and {len(self.class_names) - 8} more" if len(self.class_names) > 8 else ""
+        height, width = self.image_size
+        return (
+            f"SavedRun of {shortened(str(self.folder), 120)}: {shortened(network, 80)}, images of {width}x{height}\n"
+            f"{len(self.class_names)} classes: {shortened(names, 160)}{more}\n"
+            f"{self.result!r}".replace("BaselineResult of ", "result of ")
+        )
+
+    def _repr_html_(self) -> str:
+        lines = repr(self).split("\n")[:2]
+        return fragment(paragraphs("\n".join(lines))) + self.result._repr_html_()
 
     @property
     def image_size(self) -> tuple[int, int]:
