@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -48,7 +48,7 @@ from kbaseline.schedules import CosineCycle, OneCycle
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.history import History
 from kbaseline.training.session import Session
-from kbaseline.training.signals import stoppable
+from kbaseline.training.signals import Interrupts, Stopped, stoppable
 from kbaseline.training.stage import Stage, applied_rates, train
 
 DEFAULT_LR = 3e-3
@@ -237,7 +237,7 @@ class Learner:
         )
         bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
-            with bar, self._stoppable() as stop, self._explain_oom("learning-rate sweep"):
+            with bar, self._stoppable("the model was restored") as stop, self._explain_oom("learning-rate sweep"):
                 self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar, *stop])
         finally:
             finder.restore()
@@ -343,21 +343,37 @@ class Learner:
             table = StageTable(title, epochs, train_steps * size, self.console)
             valid, earlier = self.data.valid, list(self.history)
             try:
-                with self._explain_oom(title):
-                    train(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks)
+                with self._explain_oom(title), self._interrupts("") as interrupts:
+                    train(
+                        *(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks),
+                        interrupts,
+                    )
+            except Stopped as stop:
+                if self.session is not None:
+                    raise
+                self._record_rates(optimizer, stage)
+                done, steps = int(optimizer.iterations) - stage.first, epochs * train_steps
+                kept = f"{title}: the model keeps what it learned in {done:,} of {steps:,} steps, and learn.history "
+                raise Stopped(stop.number, f"{kept}{len(table.rows)} of {epochs} epochs") from None
             finally:
                 self.history += table.rows
         self._record_rates(optimizer, stage)
         return History(self.history[before:])
 
-    def _stoppable(self) -> AbstractContextManager[list[keras.callbacks.Callback]]:
-        return stoppable(self.session.interrupts if self.session else None)
+    def _interrupts(self, kept: str) -> AbstractContextManager[Interrupts]:
+        """The session's interrupts, or some for this block alone, whose message ends with `kept`."""
+        return nullcontext(self.session.interrupts) if self.session else Interrupts(kept, guest=True)
+
+    @contextmanager
+    def _stoppable(self, kept: str = "nothing was changed") -> Iterator[list[keras.callbacks.Callback]]:
+        with self._interrupts(kept) as interrupts, stoppable(interrupts) as callbacks:
+            yield callbacks
 
     def _explain_oom(self, what: str) -> AbstractContextManager[None]:
         return explain_oom(what, self.config.data.batch)
 
     def _record_rates(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
-        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))
+        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, int(optimizer.iterations)))
         offset = len(self.applied)
         for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
             groups = {f"lr_{i}": float(lr) * factor for i, factor in enumerate(optimizer.multipliers)}
@@ -445,7 +461,7 @@ class Learner:
             rate, _ = self._optimizer.schedules
             peak = rate.peak if isinstance(rate, CosineCycle) else rate
             trained = [row for row in rows if row["trainable"]]
-            for row, multiplier in zip(trained, self._optimizer.multipliers, strict=True):
+            for row, multiplier in zip(trained, self._optimizer.multipliers, strict=False):
                 row["rate"] = peak * multiplier
         return rows
 

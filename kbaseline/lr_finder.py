@@ -246,6 +246,11 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         lrs = start * ratio ** (np.arange(count) / self.schedule.steps)
         return LRCurve(lrs, np.array(self._losses), np.array(self._smoothed), self.schedule.steps)
 
+    def __repr__(self) -> str:
+        sweep = self.schedule
+        found = repr(self.curve) if getattr(self, "_losses", None) else "no sweep has run; pass it to model.fit"
+        return f"LRFinder: {sweep.start_lr:.1e} to {sweep.end_lr:.1e} in {sweep.steps:,} steps\n{found}"
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Saves the state of the model and installs the sweep's optimizer."""
         model = self.model

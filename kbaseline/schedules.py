@@ -6,13 +6,18 @@ training neural networks", https://arxiv.org/abs/1506.01186.
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kbaseline.errors import InputError
+from kbaseline.render.notebook import fragment, paragraphs
+
+if TYPE_CHECKING:
+    from kbaseline.render.plots import Plot
 
 
 @keras.saving.register_keras_serializable(package="kbaseline")
@@ -69,6 +74,12 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
         fall = self.peak * left_down + self.end * (1 - left_down)
         return ops.where(since < up, rise, fall)
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}: {self.start:.3g} to {self.peak:.3g} at step {self.peak_step:,} of "
+            f"{self.total_steps:,}, then to {self.end:.3g}"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation."""
         names = ("start", "peak", "end", "total_steps", "pct_start", "start_step")
@@ -113,6 +124,21 @@ class OneCycle(CosineCycle):
             raise InputError(f"max_lr, div and final_div must be positive; got {max_lr}, {div}, {final_div}.")
         super().__init__(max_lr / div, max_lr, max_lr / final_div, total_steps, pct_start, start_step)
         self.max_lr, self.div, self.final_div = float(max_lr), float(div), float(final_div)
+
+    def plot(self) -> "Plot":
+        """Plots rate and momentum at every step; a Matplotlib figure."""
+        from kbaseline.render.plots import plot_schedule
+
+        # As many points as a line can show.
+        steps = np.unique(np.linspace(0, self.total_steps - 1, 400).astype(int)) + self.start_step
+        columns = (np.asarray(values).tolist() for values in (steps, self(steps), self.momentum()(steps)))
+        names = ("step", "lr", "momentum")
+        return plot_schedule(
+            [{"stage": "", **dict(zip(names, row, strict=True))} for row in zip(*columns, strict=True)]
+        )
+
+    def _repr_html_(self) -> str:
+        return fragment(paragraphs(repr(self))) + self.plot()._repr_mimebundle_()["text/html"]
 
     def momentum(self, ends: float = 0.95, middle: float = 0.85) -> CosineCycle:
         """The matching momentum schedule: `ends` at both ends of the cycle, `middle` at the peak of the rate."""

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from kbaseline.config.schema import Config
 from kbaseline.config.splits import DISPLAY_NAMES
+from kbaseline.console.bars import status
 from kbaseline.data import ImageData, Split
 from kbaseline.errors import with_kind
 from kbaseline.metrics import Evaluation, compare_paired, final_evaluation, score_rows
@@ -62,7 +63,7 @@ class ReportData:
 def write_report(folder: RunFolder, report: ReportData, console: Console) -> None:
     """Writes `report.html`, or prints why it cannot: a finished run must not fail because of its report."""
     try:
-        with console.status("report.html"):
+        with status(console, "report.html"):
             folder.write_text("report.html", render_report(report))
     except Exception as error:
         line = f"report.html: not written ({with_kind(error)}); result.json has all results"

@@ -12,6 +12,7 @@ import uvicorn
 from rich.console import Console
 from starlette.applications import Starlette
 
+from kbaseline.console.bars import status
 from kbaseline.errors import InputError, one_line
 from kbaseline.runs.run import load
 from kbaseline.serve.app import application
@@ -45,7 +46,7 @@ def serve_run(
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
         address, number = listener.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
-        with console.status("loading and compiling"):
+        with status(console, "loading and compiling"):
             predictor = Predictor(load(folder))
             predictor.warm_up()
         if not loopback:
