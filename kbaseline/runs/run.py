@@ -86,7 +86,7 @@ class SavedRun:
         return (
             f"SavedRun of {shortened(str(self.folder), 120)}: {shortened(network, 80)}, images of {width}x{height}\n"
             f"{len(self.class_names)} classes: {shortened(names, 160)}{more}\n"
-            f"{self.result!r}".replace("BaselineResult of ", "result of ")
+            + "\n".join(repr(self.result).split("\n")[:2])
         )
 
     def _repr_html_(self) -> str:
