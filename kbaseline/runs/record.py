@@ -179,20 +179,23 @@ class RunResult(BaseModel):
 
     __str__ = __repr__
 
-    def _repr_html_(self) -> str:
-        first, *_, last = repr(self).split("\n")
-        steps = Table(
+    def steps_table(self) -> Table:
+        """Accuracy by step, with its interval, as a table that shows itself."""
+        return Table(
             {"step": step.name, "accuracy": step.accuracy, "95 % interval": interval(step.interval)}
             | {"images": step.images, "seconds": step.seconds}
             for step in self.steps
         )
+
+    def _repr_html_(self) -> str:
+        first, *_, last = repr(self).split("\n")
         rates = [{"stage": stage, **Rates(found).texts()} for stage, found in self.suggested_lrs.items()]
         try:
             page = page_html((self.folder / "report.html").read_text(encoding="utf-8"), "report.html")
         except OSError:
             page = ""
         found = f"<p>suggested rates</p>{Table(rates).html()}" if rates else ""
-        return fragment(paragraphs(f"{first}\n{last}"), steps.html(), found, page)
+        return fragment(paragraphs(f"{first}\n{last}"), self.steps_table().html(), found, page)
 
     def write(self, folder: RunFolder) -> None:
         """Writes `result.json`. Raises `RunError` as `RunFolder.atomic` does."""

@@ -90,8 +90,7 @@ class SavedRun:
         )
 
     def _repr_html_(self) -> str:
-        lines = repr(self).split("\n")[:2]
-        return fragment(paragraphs("\n".join(lines))) + self.result._repr_html_()
+        return fragment(paragraphs(repr(self)), self.result.steps_table().html())
 
     @property
     def image_size(self) -> tuple[int, int]:
