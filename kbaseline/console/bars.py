@@ -122,7 +122,7 @@ class Bar:
             if time.monotonic() - self._began < self._patience:
                 return
             self._progress = self._drawn(self._console)
-        self._progress.update(self._done, self._total or None, self._note)
+        self._progress.move(self._done, self._total or None, self._note)
 
     def _hide(self) -> None:
         if self._progress is not None:
@@ -136,13 +136,13 @@ class Bar:
         return _TerminalBar(console, self._label, self._unit, self._per_step)
 
 
-class _TerminalBar:
+class _TerminalBar(Progress):
     """A bar drawn by Rich; its arguments are those of `CellBar`, but for the console."""
 
     def __init__(self, console: Console, label: str, unit: str, per_step: float | None) -> None:
         percent = TextColumn("{task.percentage:>3.0f} %", "progress.percentage")
         count: ProgressColumn = percent if per_step is None else MofNCompleteColumn()
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             count,
@@ -153,14 +153,11 @@ class _TerminalBar:
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task(label, total=None, note="")
-        self._progress.start()
+        self.add_task(label, total=None, note="")
+        self.start()
 
-    def update(self, done: int, total: int | None, note: str) -> None:
-        self._progress.update(self._task, completed=done, total=total, note=note)
-
-    def stop(self) -> None:
-        self._progress.stop()
+    def move(self, done: int, total: int | None, note: str) -> None:
+        self.update(self.tasks[0].id, completed=done, total=total, note=note)
 
 
 def shows_progress(console: Console) -> bool:

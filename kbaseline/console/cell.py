@@ -77,7 +77,7 @@ class CellBar:
         self._began = time.monotonic()
         self._drawn = 0.0
 
-    def update(self, done: int, total: int | None, note: str) -> None:
+    def move(self, done: int, total: int | None, note: str) -> None:
         """Draws the bar, unless it was drawn a moment ago."""
         now = time.monotonic()
         if self._drawn and now - self._drawn < REDRAW_SECONDS:

@@ -47,9 +47,12 @@ class Table(list[dict[str, Any]]):
         """
         try:
             import pandas
+
+            # TFDS leaves a module of this name behind that fails only when it is used.
+            frame = pandas.DataFrame
         except ImportError:
             raise InputError("to_pandas: pandas is not installed; pip install pandas, or use the rows.") from None
-        return pandas.DataFrame(list(self))
+        return frame(list(self))
 
     def __repr__(self) -> str:
         if not self:

@@ -31,6 +31,9 @@ _MARKS = {"valley": (ORANGE, "o"), "steep": (GREEN, "s"), "slide": (PINK, "D"), 
 _SHARE = LinearSegmentedColormap.from_list("share", [f"{BLUE}00", BLUE])
 """From transparent, so that 0 shows the background, light or dark."""
 
+_MOST_MARKERS = 60
+"""Most epochs that are marked one by one."""
+
 _MOST_NUMBERS = 20
 """Most classes for which a confusion matrix shows its counts, with 0.35 inches per cell."""
 
@@ -111,7 +114,11 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     figure = _figure(4.9 if width < NARROW else 3.4, width)
     left, right = figure.subplots(2, 1) if width < NARROW else figure.subplots(1, 2)
     epochs = list(range(1, len(rows) + 1))
-    for key, name, colour, marker in (("train_loss", "train", BLUE, "o"), ("valid_loss", "validation", ORANGE, "s")):
+    circle, square = ("o", "s") if len(rows) <= _MOST_MARKERS else ("", "")
+    for key, name, colour, marker in (
+        ("train_loss", "train", BLUE, circle),
+        ("valid_loss", "validation", ORANGE, square),
+    ):
         values = _column(rows, key)
         if np.isfinite(values).any():
             left.plot(epochs, values, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name)
@@ -119,7 +126,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     if left.lines:
         left.legend(**_LEGEND, loc="best")
     accuracy = _column(rows, "accuracy")
-    right.plot(epochs, accuracy, color=ORANGE, marker="s", markersize=4, linewidth=1.8)
+    right.plot(epochs, accuracy, color=ORANGE, marker=square, markersize=4, linewidth=1.8)
     right.set_ylabel("validation accuracy")
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     if tta is not None and math.isfinite(tta):

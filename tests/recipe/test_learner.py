@@ -213,10 +213,19 @@ class InterruptAt(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def interruptible():
+    """A process that SIGINT interrupts, also where a shell started the tests in the background and turned that off."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_fit_keeps_its_steps_and_says_so(digits, tiny_backbone):
     """Golden: the step is finished, the message counts what was trained, as do the rates; the next fit runs."""
     learn = learner(digits, tiny_backbone)
-    handler, per_epoch = signal.getsignal(signal.SIGINT), len(learn._batches)
+    per_epoch = len(learn._batches)
     learn.callbacks.append(InterruptAt())
     with pytest.raises(Stopped) as caught:
         learn.fit_one_cycle(3, 1e-2)
@@ -225,7 +234,7 @@ def test_an_interrupted_fit_keeps_its_steps_and_says_so(digits, tiny_backbone):
     assert message in str(caught.value)
     assert str(caught.value).endswith("learn.history 1 of 3 epochs")
     assert caught.value._render_traceback_() == [str(caught.value)]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(learn.history) == 1
     assert len(learn.applied) == done == int(learn.model.optimizer.iterations)
     learn.callbacks.clear()
