@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 class TTAResult:
     """Plain and test-time-augmented predictions of the same images, each scored.
 
+    >>> from kbaseline.metrics import evaluate_predictions
+    >>> from kbaseline.runs.inference import TTAResult
+    >>> plain, tta = (evaluate_predictions([[p, 1 - p], [0.3, 0.7]], [0, 1], ("cat", "dog")) for p in (0.4, 0.6))
+    >>> TTAResult(plain, tta, seconds=0.5)
+    TTAResult of 2 images: accuracy 100.00 % with TTA (95 % interval 34.24 – 100.00 %), 50.00 % plain
+    TTA corrects 1 images and spoils 0; 00:00
+
     Attributes:
         plain: evaluation of the plain predictions.
         tta: evaluation of the augmented predictions.

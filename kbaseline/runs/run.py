@@ -27,6 +27,11 @@ from kbaseline.runs.record import RunRecord, RunResult, read_run
 class SavedRun:
     """A finished run and its network.
 
+    >>> from kbaseline import load
+    >>> run = load("runs/quickstart")  # left by run_baseline("quickstart")
+    >>> run.class_names[:3], run.image_size
+    (('0', '1', '2'), (8, 8))
+
     Attributes:
         folder: the run folder.
         config: its configuration.
