@@ -31,7 +31,7 @@ class Evaluation:
 
     >>> from kbaseline.metrics import evaluate_predictions
     >>> evaluate_predictions([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1], ("cat", "dog"))
-    Evaluation of 3 images: accuracy 66.67 % (95 % interval 20.77 – 93.85 %), loss 0.6067, calibration error 26.67 %
+    Evaluation of 3 images: accuracy 66.67 % (95 % interval 20.77 – 93.85 %), loss 0.6067, calibration error 40.00 %
     most confused: dog as cat (1)
 
     Attributes:

@@ -34,9 +34,9 @@ class Table(list[dict[str, Any]]):
 
     >>> from kbaseline.render.notebook import Table
     >>> Table([{"class": "cat", "recall": 0.5}, {"class": "dog", "recall": 1.0}])
-    class   recall
-    cat    50.00 %
-    dog   100.00 %
+    class    recall
+    cat     50.00 %
+    dog    100.00 %
     """
 
     def to_pandas(self) -> Any:
