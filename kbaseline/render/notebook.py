@@ -61,7 +61,7 @@ class Table(list[dict[str, Any]]):
         kept = [[shortened(" ".join(cell.split()), _CELL) for cell in row[:_COLUMNS]] for row in [headings, *rows]]
         lines = ["  ".join(cells) for cells in zip(*map(_justified, zip(*kept, strict=True)), strict=True)]
         rest = len(self) - _LINES
-        return "\n".join([*map(str.rstrip, lines), *([f"… {rest} more rows"] if rest > 0 else [])])
+        return "\n".join([*map(str.rstrip, lines), *([_more(rest)] if rest > 0 else [])])
 
     def _repr_html_(self) -> str:
         return fragment(self.html())
@@ -69,7 +69,7 @@ class Table(list[dict[str, Any]]):
     def html(self) -> str:
         """The first `ROWS` rows as an HTML table."""
         rest = len(self) - ROWS
-        more = f"<p>… {rest} more rows</p>" if rest > 0 else ""
+        more = f"<p>{_more(rest)}</p>" if rest > 0 else ""
         return html_table(*_cells(self[:ROWS])) + more if self else "<p>no rows</p>"
 
 
@@ -167,6 +167,10 @@ def page_html(page: str, title: str) -> str:
 @cache
 def _style() -> str:
     return (Path(__file__).parent / "pages" / "notebook.css").read_text(encoding="utf-8")
+
+
+def _more(rows: int) -> str:
+    return f"… {rows:,} more {'row' if rows == 1 else 'rows'}"
 
 
 def _figure(card: Card) -> str:

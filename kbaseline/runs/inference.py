@@ -34,7 +34,7 @@ class TTAResult:
     >>> plain, tta = (evaluate_predictions([[p, 1 - p], [0.3, 0.7]], [0, 1], ("cat", "dog")) for p in (0.4, 0.6))
     >>> TTAResult(plain, tta, seconds=0.5)
     TTAResult of 2 images: accuracy 100.00 % with TTA (95 % interval 34.24 – 100.00 %), 50.00 % plain
-    TTA corrects 1 images and spoils 0; 00:00
+    by TTA: 1 corrected, 0 spoilt; 00:00
 
     Attributes:
         plain: evaluation of the plain predictions.
@@ -78,7 +78,7 @@ class TTAResult:
         return (
             f"TTAResult of {len(self.tta.labels):,} images: accuracy {percent(self.tta.accuracy)} with TTA (95 % "
             f"interval {interval(self.tta.interval)}), {percent(self.plain.accuracy)} plain\n"
-            f"TTA corrects {paired.only_second:,} images and spoils {paired.only_first:,}; {clock(self.seconds)}"
+            f"by TTA: {paired.only_second:,} corrected, {paired.only_first:,} spoilt; {clock(self.seconds)}"
         )
 
     def _repr_html_(self) -> str:

@@ -152,7 +152,7 @@ def test_tables_are_short_and_aligned() -> None:
         "cat    50.00 %    1,234     -",
         "dogs   50.00 %    1,234     -",
         "emu    50.00 %    1,234     -",
-        "… 1 more rows",
+        "… 1 more row",
     ]
     assert repr(Table()) == "no rows"
 
