@@ -17,7 +17,7 @@ digits = sklearn.datasets.load_digits()
 digits.images, digits.target = digits.images[:500], digits.target[:500]
 sklearn.datasets.load_digits = lambda: digits
 from kbaseline import ImageData, Learner
-source, size, backbone = "digits", 16, {backbone!r}
+source, size, backbone, config = "digits", 16, {backbone!r}, None
 """
 """In place of the first cell: few digits, and a network that compiles fast."""
 
