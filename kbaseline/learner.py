@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
+from kbaseline.console.format import shortened
 from kbaseline.console.training import StageTable, SweepBar
 from kbaseline.data import ImageData, Split
 from kbaseline.data.batches import ImageBatches
@@ -24,20 +26,24 @@ from kbaseline.devices.multihost import are_several, init_distributed, is_first,
 from kbaseline.devices.parallel import data_parallel, device_summary, on_all_devices
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import dtype_policy, explain_oom, set_compilation_cache, start_jax
-from kbaseline.errors import DataError, InputError
+from kbaseline.errors import InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
 from kbaseline.models.backbones import leaves, load_backbone
-from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, group_rows, unfreeze
+from kbaseline.models.zoo import BackboneName
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
+from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
+from kbaseline.runs.examples import example_gallery
 from kbaseline.runs.inference import TTAResult, predict_plain, predict_views
 from kbaseline.runs.record import read_run
 from kbaseline.runs.results import Sweep, write_sweeps
 from kbaseline.runs.run import load, read_data
-from kbaseline.schedules import OneCycle
+from kbaseline.schedules import CosineCycle, OneCycle
 from kbaseline.storage.run_folder import RunFolder
+from kbaseline.training.history import History
 from kbaseline.training.session import Session
-from kbaseline.training.signals import stoppable
+from kbaseline.training.signals import Interrupts, Stopped, stoppable
 from kbaseline.training.stage import Stage, applied_rates, train
 
 DEFAULT_LR = 3e-3
@@ -72,7 +78,7 @@ class Learner:
 
     Attributes:
         model: the Keras model, from uint8 images to float32 logits.
-        history: one row per epoch, over all fits.
+        history: one row per epoch, over all fits; a list that plots itself.
         applied: one row per step, over all fits: stage, step, learning rate of each layer group, momentum.
         callbacks: Keras callbacks added to every fit, for instance trackers; initially empty.
         distribution: distributes every batch over several devices, or None.
@@ -90,8 +96,8 @@ class Learner:
     def __init__(
         self,
         data: ImageData,
-        backbone: str | None = None,
-        weights: str | None = None,
+        backbone: BackboneName | str | None = None,
+        weights: Literal["auto", "none"] | str | None = None,
         *,
         config: Config | Mapping[str, Any] | str | Path | None = None,
         console: Console | None = None,
@@ -122,7 +128,7 @@ class Learner:
         if line := device_summary(self.distribution, self.config.data.batch):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self.frozen = False
-        self.history: list[dict[str, Any]] = []
+        self.history = History()
         self.applied: list[dict[str, Any]] = []
         self.callbacks: list[keras.callbacks.Callback] = []
         self.session: Session | None = None
@@ -228,7 +234,7 @@ class Learner:
         )
         bar, epochs = SweepBar(settings.steps, self.console), math.ceil(settings.steps / len(batches))
         try:
-            with bar, self._stoppable() as stop, self._explain_oom("learning-rate sweep"):
+            with bar, self._stoppable("the model was restored") as stop, self._explain_oom("learning-rate sweep"):
                 self.model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[finder, bar, *stop])
         finally:
             finder.restore()
@@ -238,7 +244,7 @@ class Learner:
         return finder.curve
 
     @on_all_devices
-    def fit(self, epochs: int, lr: MaxLR = slice(DEFAULT_LR), *, title: str = "fit") -> list[dict[str, Any]]:
+    def fit(self, epochs: int, lr: MaxLR = slice(DEFAULT_LR), *, title: str = "fit") -> History:
         """Trains at constant rates, with beta_1 = 0.9.
 
         Args:
@@ -247,7 +253,7 @@ class Learner:
             title: stage name in the history.
 
         Returns:
-            One row per epoch.
+            One row per epoch, a list that plots itself.
 
         Raises:
             RunError: the loss is not finite, or the accelerator runs out of memory.
@@ -266,7 +272,7 @@ class Learner:
         div: float = 25.0,
         final_div: float = 2.5e5,
         title: str = "one_cycle",
-    ) -> list[dict[str, Any]]:
+    ) -> History:
         """Trains for one cycle of learning rate and momentum.
 
         Args:
@@ -279,7 +285,7 @@ class Learner:
             title: stage name in the history.
 
         Returns:
-            One row per epoch.
+            One row per epoch, a list that plots itself.
 
         Raises:
             RunError: the loss is not finite, or the accelerator runs out of memory.
@@ -316,7 +322,7 @@ class Learner:
         self.model.compile(optimizer, loss, metrics=["accuracy"])
         self._optimizer = optimizer
 
-    def _train(self, optimizer: LayerwiseAdamW, epochs: int, title: str) -> list[dict[str, Any]]:
+    def _train(self, optimizer: LayerwiseAdamW, epochs: int, title: str) -> History:
         if epochs < 1:
             raise InputError(f"{title}: epochs must be at least 1; got {epochs}.")
         self._compile(optimizer)
@@ -334,21 +340,37 @@ class Learner:
             table = StageTable(title, epochs, train_steps * size, self.console)
             valid, earlier = self.data.valid, list(self.history)
             try:
-                with self._explain_oom(title):
-                    train(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks)
+                with self._explain_oom(title), self._interrupts("") as interrupts:
+                    train(
+                        *(self.model, self._batches, valid, stage, table, earlier, self.session, self.callbacks),
+                        interrupts,
+                    )
+            except Stopped as stop:
+                if self.session is not None:
+                    raise
+                self._record_rates(optimizer, stage)
+                done, steps = int(optimizer.iterations) - stage.first, epochs * train_steps
+                kept = f"{title}: the model keeps what it learned in {done:,} of {steps:,} steps, and learn.history "
+                raise Stopped(stop.number, f"{kept}{len(table.rows)} of {epochs} epochs") from None
             finally:
                 self.history += table.rows
         self._record_rates(optimizer, stage)
-        return self.history[before:]
+        return History(self.history[before:])
 
-    def _stoppable(self) -> AbstractContextManager[list[keras.callbacks.Callback]]:
-        return stoppable(self.session.interrupts if self.session else None)
+    def _interrupts(self, kept: str) -> AbstractContextManager[Interrupts]:
+        """The session's interrupts, or some for this block alone, whose message ends with `kept`."""
+        return nullcontext(self.session.interrupts) if self.session else Interrupts(kept, guest=True)
+
+    @contextmanager
+    def _stoppable(self, kept: str = "nothing was changed") -> Iterator[list[keras.callbacks.Callback]]:
+        with self._interrupts(kept) as interrupts, stoppable(interrupts) as callbacks:
+            yield callbacks
 
     def _explain_oom(self, what: str) -> AbstractContextManager[None]:
         return explain_oom(what, self.config.data.batch)
 
     def _record_rates(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
-        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))
+        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, int(optimizer.iterations)))
         offset = len(self.applied)
         for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
             groups = {f"lr_{i}": float(lr) * factor for i, factor in enumerate(optimizer.multipliers)}
@@ -383,9 +405,9 @@ class Learner:
         Raises:
             DataError: the split does not exist.
         """
-        part = self._split(split)
-        probabilities = self.predict(part.images)
-        return evaluate_predictions(probabilities, part.labels, self.data.class_names, temperature=temperature)
+        part = self.data.split(split)
+        score = self._scoring(part)
+        return score(self.predict(part.images), temperature=temperature)
 
     @on_all_devices
     def tta(self, split: str = "valid", *, temperatures: Mapping[str, float] | None = None) -> TTAResult:
@@ -399,17 +421,17 @@ class Learner:
             DataError: the split does not exist.
             InputError: the configuration turns test-time augmentation off.
         """
-        part = self._split(split)
+        part = self.data.split(split)
         begin = time.perf_counter()
         with self._stoppable() as stop:
             plain, augmented = predict_views(
                 self.model, part.images, self.config, self.data.source, self.console, callbacks=stop
             )
         seconds = time.perf_counter() - begin
-        fitted, names = temperatures or {}, self.data.class_names
+        fitted, score = temperatures or {}, self._scoring(part)
         result = TTAResult(
-            plain=evaluate_predictions(plain, part.labels, names, temperature=fitted.get("plain")),
-            tta=evaluate_predictions(augmented, part.labels, names, temperature=fitted.get("tta")),
+            plain=score(plain, temperature=fitted.get("plain")),
+            tta=score(augmented, temperature=fitted.get("tta")),
             seconds=seconds,
         )
         text = f"tta on {split}: {result.tta.accuracy:.2%}, plain {result.plain.accuracy:.2%}"
@@ -417,10 +439,42 @@ class Learner:
         self.console.print(text + hint, style=None if result.helped else "yellow", highlight=False, soft_wrap=True)
         return result
 
-    def _split(self, name: str) -> Split:
-        if name not in self.data.splits:
-            raise DataError(f"split {name!r}: does not exist; this data has {', '.join(self.data.splits)}.")
-        return self.data.splits[name]
+    def _scoring(self, part: Split) -> Callable[..., Evaluation]:
+        """Scores probabilities of a split, with its images at hand for `Evaluation.worst`."""
+        show = partial(example_gallery, self.model, part)
+        return partial(evaluate_predictions, labels=part.labels, class_names=self.data.class_names, pictures=show)
+
+    def show_batch(self, n: int = 10, *, seed: int = 0) -> Gallery:
+        """Shows training images, augmented as this learner's training may show them; see `ImageData.show`."""
+        return self.data.show(n, augmented=self.config.transforms, seed=seed)
+
+    def summary(self) -> Table:
+        """The layer groups: layers with weights, parameters, trainable parameters, and peak rate.
+
+        The rate is that of the last fit, if neither `freeze` nor `unfreeze` came after it.
+        """
+        rows = group_rows(self.model)
+        if self._optimizer is not None:
+            rate, _ = self._optimizer.schedules
+            peak = rate.peak if isinstance(rate, CosineCycle) else rate
+            trained = [row for row in rows if row["trainable"]]
+            for row, multiplier in zip(trained, self._optimizer.multipliers, strict=False):
+                row["rate"] = peak * multiplier
+        return rows
+
+    def __repr__(self) -> str:
+        settings, rows = self.config.model, self.summary()
+        total, trainable = (sum(row[key] for row in rows) for key in ("parameters", "trainable"))
+        frozen = "not frozen" if not self.frozen else f"frozen{' except BatchNorm' if settings.train_bn else ''}"
+        rates = ", ".join(f"{row['group']} {row['rate']:.1e}" for row in rows if row.get("rate"))
+        return (
+            f"Learner: {shortened(settings.backbone, 80)} with weights {shortened(settings.weights, 80)}, {frozen}\n"
+            f"{trainable:,} of {total:,} parameters train{f'; last peak rates: {rates}' if rates else ''}\n"
+            f"{self.data!r}\n{self.history!r}"
+        )
+
+    def _repr_html_(self) -> str:
+        return fragment(paragraphs(repr(self)), self.summary().html())
 
     def save(self, path: str | Path) -> Self:
         """Saves the model, including the optimizer, as a `.keras` file."""

@@ -6,16 +6,20 @@ smoothing, the stop and the rules are fastai's.
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
 
 from kbaseline.errors import InputError, LRFinderError, checked_number, did_you_mean
 from kbaseline.optimizer import clone_optimizer
+from kbaseline.render.notebook import Rates, fragment, paragraphs
 from kbaseline.schedules import ExponentialSweep
+
+if TYPE_CHECKING:
+    from kbaseline.render.plots import Plot
 
 MIN_POINTS = 6
 """Smallest number of points, after trimming, from which a rule can suggest a rate."""
@@ -74,6 +78,10 @@ RULES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+Rule = Literal["valley", "steep", "slide", "minimum"]
+"""The names in `RULES`, for editors to complete."""
+
+
 @dataclass(frozen=True, eq=False)
 class LRCurve:
     """Rates and losses of a sweep, and the learning rates that four rules suggest from them.
@@ -98,7 +106,7 @@ class LRCurve:
     smoothed: np.ndarray
     planned: int = 100
 
-    def suggest(self, rule: str = "valley") -> float:
+    def suggest(self, rule: Rule | str = "valley") -> float:
         """Suggests a learning rate by one of the rules of fastai v2's `callback/schedule.py`.
 
         The rules ignore the first tenth of the planned steps, the last five steps, and everything from the first loss
@@ -130,9 +138,44 @@ class LRCurve:
             )
         return RULES[rule](lrs, losses)
 
-    def suggestions(self) -> dict[str, float]:
-        """The rate of every rule. Raises as `suggest` does."""
-        return {rule: self.suggest(rule) for rule in RULES}
+    def suggestions(self) -> Rates:
+        """The rate of every rule, a dictionary. Raises as `suggest` does."""
+        return Rates({rule: self.suggest(rule) for rule in RULES})
+
+    def plot(self, title: str = "", *, chosen: float | None = None) -> "Plot":
+        """Plots the curve, with the suggestions marked if there are any; a Matplotlib figure.
+
+        Args:
+            title: above the plot.
+            chosen: a rate to mark.
+        """
+        from kbaseline.render.plots import plot_lr_find
+
+        try:
+            suggestions = self.suggestions()
+        except LRFinderError:
+            suggestions = Rates()
+        return plot_lr_find([self.plot_data(title, suggestions, chosen)])
+
+    def plot_data(self, title: str, suggestions: Mapping[str, float], chosen: float | None) -> dict[str, Any]:
+        """The curve as `render.plots.plot_lr_find` takes it."""
+        arrays = {"lrs": self.lrs, "losses": self.losses, "smoothed": self.smoothed}
+        return {"title": title, **arrays, "suggestions": suggestions, "chosen": chosen}
+
+    def __repr__(self) -> str:
+        lines = [f"LRCurve: {len(self.lrs):,} of {self.planned:,} steps"]
+        if len(self.lrs):
+            lines[0] += f", rates from {self.lrs[0]:.1e} to {self.lrs[-1]:.1e}"
+        try:
+            return "\n".join([*lines, f"suggested rates: {self.suggestions()!r}"])
+        except LRFinderError as error:
+            return "\n".join([*lines, f"no suggestion: {error}"])
+
+    def _repr_html_(self) -> str:
+        # The line of suggestions stands in the plot's legend, unless there are none.
+        text = repr(self)
+        line = text if "no suggestion" in text else text.split("\n")[0]
+        return fragment(paragraphs(line)) + self.plot()._repr_mimebundle_()["text/html"]
 
     def rows(self) -> list[dict[str, float]]:
         """One row per step: step, learning_rate, loss, smoothed_loss."""
@@ -212,6 +255,11 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         start, ratio = self.schedule.start_lr, self.schedule.end_lr / self.schedule.start_lr
         lrs = start * ratio ** (np.arange(count) / self.schedule.steps)
         return LRCurve(lrs, np.array(self._losses), np.array(self._smoothed), self.schedule.steps)
+
+    def __repr__(self) -> str:
+        sweep = self.schedule
+        found = repr(self.curve) if getattr(self, "_losses", None) else "no sweep has run; pass it to model.fit"
+        return f"LRFinder: {sweep.start_lr:.1e} to {sweep.end_lr:.1e} in {sweep.steps:,} steps\n{found}"
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Saves the state of the model and installs the sweep's optimizer."""

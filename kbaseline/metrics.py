@@ -4,15 +4,20 @@ Works on NumPy arrays, without Keras.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kbaseline.calibration import Calibration, calibrate, losses
+from kbaseline.console.format import html_table, interval, percent, shortened
 from kbaseline.errors import InputError
+from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
+
+if TYPE_CHECKING:
+    from kbaseline.render.plots import Plot
 
 CONFIDENCE = 0.95
 """Confidence level of every interval."""
@@ -27,6 +32,11 @@ _MOST_TOP = 5
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Scores of predicted probabilities.
+
+    >>> from kbaseline.metrics import evaluate_predictions
+    >>> evaluate_predictions([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1], ("cat", "dog"))
+    Evaluation of 3 images: accuracy 66.67 % (95 % interval 20.77 – 93.85 %), loss 0.6067, calibration error 40.00 %
+    most confused: dog as cat (1)
 
     Attributes:
         accuracy: fraction of images whose most probable class is the label, 0 to 1.
@@ -43,6 +53,7 @@ class Evaluation:
         class_names: names by label.
         probabilities: float64 (images, classes).
         labels: int64 (images,).
+        pictures: makes the gallery of images, by index, that `worst` shows; None if the images are not at hand.
     """
 
     accuracy: float
@@ -53,20 +64,50 @@ class Evaluation:
     top_k_accuracy: float
     loss: float
     calibration: Calibration
-    per_class: list[dict[str, Any]]
+    per_class: Table
     confusion: NDArray[np.int64]
     class_names: tuple[str, ...]
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int64]
+    pictures: Callable[["Evaluation", Sequence[int]], Gallery] | None = None
 
-    def top_losses(self, k: int = 9) -> list[dict[str, Any]]:
+    def __repr__(self) -> str:
+        confused = ", ".join(f"{a} as {b} ({count})" for a, b, count in self.most_confused()[:3])
+        return (
+            f"Evaluation of {len(self.labels):,} images: accuracy {percent(self.accuracy)} (95 % interval "
+            f"{interval(self.interval)}), loss {self.loss:.4f}, calibration error {percent(self.calibration.error)}\n"
+            f"most confused: {shortened(confused or 'none', 150)}"
+        )
+
+    def _repr_html_(self) -> str:
+        return fragment(paragraphs(repr(self)), html_table(("score", ""), ((a, *b) for a, b in score_rows({"": self}))))
+
+    def plot_confusion(self) -> "Plot":
+        """Plots the confusion matrix; a Matplotlib figure."""
+        from kbaseline.render.plots import plot_confusion
+
+        return plot_confusion(self.confusion, self.class_names)
+
+    def worst(self, n: int = 9) -> Gallery:
+        """The `n` images with the highest loss: prediction, label, loss, and a Grad-CAM heat map of the prediction.
+
+        Raises:
+            InputError: the images are not at hand; they are after `Learner.evaluate` and `Learner.tta`.
+        """
+        if self.pictures is None:
+            raise InputError(
+                "worst: the images are not at hand; take learn.evaluate() or learn.tta(), or top_losses()."
+            )
+        return self.pictures(self, [row["index"] for row in self.top_losses(n)])
+
+    def top_losses(self, k: int = 9) -> Table:
         """The `k` images with the highest loss (all, if there are fewer), worst first.
 
         Each has its `index`, `loss` (nats), `predicted` and `actual` (class names), and the probabilities of both,
         `p_predicted` and `p_actual`.
         """
         worst = np.argsort(-losses(self.probabilities, self.labels), kind="stable")
-        return [self.example(int(index)) for index in worst[: max(k, 0)]]
+        return Table(self.example(int(index)) for index in worst[: max(k, 0)])
 
     def example(self, index: int) -> dict[str, Any]:
         """One image, with the keys of `top_losses`."""
@@ -143,7 +184,12 @@ class PairedComparison:
 
 
 def evaluate_predictions(
-    probabilities: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, temperature: float | None = None
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    temperature: float | None = None,
+    pictures: Callable[[Evaluation, Sequence[int]], Gallery] | None = None,
 ) -> Evaluation:
     """Scores predictions.
 
@@ -153,6 +199,7 @@ def evaluate_predictions(
         class_names: a name for each class.
         temperature: for the calibration scores, fitted on other predictions of the same network; None fits it on
             these, cross-fitted (see `Calibration`).
+        pictures: see `Evaluation`.
 
     Raises:
         InputError: the shapes do not match, a label is out of range, or a row is not a probability distribution.
@@ -178,14 +225,15 @@ def evaluate_predictions(
         top_k_accuracy=float((leading == y[:, None]).any(axis=1).mean()),
         loss=float(losses(p, y).mean()),
         calibration=calibrate(p, y, temperature),
-        per_class=[
+        per_class=Table(
             {"class": name, "precision": float(a), "recall": float(b), "f1": float(c), "support": int(d)}
             for name, a, b, c, d in zip(names, precision, recall, f1, support, strict=True)
-        ],
+        ),
         confusion=np.asarray(confusion_matrix(y, predicted, labels=every), dtype=np.int64),
         class_names=names,
         probabilities=p,
         labels=y,
+        pictures=pictures,
     )
 
 
@@ -229,6 +277,25 @@ def compare_paired(first: Evaluation, second: Evaluation) -> PairedComparison:
 def final_evaluation(by_kind: Mapping[str, Evaluation]) -> Evaluation:
     """The evaluation with TTA if there is one, else the plain one, of evaluations by kind of prediction."""
     return by_kind.get("tta") or by_kind["plain"]
+
+
+def score_rows(by_kind: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
+    """Every score of evaluations by kind of prediction, as rows (name, formatted value of each kind)."""
+    columns = [
+        {
+            "accuracy": percent(one.accuracy),
+            "95 % interval": interval(one.interval),
+            "balanced accuracy": percent(one.balanced_accuracy),
+            "macro F1": percent(one.macro_f1),
+            f"top-{one.top_k} accuracy": percent(one.top_k_accuracy),
+            "loss, in nats": f"{one.loss:.4f}",
+            "calibration error (ECE)": percent(one.calibration.error),
+            "fitted temperature": f"{one.calibration.temperature:.2f}",
+            "ECE at that temperature": percent(one.calibration.error_at_temperature),
+        }
+        for one in by_kind.values()
+    ]
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
 def _checked(

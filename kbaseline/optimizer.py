@@ -156,6 +156,15 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         rate = self.get_config()["learning_rate"]
         return keras.saving.deserialize_keras_object(rate) if isinstance(rate, dict) else rate, self._beta_1
 
+    def __repr__(self) -> str:
+        rate, beta_1 = (repr(one) if callable(one) else f"{float(one):.3g}" for one in self.schedules)
+        factors = ", ".join(f"{factor:.3g}" for factor in self.multipliers[:8])
+        more = f" and {len(self.multipliers) - 8} more" if len(self.multipliers) > 8 else ""
+        return (
+            f"LayerwiseAdamW: rate {rate[:200]}, times {factors}{more} by layer group\n"
+            f"weight decay {self.decay:g}, beta_1 {beta_1[:200]}, beta_2 {self.beta_2:g}"
+        )
+
     def build(self, var_list: Sequence[keras.Variable]) -> None:
         """Creates the moving averages, after checking that every variable is in exactly one group.
 

@@ -6,13 +6,18 @@ training neural networks", https://arxiv.org/abs/1506.01186.
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kbaseline.errors import InputError, checked_count, checked_number
+from kbaseline.render.notebook import fragment, paragraphs
+
+if TYPE_CHECKING:
+    from kbaseline.render.plots import Plot
 
 
 def _is_positive(number: float) -> bool:
@@ -74,6 +79,12 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
         fall = self.peak * left_down + self.end * (1 - left_down)
         return ops.where(since < up, rise, fall)
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}: {self.start:.3g} to {self.peak:.3g} at step {self.peak_step:,} of "
+            f"{self.total_steps:,}, then to {self.end:.3g}"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation."""
         names = ("start", "peak", "end", "total_steps", "pct_start", "start_step")
@@ -121,6 +132,21 @@ class OneCycle(CosineCycle):
         self.final_div = checked_number("final_div", final_div, "a positive number", _is_positive)
         ends = self.max_lr / self.div, self.max_lr, self.max_lr / self.final_div
         super().__init__(*ends, total_steps, pct_start, start_step)
+
+    def plot(self) -> "Plot":
+        """Plots rate and momentum at every step; a Matplotlib figure."""
+        from kbaseline.render.plots import plot_schedule
+
+        # As many points as a line can show.
+        steps = np.unique(np.linspace(0, self.total_steps - 1, 400).astype(int)) + self.start_step
+        columns = (np.asarray(values).tolist() for values in (steps, self(steps), self.momentum()(steps)))
+        names = ("step", "lr", "momentum")
+        return plot_schedule(
+            [{"stage": "", **dict(zip(names, row, strict=True))} for row in zip(*columns, strict=True)]
+        )
+
+    def _repr_html_(self) -> str:
+        return fragment(paragraphs(repr(self))) + self.plot()._repr_mimebundle_()["text/html"]
 
     def momentum(self, ends: float = 0.95, middle: float = 0.85) -> CosineCycle:
         """The matching momentum schedule: `ends` at both ends of the cycle, `middle` at the peak of the rate.

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from kbaseline.config.schema import TransformsConfig
 from kbaseline.console.format import shortened
 from kbaseline.data import ImageData
+from kbaseline.data.sample import spread_rows, transformed
 from kbaseline.render.plots import GREY, INK
-from kbaseline.transforms import RandomTransforms
 
 ROWS = 12
 """Most images on a sheet, divided evenly among the classes; of more classes, this many evenly spaced ones are shown."""
@@ -31,15 +31,14 @@ def sheet_images(data: ImageData, transforms: TransformsConfig, seed: int) -> tu
         Labels int32 `(images,)`; the images resized as for validation, uint8 0-255 `(images, size, size, 3)`; and
         augmented, uint8 0-255 `(images, VIEWS, size, size, 3)`.
     """
-    rng, present = np.random.default_rng(seed), np.unique(data.train.labels)
-    classes = present[np.linspace(0, len(present) - 1, min(ROWS, len(present))).round().astype(int)]
-    members = [np.flatnonzero(data.train.labels == label) for label in classes]
-    chosen = np.concatenate([rng.permutation(rows)[: ROWS // len(classes)] for rows in members])
+    per_class = ROWS // min(ROWS, len(np.unique(data.train.labels)))
+    chosen = spread_rows(data.train.labels, ROWS, seed, per_class)
     labels = data.train.labels[chosen]
     images = np.asarray(data.train.images[chosen])
-    layer = RandomTransforms(data.size, **transforms.model_dump(), seed=seed)
-    plain = _pixels(layer(images, training=False))
-    augmented = _pixels(layer(np.repeat(images, VIEWS, axis=0), training=True))
+    plain, augmented = (
+        transformed(np.repeat(images, count, axis=0), data.size, transforms, seed, training=count > 1)
+        for count in (1, VIEWS)
+    )
     return labels, plain, augmented.reshape(len(images), VIEWS, *augmented.shape[1:])
 
 
@@ -66,9 +65,3 @@ def plot_contact_sheet(data: ImageData, transforms: TransformsConfig, seed: int)
     middle = (_LABEL + cell * (1 + VIEWS / 2)) / _WIDTH
     figure.text(middle, top, "augmented, as training may show it", ha="center", color=GREY, fontsize=9)
     return figure
-
-
-def _pixels(images: object) -> np.ndarray:
-    """Float images 0-255 as uint8."""
-    pixels: np.ndarray = np.rint(np.clip(np.asarray(images), 0, 255)).astype(np.uint8)
-    return pixels

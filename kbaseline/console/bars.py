@@ -2,6 +2,9 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +22,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from kbaseline.console.cell import CellBar, CellOutput, in_notebook
 from kbaseline.console.format import rate
 
 PATIENCE_SECONDS = 2.0
@@ -41,7 +45,7 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """A progress bar with rate and time left, drawn only in a terminal and erased when it ends.
+    """A progress bar with rate and time left, drawn only in a terminal or a notebook and erased when it ends.
 
     Any thread may update it.
 
@@ -52,6 +56,7 @@ class Bar:
         unit: unit of the rate.
         per_step: units per step. If given, the bar shows steps done, otherwise percent.
         patience: seconds before the bar appears; None for `PATIENCE_SECONDS`.
+        cell: in a notebook, the output below whose table to draw; None for an output of its own.
     """
 
     def __init__(
@@ -63,14 +68,16 @@ class Bar:
         *,
         per_step: float | None = None,
         patience: float | None = None,
+        cell: CellOutput | None = None,
     ) -> None:
-        self._console = console if console is not None and console.is_interactive else None
+        self._console = console if console is not None and shows_progress(console) else None
+        self._cell = cell
         self._label, self._total, self._unit, self._per_step = label, total, unit, per_step
         self._patience = PATIENCE_SECONDS if patience is None else patience
         self._done, self._note = 0, ""
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._progress: Progress | None = None
+        self._progress: _TerminalBar | CellBar | None = None
         if self._patience <= 0:
             self.move_to(0)
 
@@ -115,29 +122,59 @@ class Bar:
             if time.monotonic() - self._began < self._patience:
                 return
             self._progress = self._drawn(self._console)
-        self._progress.update(
-            self._progress.tasks[0].id, completed=self._done, total=self._total or None, note=self._note
-        )
+        self._progress.move(self._done, self._total or None, self._note)
 
     def _hide(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress, self._began = None, time.monotonic()
 
-    def _drawn(self, console: Console) -> Progress:
+    def _drawn(self, console: Console) -> "_TerminalBar | CellBar":
+        if in_notebook(console):
+            self._cell = self._cell or CellOutput()
+            return CellBar(self._cell, self._label, self._unit, self._per_step)
+        return _TerminalBar(console, self._label, self._unit, self._per_step)
+
+
+class _TerminalBar(Progress):
+    """A bar drawn by Rich; its arguments are those of `CellBar`, but for the console."""
+
+    def __init__(self, console: Console, label: str, unit: str, per_step: float | None) -> None:
         percent = TextColumn("{task.percentage:>3.0f} %", "progress.percentage")
-        count: ProgressColumn = percent if self._per_step is None else MofNCompleteColumn()
-        progress = Progress(
+        count: ProgressColumn = percent if per_step is None else MofNCompleteColumn()
+        super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             count,
-            _Rate(self._unit, 1.0 if self._per_step is None else self._per_step),
+            _Rate(unit, 1.0 if per_step is None else per_step),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
             expand=True,
         )
-        progress.add_task(self._label, total=self._total or None, note="")
-        progress.start()
-        return progress
+        self.add_task(label, total=None, note="")
+        self.start()
+
+    def move(self, done: int, total: int | None, note: str) -> None:
+        self.update(self.tasks[0].id, completed=done, total=total, note=note)
+
+
+def shows_progress(console: Console) -> bool:
+    """Whether a bar on this console is drawn."""
+    return console.is_interactive or in_notebook(console)
+
+
+@contextmanager
+def status(console: Console, text: str) -> Iterator[None]:
+    """Shows a text while a block of unknown duration runs, in a terminal or a notebook."""
+    if not in_notebook(console):
+        with console.status(text):
+            yield
+        return
+    cell = CellOutput()
+    cell.set_bar(f"<div>{escape(text)} …</div>")
+    try:
+        yield
+    finally:
+        cell.set_bar("")

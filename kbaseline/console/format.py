@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 
 from rich.table import Table
 
@@ -56,3 +57,16 @@ def plain_table(*texts: str, figures: Sequence[str] = (), gap: int = 2) -> Table
     for heading in figures:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def html_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table as HTML, in the colours of the page around it; numbers are at the right."""
+
+    def cell(tag: str, text: str, figure: bool) -> str:
+        return f'<{tag} style="text-align:{"right" if figure else "left"}">{escape(text)}</{tag}>'
+
+    names, body = list(headings), [list(row) for row in rows]
+    figures = [all(not row[column][:1].isalpha() for row in body) for column in range(len(names))]
+    lines = [("th", names), *(("td", row) for row in body)]
+    inside = "".join(f"<tr>{''.join(map(cell, [tag] * len(names), line, figures))}</tr>" for tag, line in lines)
+    return f"<table>{inside}</table>"

@@ -1,7 +1,8 @@
 """Console output during training: progress bars and the epoch table.
 
-Bars are drawn only in a terminal; a log file gets the same lines without bars or control characters. Keras may call
-the batch methods from other threads, so that reading a loss does not delay the next step on the accelerator.
+Bars are drawn only in a terminal or a notebook; a log file gets the same lines without bars or control characters.
+Keras may call the batch methods from other threads, so that reading a loss does not delay the next step on the
+accelerator.
 """
 
 import threading
@@ -14,7 +15,8 @@ import keras
 from rich.console import Console
 from rich.text import Text
 
-from kbaseline.console.bars import Bar
+from kbaseline.console.bars import Bar, shows_progress
+from kbaseline.console.cell import CellOutput, in_notebook
 from kbaseline.console.format import clock, percent, rate
 
 _LOSS_EVERY = 0.5
@@ -30,7 +32,7 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
     It is a context manager because Keras calls no method of a callback when training is interrupted.
 
     Args:
-        console: where to draw; a bar is drawn only in an interactive terminal.
+        console: where to draw; a bar is drawn only in an interactive terminal or a notebook.
     """
 
     # Tells Keras that batch methods may run in its threads. Without it, every step waits until its loss is read.
@@ -41,6 +43,7 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
         self.console = console
         self._lock = threading.Lock()
         self._bar: Bar | None = None
+        self._cell: CellOutput | None = None
         self._next_loss = 0.0
 
     def __enter__(self) -> Self:
@@ -60,9 +63,9 @@ class BatchBar(keras.callbacks.Callback):  # type: ignore[misc]
     def _open(self, label: str, total: int | None, images_per_batch: float = 0.0) -> None:
         """Draws a bar of `total` batches, or of unknown length if None."""
         self.close()
-        if self.console.is_interactive:
+        if shows_progress(self.console):
             self._next_loss = time.monotonic() + _LOSS_EVERY
-            self._bar = Bar(self.console, label, total, per_step=images_per_batch, patience=0)
+            self._bar = Bar(self.console, label, total, per_step=images_per_batch, patience=0, cell=self._cell)
 
     def _show(self, completed: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the bar to `completed` batches and, every `_LOSS_EVERY` seconds, shows the loss in `logs`."""
@@ -120,8 +123,12 @@ class StageTable(BatchBar):
             return
         self._header_printed = True
         count = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
-        self._print(Text.assemble((self.stage, "bold"), f"  {count}"))
-        self._print(Text(_line(list(_WIDTHS)), style="dim"))
+        if in_notebook(self.console):
+            self._cell = CellOutput(f"{self.stage}  {count}")
+            self._cell.start_table(list(_WIDTHS))
+        else:
+            self._print(Text.assemble((self.stage, "bold"), f"  {count}"))
+            self._print(Text(_line(list(_WIDTHS)), style="dim"))
         for row in self.rows:
             self._print_row(row)
 
@@ -188,7 +195,11 @@ class StageTable(BatchBar):
     def _print_row(self, row: dict[str, Any]) -> None:
         losses = ["-" if row[name] is None else f"{row[name]:.6f}" for name in ("train_loss", "valid_loss")]
         speed = "-" if row["images_per_s"] is None else rate(row["images_per_s"])
-        self._print(Text(_line([str(row["epoch"]), *losses, percent(row["accuracy"]), speed, clock(row["seconds"])])))
+        cells = [str(row["epoch"]), *losses, percent(row["accuracy"]), speed, clock(row["seconds"])]
+        if self._cell is None:
+            self._print(Text(_line(cells)))
+        else:
+            self._cell.add_row(cells)
 
     def _print(self, text: Text) -> None:
         # Soft wrap: a table row must stay on one line.

@@ -9,12 +9,14 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.load import load_config
-from kbaseline.config.schema import DataConfig
+from kbaseline.config.schema import DataConfig, TransformsConfig
 from kbaseline.data.prepare import Split, prepare
 from kbaseline.data.rows import Rows
+from kbaseline.data.sample import spread_rows, transformed
 from kbaseline.data.sources.registry import open_source
 from kbaseline.data.splits import choose
 from kbaseline.errors import DataError
+from kbaseline.render.notebook import Card, Gallery, Table, fragment, paragraphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +152,54 @@ class ImageData:
             size=size or min(splits["train"].images.shape[1:3]),
             source=source,
         )
+
+    def show(
+        self, n: int = 10, split: str = "train", *, augmented: bool | TransformsConfig = False, seed: int = 0
+    ) -> Gallery:
+        """Shows images with their classes, in a notebook.
+
+        Args:
+            n: number of images, of evenly spaced classes if there are more than that.
+            split: `"train"`, `"valid"` or `"test"`.
+            augmented: show them as training may: with these transforms, or those of the default configuration if True.
+            seed: fixes the choice and the augmentation.
+
+        Raises:
+            DataError: the split does not exist.
+        """
+        part = self.split(split)
+        chosen = spread_rows(part.labels, max(n, 1), seed)
+        images = np.asarray(part.images[chosen])
+        title = f"{len(chosen)} of {len(part):,} images of {split}"
+        if augmented:
+            transforms = augmented if isinstance(augmented, TransformsConfig) else TransformsConfig()
+            images = transformed(images, self.size, transforms, seed, training=True)
+            title += ", augmented as training may show them"
+        from kbaseline.render.images import SMALL, picture
+
+        small = max(images.shape[1:3]) <= SMALL
+        names = [self.class_names[label] for label in part.labels[chosen]]
+        return Gallery(title, [Card((picture(one),), (name,), small) for one, name in zip(images, names, strict=True)])
+
+    def split(self, name: str) -> Split:
+        """The split of this name.
+
+        Raises:
+            DataError: it does not exist.
+        """
+        if name not in self.splits:
+            raise DataError(f"split {name!r}: does not exist; this data has {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    def _repr_html_(self) -> str:
+        counts = {name: np.bincount(part.labels, minlength=self.num_classes) for name, part in self.splits.items()}
+        rows = Table(
+            {"split": name, "images": len(self.splits[name])}
+            | {"fewest of a class": int(each.min()), "most of a class": int(each.max())}
+            for name, each in counts.items()
+        )
+        skipped = f"<p>skipped: {len(self.skipped):,}; see data.skipped</p>" if self.skipped else ""
+        return fragment(paragraphs(repr(self)), rows.html(), skipped, self.show().html())
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())

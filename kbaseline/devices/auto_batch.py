@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import Config
+from kbaseline.console.bars import status
 from kbaseline.data import ImageData
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.xla import explain_oom
@@ -60,7 +61,7 @@ def resolve_batch_size(
     if jax.default_backend() == "cpu":
         size, why = min(ON_CPU, most), "chosen for a CPU"
     else:
-        with console.status("data.batch_size auto: trying sizes"):
+        with status(console, "data.batch_size auto: trying sizes"):
             size = largest(lambda batch: _fits(model, data, batch), most)
         why = f"tested on {jax.devices()[0].device_kind}"
     if size == most:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from kbaseline.console.bars import Bar
+from kbaseline.console.bars import Bar, status
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.prepare import load_sample
 from kbaseline.data.sources.registry import source_status
@@ -124,7 +124,7 @@ def export_run(
         draft = Path(scratch) / fmt.file
         rounded = compute_in_float32(saved.model)
         with _one_line_errors(fmt, saved):
-            with console.status(f"{fmt.file}: converting"):
+            with status(console, f"{fmt.file}: converting"):
                 fmt.write(
                     stock_network(saved.model, (height, width), saved.image_size, saved.config.data.resize),
                     metadata,

@@ -1,5 +1,6 @@
 """The classifier: uint8 in -> transforms -> preprocessing -> backbone -> head -> float32 logits."""
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from keras import layers
 from kbaseline.errors import ModelError, one_line
 from kbaseline.models.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
 from kbaseline.models.cpu import adapt_to_cpu
+from kbaseline.render.notebook import Table
 from kbaseline.transforms import RandomTransforms
 
 BACKBONE = "backbone"
@@ -168,3 +170,21 @@ def classifier_groups(model: keras.Model) -> list[list[str]]:
     early, late = layer_groups(body)
     head = [layer.name for layer in model.layers if layer.trainable_variables and layer is not body]
     return [early, late, head]
+
+
+def group_rows(model: keras.Model) -> Table:
+    """The three layer groups: name, layers with weights, parameters, and how many of these are trainable.
+
+    Args:
+        model: a classifier from `build_classifier`, or loaded from a file.
+    """
+    by_name = {layer.name: layer for layer in leaves(model)}
+    rows = Table()
+    for name, members in zip(("early backbone", "late backbone", "head"), classifier_groups(model), strict=True):
+        layers_of_group = [by_name[member] for member in members if by_name[member].variables]
+        trainable = sum(math.prod(v.shape) for layer in layers_of_group for v in layer.trainable_variables)
+        parameters = sum(layer.count_params() for layer in layers_of_group)
+        rows.append(
+            {"group": name, "layers": len(layers_of_group), "parameters": parameters, "trainable": int(trainable)}
+        )
+    return rows

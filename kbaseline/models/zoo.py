@@ -64,6 +64,25 @@ _CLASSIC = "{}_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _MOBILENET_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 _MOBILENET_V3 = "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5"
 
+BackboneName = Literal[
+    "resnet20",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnet50_v2",
+    "resnet101_v2",
+    "densenet121",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "efficientnetv2_b0",
+    "efficientnetv2_s",
+    "convnext_tiny",
+    "convnext_small",
+    "xception",
+]
+"""The names in `ZOO`, for editors to complete."""
+
 ZOO: dict[str, Backbone] = {
     "resnet20": Backbone(None, 273_392, 32, "tf", pretrained="cifar10"),
     "resnet50": Backbone("ResNet50", 23_587_712, 224, "caffe", _CLASSIC.format("resnet50")),

@@ -64,17 +64,22 @@ def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
 
 
 def chart(figure: Figure) -> str:
-    """A figure as a data URI of SVG on a transparent ground; a dark page inverts it (`report.css`).
+    """A figure as `svg` gives it; empties the figure to free its memory."""
+    made = svg(figure)
+    figure.clear()
+    return made
 
-    The letters stay text, in the reader's own font, so that a class name in any script is shown. Empties the figure to
-    free its memory.
+
+def svg(figure: Figure) -> str:
+    """A figure as a data URI of SVG on a transparent ground; a dark page inverts it (`report.css`, `notebook.css`).
+
+    The letters stay text, in the reader's own font, so that a class name in any script is shown.
     """
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": "kbaseline", "font.family": "sans-serif"}
     file = io.BytesIO()
     with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    figure.clear()
     return _uri("image/svg+xml", file.getvalue())
 
 

@@ -1,8 +1,8 @@
 """Plots of a run: the finder's curves, the schedule, the history, the confusion matrix.
 
-Figures are Matplotlib `Figure` objects, without pyplot and its global state. They are 6.9 inches (900 pixels) wide
-unless a `width` in inches is given; below `NARROW`, as on a phone, panels are stacked. The colours are the
-colour-blind-safe palette of Okabe and Ito; lines that could still be confused have different markers.
+Figures are Matplotlib `Figure` objects, without pyplot and its global state, that a notebook shows by itself. They are
+6.9 inches (900 pixels) wide unless a `width` in inches is given; below `NARROW`, as on a phone, panels are stacked. The
+colours are the colour-blind-safe palette of Okabe and Ito; lines that could still be confused have different markers.
 """
 
 import math
@@ -17,6 +17,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from kbaseline.console.format import percent, shortened
+from kbaseline.render.images import svg
+from kbaseline.render.notebook import chart_html, fragment
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 INK, GREY, LIGHT = "#333333", "#808080", "#E6E6E6"
@@ -29,11 +31,24 @@ _MARKS = {"valley": (ORANGE, "o"), "steep": (GREEN, "s"), "slide": (PINK, "D"), 
 _SHARE = LinearSegmentedColormap.from_list("share", [f"{BLUE}00", BLUE])
 """From transparent, so that 0 shows the background, light or dark."""
 
+_MOST_MARKERS = 60
+"""Most epochs that are marked one by one."""
+
 _MOST_NUMBERS = 20
 """Most classes for which a confusion matrix shows its counts, with 0.35 inches per cell."""
 
 
-def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Figure:
+class Plot(Figure):
+    """A Matplotlib figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        # A bundle, because IPython's own picture of a figure, which knows no dark theme, gives way to it.
+        axes = [(one.get_ylabel(), one.get_xlabel()) for one in self.axes]
+        alt = "; ".join(f"{y} against {x}" if x else y for y, x in axes if y)
+        return {"text/plain": repr(self), "text/html": fragment(chart_html(svg(self), alt))}
+
+
+def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Plot:
     """Plots the finder's sweeps, one panel per stage.
 
     Args:
@@ -52,7 +67,7 @@ def plot_lr_find(curves: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> 
     return figure
 
 
-def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Figure:
+def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> Plot:
     """Plots learning rate and momentum at every step of the run.
 
     Args:
@@ -88,7 +103,7 @@ def plot_schedule(rows: Sequence[Mapping[str, Any]], width: float = _WIDTH) -> F
     return figure
 
 
-def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, width: float = _WIDTH) -> Figure:
+def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, width: float = _WIDTH) -> Plot:
     """Plots loss and validation accuracy by epoch, over all stages.
 
     Args:
@@ -99,7 +114,11 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     figure = _figure(4.9 if width < NARROW else 3.4, width)
     left, right = figure.subplots(2, 1) if width < NARROW else figure.subplots(1, 2)
     epochs = list(range(1, len(rows) + 1))
-    for key, name, colour, marker in (("train_loss", "train", BLUE, "o"), ("valid_loss", "validation", ORANGE, "s")):
+    circle, square = ("o", "s") if len(rows) <= _MOST_MARKERS else ("", "")
+    for key, name, colour, marker in (
+        ("train_loss", "train", BLUE, circle),
+        ("valid_loss", "validation", ORANGE, square),
+    ):
         values = _column(rows, key)
         if np.isfinite(values).any():
             left.plot(epochs, values, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name)
@@ -107,7 +126,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     if left.lines:
         left.legend(**_LEGEND, loc="best")
     accuracy = _column(rows, "accuracy")
-    right.plot(epochs, accuracy, color=ORANGE, marker="s", markersize=4, linewidth=1.8)
+    right.plot(epochs, accuracy, color=ORANGE, marker=square, markersize=4, linewidth=1.8)
     right.set_ylabel("validation accuracy")
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     if tta is not None and math.isfinite(tta):
@@ -134,7 +153,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     return figure
 
 
-def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: float = _WIDTH) -> Figure:
+def plot_confusion(confusion: ArrayLike, class_names: Sequence[str], width: float = _WIDTH) -> Plot:
     """Plots images by actual class (row) and predicted class (column), coloured by their share of the row.
 
     Args:
@@ -212,8 +231,8 @@ def plot_learning_curve(points: Sequence[tuple[int, float, float]], majority: fl
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK, "handlelength": 1.6}
 
 
-def _figure(height: float, width: float = _WIDTH) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+def _figure(height: float, width: float = _WIDTH) -> Plot:
+    return Plot(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def style_axes(axes: Axes) -> None:

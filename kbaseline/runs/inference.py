@@ -3,25 +3,38 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import Config
+from kbaseline.console.format import clock, html_table, interval, percent
 from kbaseline.console.training import PredictBar
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
 from kbaseline.devices.parallel import predict_batches
 from kbaseline.devices.xla import explain_oom
 from kbaseline.errors import InputError
-from kbaseline.metrics import Evaluation
+from kbaseline.metrics import Evaluation, compare_paired, score_rows
+from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
 from kbaseline.tta import tta_predict
+
+if TYPE_CHECKING:
+    from kbaseline.render.plots import Plot
 
 
 @dataclass(frozen=True, eq=False)
 class TTAResult:
     """Plain and test-time-augmented predictions of the same images, each scored.
+
+    >>> from kbaseline.metrics import evaluate_predictions
+    >>> from kbaseline.runs.inference import TTAResult
+    >>> plain, tta = (evaluate_predictions([[p, 1 - p], [0.3, 0.7]], [0, 1], ("cat", "dog")) for p in (0.4, 0.6))
+    >>> TTAResult(plain, tta, seconds=0.5)
+    TTAResult of 2 images: accuracy 100.00 % with TTA (95 % interval 34.24 – 100.00 %), 50.00 % plain
+    by TTA: 1 corrected, 0 spoilt; 00:00
 
     Attributes:
         plain: evaluation of the plain predictions.
@@ -47,6 +60,31 @@ class TTAResult:
     def helped(self) -> bool:
         """Whether the augmented predictions are at least as accurate as the plain ones."""
         return self.tta.accuracy >= self.plain.accuracy
+
+    def plot_confusion(self) -> "Plot":
+        """Plots the confusion matrix of the augmented predictions; a Matplotlib figure."""
+        return self.tta.plot_confusion()
+
+    def worst(self, n: int = 9) -> Gallery:
+        """The `n` images with the highest loss in the augmented predictions; see `Evaluation.worst`."""
+        return self.tta.worst(n)
+
+    def per_class(self) -> Table:
+        """Precision, recall and F1 of each class, of the augmented predictions."""
+        return self.tta.per_class
+
+    def __repr__(self) -> str:
+        paired = compare_paired(self.plain, self.tta)
+        return (
+            f"TTAResult of {len(self.tta.labels):,} images: accuracy {percent(self.tta.accuracy)} with TTA (95 % "
+            f"interval {interval(self.tta.interval)}), {percent(self.plain.accuracy)} plain\n"
+            f"by TTA: {paired.only_second:,} corrected, {paired.only_first:,} spoilt; {clock(self.seconds)}"
+        )
+
+    def _repr_html_(self) -> str:
+        kinds = {"plain": self.plain, "tta": self.tta}
+        scores = html_table(("score", "plain", "with TTA"), ((name, *cells) for name, cells in score_rows(kinds)))
+        return fragment(paragraphs(repr(self)), scores)
 
 
 def predict_plain(

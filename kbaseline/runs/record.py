@@ -20,8 +20,10 @@ from typing_extensions import TypedDict
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
 from kbaseline.config.splits import SPLITS
+from kbaseline.console.format import interval, percent, shortened
 from kbaseline.errors import InputError, one_line
 from kbaseline.metrics import Evaluation, accuracy_interval, evaluate_predictions
+from kbaseline.render.notebook import Rates, Table, fragment, page_html, paragraphs
 from kbaseline.storage.npz import read_arrays
 from kbaseline.storage.run_folder import RunFolder
 
@@ -160,6 +162,40 @@ class RunResult(BaseModel):
             spent = seconds.get("test tta") if kind == "tta" else None
             steps.append(Step(f"test {kind}", accuracy, images["test"], spent))
         return steps
+
+    def __repr__(self) -> str:
+        last, counts = self.steps[-1], self.data.images
+        reached = ", ".join(f"{step.name} {percent(step.accuracy)}" for step in self.steps[:8])
+        rates = "; ".join(f"{name}: {Rates(found)!r}" for name, found in list(self.suggested_lrs.items())[:4])
+        return "\n".join(
+            [
+                f"BaselineResult of {shortened(str(self.folder), 120)}: accuracy {percent(self.accuracy)} "
+                f"(95 % interval {interval(last.interval)}) on {last.images:,} images",
+                f"by step: {shortened(reached, 300)}",
+                f"suggested rates: {shortened(rates or 'none', 300)}",
+                f"data: {shortened(self.data.source, 120)}, {', '.join(f'{k} {n:,}' for k, n in counts.items())}",
+            ]
+        )
+
+    __str__ = __repr__
+
+    def steps_table(self) -> Table:
+        """Accuracy by step, with its interval, as a table that shows itself."""
+        return Table(
+            {"step": step.name, "accuracy": step.accuracy, "95 % interval": interval(step.interval)}
+            | {"images": step.images, "seconds": step.seconds}
+            for step in self.steps
+        )
+
+    def _repr_html_(self) -> str:
+        first, *_, last = repr(self).split("\n")
+        rates = [{"stage": stage, **Rates(found).texts()} for stage, found in self.suggested_lrs.items()]
+        try:
+            page = page_html((self.folder / "report.html").read_text(encoding="utf-8"), "report.html")
+        except OSError:
+            page = ""
+        found = f"<p>suggested rates</p>{Table(rates).html()}" if rates else ""
+        return fragment(paragraphs(f"{first}\n{last}"), self.steps_table().html(), found, page)
 
     def write(self, folder: RunFolder) -> None:
         """Writes `result.json`. Raises `RunError` as `RunFolder.atomic` does."""

@@ -4,7 +4,7 @@ The page makes no network requests and runs no script: images are data URIs, and
 everything else. Class names, paths and configuration are escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from rich.console import Console
 
 from kbaseline.config.schema import Config
 from kbaseline.config.splits import DISPLAY_NAMES
-from kbaseline.console.format import interval, percent
+from kbaseline.console.bars import status
 from kbaseline.data import ImageData, Split
 from kbaseline.errors import with_kind
-from kbaseline.gradcam import grad_cam
-from kbaseline.metrics import Evaluation, compare_paired, final_evaluation
-from kbaseline.render.images import SMALL, chart, heat_picture, picture
+from kbaseline.metrics import Evaluation, compare_paired, final_evaluation, score_rows
+from kbaseline.render.images import chart
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.render.templates import html_template
+from kbaseline.runs.examples import examples, explained_examples
 from kbaseline.runs.record import RunResult
 from kbaseline.runs.results import Sweep
 from kbaseline.storage.run_folder import RunFolder
@@ -63,7 +63,7 @@ class ReportData:
 def write_report(folder: RunFolder, report: ReportData, console: Console) -> None:
     """Writes `report.html`, or prints why it cannot: a finished run must not fail because of its report."""
     try:
-        with console.status("report.html"):
+        with status(console, "report.html"):
             folder.write_text("report.html", render_report(report))
     except Exception as error:
         line = f"report.html: not written ({with_kind(error)}); result.json has all results"
@@ -83,7 +83,7 @@ def render_report(report: ReportData) -> str:
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
         with_tta="tta" in by_kind,
         steps=_steps(report.result),
-        scores=_scores(by_kind),
+        scores=score_rows(by_kind),
         paired=compare_paired(by_kind["plain"], last) if "tta" in by_kind else None,
         charts=_charts(report),
         confusion=_confusion(last),
@@ -105,25 +105,6 @@ def _steps(result: RunResult) -> list[dict[str, Any]]:
     return [
         {**asdict(step), "wrong": 1 - step.accuracy, "bar": 100 * (1 - step.accuracy) / worst} for step in result.steps
     ]
-
-
-def _scores(by_kind: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
-    """Rows of scores: (name, formatted values by kind of prediction)."""
-    columns = [
-        {
-            "accuracy": percent(one.accuracy),
-            "95 % interval": interval(one.interval),
-            "balanced accuracy": percent(one.balanced_accuracy),
-            "macro F1": percent(one.macro_f1),
-            f"top-{one.top_k} accuracy": percent(one.top_k_accuracy),
-            "loss, in nats": f"{one.loss:.4f}",
-            "calibration error (ECE)": percent(one.calibration.error),
-            "fitted temperature": f"{one.calibration.temperature:.2f}",
-            "ECE at that temperature": percent(one.calibration.error_at_temperature),
-        }
-        for one in by_kind.values()
-    ]
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
 def _chart(title: str, figure: Figure, alt: str) -> dict[str, str]:
@@ -153,36 +134,15 @@ def _confusion(evaluation: Evaluation) -> dict[str, str]:
     return _chart("Confusion matrix", figure, "images by actual class, in rows, and predicted class, in columns")
 
 
-def _examples(split: Split, shown: Iterable[int], evaluation: Evaluation) -> list[dict[str, Any]]:
-    """These images, each with its name, picture, true and predicted class, and the probabilities of both."""
-    small = max(split.images.shape[1:3]) <= SMALL
-    examples = [
-        {**evaluation.example(int(index)), "picture": picture(np.asarray(split.images[index]))} for index in shown
-    ]
-    return [
-        {**one, "name": split.name(one["index"]), "small": small, "right": one["predicted"] == one["actual"]}
-        for one in examples
-    ]
-
-
 def _mistakes(model: keras.Model, split: Split, evaluation: Evaluation) -> list[dict[str, Any]]:
     """The mistakes with the highest loss, with Grad-CAM heat maps for the predicted and the true class."""
     predicted = evaluation.probabilities.argmax(axis=1)
     leading = [one["index"] for one in evaluation.top_losses(len(evaluation.labels))]
     worst = [index for index in leading if predicted[index] != evaluation.labels[index]][:_MISTAKES]
-    examples = _examples(split, worst, evaluation)
-    if examples:
-        pixels = np.stack([split.images[i] for i in worst])
-        # Both classes in one call, which compiles once.
-        classes = np.concatenate([predicted[worst], evaluation.labels[worst]])
-        heats = np.split(grad_cam(model, np.concatenate([pixels, pixels]), classes), 2)
-        for example, image, heat_predicted, heat_actual in zip(examples, pixels, *heats, strict=True):
-            example["heat_predicted"] = heat_picture(image, heat_predicted)
-            example["heat_actual"] = heat_picture(image, heat_actual)
-    return examples
+    return explained_examples(model, split, worst, evaluation)
 
 
 def _uncertain(split: Split, evaluation: Evaluation) -> list[dict[str, Any]]:
     """The images with the lowest probability of their most probable class, right or wrong."""
     order = np.argsort(evaluation.probabilities.max(axis=1), kind="stable")
-    return _examples(split, order[:_UNCERTAIN], evaluation)
+    return examples(split, order[:_UNCERTAIN], evaluation)

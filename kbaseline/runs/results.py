@@ -36,14 +36,7 @@ class Sweep:
 
     def plot_data(self, title: str) -> dict[str, Any]:
         """The sweep as `plot_lr_find` takes it."""
-        return {
-            "title": title,
-            "lrs": self.curve.lrs,
-            "losses": self.curve.losses,
-            "smoothed": self.curve.smoothed,
-            "suggestions": self.suggestions,
-            "chosen": self.chosen,
-        }
+        return self.curve.plot_data(title, self.suggestions, self.chosen)
 
 
 def build_result(

@@ -1,5 +1,6 @@
 """`load`: a finished run with its network, to predict with; and its data, read again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.schema import Config
+from kbaseline.console.format import shortened
 from kbaseline.data import ImageData
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
@@ -17,6 +19,8 @@ from kbaseline.devices.xla import set_compilation_cache, start_jax
 from kbaseline.errors import DataError, InputError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
+from kbaseline.render.notebook import Gallery, fragment, paragraphs
+from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
 from kbaseline.runs.inference import predict_plain, predict_views
 from kbaseline.runs.record import RunRecord, RunResult, read_run
 
@@ -24,6 +28,11 @@ from kbaseline.runs.record import RunRecord, RunResult, read_run
 @dataclass(frozen=True, eq=False)
 class SavedRun:
     """A finished run and its network; several threads may predict with it, and it can be pickled.
+
+    >>> from kbaseline import load
+    >>> run = load("runs/quickstart")  # left by run_baseline("quickstart")
+    >>> run.class_names[:3], run.image_size
+    (('0', '1', '2'), (8, 8))
 
     Attributes:
         folder: the run folder.
@@ -68,6 +77,34 @@ class SavedRun:
     def __reduce__(self) -> tuple[Any, ...]:
         # A console holds locks, and the model's convolutions belong to this machine's device.
         return _restored, (self.folder, self.config, self.model, self.class_names, self.result)
+
+    def show(self, images: Picture | Sequence[Picture], *, top: int = 3, tta: bool = False) -> Gallery:
+        """Predicts images and shows them with their most probable classes, in a notebook.
+
+        Args:
+            images: paths of image files, PIL images, or uint8 arrays `(height, width, 3)`; a single one needs no list.
+            top: number of classes.
+            tta: use test-time augmentation.
+
+        Raises:
+            DataError: there are no images, or one cannot be read.
+            InputError: `tta` is true, but the run's configuration turns it off.
+        """
+        pixels = read_pictures(images, self.image_size, self.config.data.resize)
+        return prediction_gallery(images, pixels, self.predict(np.stack(pixels), tta=tta), self.class_names, top)
+
+    def __repr__(self) -> str:
+        network, names = self.config.model.backbone, ", ".join(self.class_names[:8])
+        more = f" and {len(self.class_names) - 8} more" if len(self.class_names) > 8 else ""
+        height, width = self.image_size
+        return (
+            f"SavedRun of {shortened(str(self.folder), 120)}: {shortened(network, 80)}, images of {width}x{height}\n"
+            f"{len(self.class_names)} classes: {shortened(names, 160)}{more}\n"
+            + "\n".join(repr(self.result).split("\n")[:2])
+        )
+
+    def _repr_html_(self) -> str:
+        return fragment(paragraphs(repr(self)), self.result.steps_table().html())
 
     @property
     def image_size(self) -> tuple[int, int]:

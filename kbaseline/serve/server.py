@@ -13,6 +13,7 @@ from rich.console import Console
 from starlette.applications import Starlette
 
 from kbaseline.audit.audit import Audit
+from kbaseline.console.bars import status
 from kbaseline.errors import InputError, one_line
 from kbaseline.runs.run import load
 from kbaseline.serve.app import application
@@ -48,7 +49,7 @@ def serve_run(
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
         address, number = listener.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
-        with console.status("loading and compiling"):
+        with status(console, "loading and compiling"):
             predictor = Predictor(load(folder))
             predictor.warm_up()
         if not loopback:

@@ -33,7 +33,11 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int, hint: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {hint}")
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of the frames of Keras."""
+        return [str(self)]
 
 
 class Interrupts:
@@ -47,10 +51,12 @@ class Interrupts:
 
     Args:
         hint: ends the message of `Stopped`, after the name of the signal.
+        guest: whether it runs in somebody else's process, such as a notebook: then it leaves SIGTERM alone, and SIGINT
+            too if it has a handler already.
     """
 
-    def __init__(self, hint: str) -> None:
-        self.hint = hint
+    def __init__(self, hint: str, *, guest: bool = False) -> None:
+        self.hint, self.guest = hint, guest
         self.requested: int | None = None
         self._deferring = False
         self._steps = 0
@@ -59,7 +65,10 @@ class Interrupts:
     def __enter__(self) -> Self:
         # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
-            caught = (signal.SIGINT,) if are_several() else (signal.SIGINT, signal.SIGTERM)
+            caught: tuple[int, ...] = (signal.SIGINT,) if are_several() else (signal.SIGINT, signal.SIGTERM)
+            if self.guest:
+                free = signal.getsignal(signal.SIGINT) is signal.default_int_handler and not are_several()
+                caught = (signal.SIGINT,) if free else ()
             self._earlier = {number: signal.signal(number, self._handle) for number in caught}
         return self
 

@@ -28,6 +28,7 @@ from kbaseline.optimizer import LayerwiseAdamW
 from kbaseline.schedules import CosineCycle
 from kbaseline.training.checkpoint import Checkpoint
 from kbaseline.training.session import Session
+from kbaseline.training.signals import Interrupts
 
 LOSS_CHECK_STEPS = 20
 """Steps between two checks for a finite loss. Each check reads a loss from before the last check: no wait, one copy."""
@@ -61,6 +62,7 @@ def train(
     history: list[dict[str, Any]],
     session: Session | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    interrupts: Interrupts | None = None,
 ) -> None:
     """Trains a stage, from its checkpoint if it has one.
 
@@ -73,11 +75,13 @@ def train(
         history: rows of the stages before.
         session: saves checkpoints; None saves none.
         callbacks: further Keras callbacks; to them an epoch that was interrupted looks like two fits.
+        interrupts: without a session, ends the stage after the step in which a signal arrived.
 
     Raises:
         RunError: the loss is not finite, or a checkpoint cannot be written.
         Stopped: a signal was received.
     """
+    interrupts = interrupts if session is None else session.interrupts
     start = session.start if session is not None and session.start and session.start.stage == stage.number else None
     begin, skipped = (start.epoch, start.batch) if start else (0, 0)
     # The rest of an interrupted epoch needs its own fit: Keras counts the batches once per fit.
@@ -87,20 +91,24 @@ def train(
     if start is not None:
         table.resume(start.record["history"][len(history) :], start.record["elapsed"])
     callback_list = _StageCallbacks(
-        model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start
+        model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start, interrupts
     )
     earlier = batches.epoch
-    with table, session.interrupts.deferred() if session else nullcontext():
-        for first, last, callback_list.skipped in parts:
-            batches.go_to(earlier + first, callback_list.skipped)
-            model.fit(
-                batches,
-                initial_epoch=first,
-                epochs=last,
-                shuffle=False,  # the batches are shuffled already, independently of Keras' global random state
-                verbose=0,
-                callbacks=callback_list,
-            )
+    try:
+        with table, interrupts.deferred() if interrupts else nullcontext():
+            for first, last, callback_list.skipped in parts:
+                batches.go_to(earlier + first, callback_list.skipped)
+                model.fit(
+                    batches,
+                    initial_epoch=first,
+                    epochs=last,
+                    shuffle=False,  # the batches are shuffled already, independently of Keras' global random state
+                    verbose=0,
+                    callbacks=callback_list,
+                )
+    except BaseException:
+        callback_list.give_back()
+        raise
     batches.go_to(earlier + 1 + stage.epochs)
 
 
@@ -126,6 +134,7 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         history: list[dict[str, Any]],
         session: Session | None,
         start: Checkpoint | None,
+        interrupts: Interrupts | None,
     ) -> None:
         every = [table, *callbacks]
         super().__init__(every, add_history=True, model=model, verbose=0, epochs=stage.epochs, steps=stage.steps)
@@ -134,8 +143,9 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         self._labels = valid.labels
         # Without labels, so that validation runs the same compiled program as prediction.
         self._valid = ImageBatches(valid.images, batch_size=min(batch_size, len(valid)), pad=True)
-        self._session, self._start = session, start
+        self._session, self._start, self._interrupts = session, start, interrupts
         self._epoch = 0
+        self._held: list[tuple[keras.Variable, Any]] = []
         # Steps and their unread losses. A loss is the mean since the epoch began: once not finite, it stays so.
         self._pending: deque[tuple[int, Any]] = deque()
 
@@ -156,10 +166,21 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         elif epoch == 0:
             self._save(0, 0)
         self._start = None
+        self._held = [(variable, variable.value) for variable in _variables(self.model)]
+
+    def give_back(self) -> None:
+        """Gives the variables the values that Keras took out of them for an epoch of which no step was finished.
+
+        Keras puts them back after the first step; until then an interrupted compilation would cost the weights.
+        """
+        for variable, value in self._held:
+            if variable._value is None and not value.is_deleted():
+                variable.assign(value)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Checks the loss, and saves or stops if due."""
         done = self.skipped + batch + 1
+        self._held.clear()
         super().on_train_batch_end(done - 1, logs)
         self._pending.append((self._stage.steps * self._epoch + done, (logs or {})["loss"]))
         if done % LOSS_CHECK_STEPS == 0:
@@ -171,6 +192,8 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
             self.model.jax_state_sync()
             self._save(self._epoch, done)
             self._session.interrupts.raise_if_requested()
+        if self._session is None and self._interrupts is not None:
+            self._interrupts.raise_if_requested()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Validates, and saves the epoch if its losses are finite."""
@@ -180,8 +203,8 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         if not math.isfinite(scores["val_loss"]):
             self._fail(self._stage.steps * (epoch + 1), "validation loss")
         self._save(epoch + 1, 0)
-        if self._session is not None:
-            self._session.interrupts.raise_if_requested()
+        if self._interrupts is not None:
+            self._interrupts.raise_if_requested()
 
     def _validate(self) -> dict[str, float]:
         """Loss (nats) and accuracy on the validation images, by Keras' names."""

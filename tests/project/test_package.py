@@ -101,3 +101,35 @@ def test_readme_verbs_run(few_digits, capsys):
     assert small.count("digits") == small.count("resnet20") == 1
     exec(small, {"__name__": "__main__"})  # noqa: S102 - our own page
     assert float(capsys.readouterr().out.splitlines()[-1]) > 0.3  # chance is 0.1
+
+
+USER = """
+from kbaseline import ImageData, Learner, load, run_baseline
+learn = Learner(ImageData.from_source("digits", size=32), backbone="resnet20")
+rate: float = learn.lr_find().suggest("valley")
+rows = learn.fit_one_cycle(3, max_lr=slice(rate / 100, rate))
+rows.plot().savefig("history.png")
+result = learn.tta()
+result.worst(9).save("worst.html")
+accuracy: float = result.tta.accuracy
+run = load(run_baseline("quickstart").folder)
+run.show(["a.png"])
+wrong: int = learn.tta("valid").tta.accuracy
+"""
+
+
+@pytest.mark.slow
+def test_a_users_script_is_checked_against_our_types(tmp_path: Path) -> None:
+    """mypy finds the package's types (`py.typed`) and in a script nothing but the one mistake in its last line."""
+    pytest.importorskip("mypy")
+    (tmp_path / "script.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith(f"script.py:{len(USER.splitlines())}: error: Incompatible types in assignment"), done.stdout
+    assert rest == ["Found 1 error in 1 file (checked 1 source file)"]
+
+
+def test_types_are_part_of_the_package() -> None:
+    """Golden: without this file, no checker and few editors read our types."""
+    assert (Path(kbaseline.__file__).parent / "py.typed").is_file()

@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/article.py"]
 PACKAGE = Path(kbaseline.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+RETURNED = ("metrics.Evaluation", "render.notebook.Table", "runs.inference.TTAResult", "runs.run.SavedRun")
+RETURNED += ("training.history.History",)
+"""Classes of what the public functions return, whose `help()` has an example too."""
+
 BESIDE = ("gradcam.grad_cam", "lr_finder.LRCurve", "optimizer.layer_group_lrs")
 """Names that docs/parts.md shows and `__all__` does not hold."""
 
@@ -48,7 +52,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: str) -> 
         return folder, problems("run_baseline")
 
 
-@pytest.mark.parametrize("name", [*kbaseline.__all__, *BESIDE])
+@pytest.mark.parametrize("name", [*kbaseline.__all__, *BESIDE, *RETURNED])
 def test_examples_run(name: str, quickstart: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: the example of every public name runs by itself, and prints what it shows."""
     folder, of_run_baseline = quickstart

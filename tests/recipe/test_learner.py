@@ -1,7 +1,9 @@
 """The verbs on real digits, with a backbone small enough to train in seconds."""
 
 import dataclasses
+import os
 import random
+import signal
 from pathlib import Path
 
 import keras
@@ -13,6 +15,7 @@ from kbaseline import ImageData, Learner
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.xla import explain_oom
 from kbaseline.errors import ConfigError, DataError, InputError, RunError
+from kbaseline.training.signals import Stopped
 
 QUIET = Console(quiet=True)
 
@@ -49,6 +52,10 @@ def test_the_articles_verbs_learn_digits(digits, tiny_backbone):
     assert result.plain.accuracy == pytest.approx(learn.history[-1]["accuracy"], abs=1e-6)
     assert result.helped == (result.tta.accuracy >= result.plain.accuracy)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == drawn  # noqa: NPY002
+    assert [card.lines[-1] for card in result.worst(2).cards] == [
+        f"image {row['index']}" for row in result.tta.top_losses(2)
+    ]
+    assert [row["rate"] for row in learn.summary()] == pytest.approx([1e-3, np.sqrt(1e-3 * 1e-2), 1e-2])
     assert len(learn.history) == 8
     assert [row["stage"] for row in learn.applied][:: len(learn.applied) - 1] == ["one_cycle", "one_cycle"]
 
@@ -197,3 +204,58 @@ def test_a_run_whose_data_has_other_classes_is_not_loaded(finished_run):
         DataError, match=r"source 'digits': its classes are '0', .*, but the run was trained on 'cat', 'dog'"
     ):
         Learner.load(run, console=QUIET)
+
+
+class InterruptAt(keras.callbacks.Callback):
+    """Interrupts, as a notebook's stop button does, in a step of the second epoch."""
+
+    epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def interruptible():
+    """A process that SIGINT interrupts, also where a shell started the tests in the background and turned that off."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_fit_keeps_its_steps_and_says_so(digits, tiny_backbone):
+    """Golden: the step is finished, the message counts what was trained, as do the rates; the next fit runs."""
+    learn = learner(digits, tiny_backbone)
+    per_epoch = len(learn._batches)
+    learn.callbacks.append(InterruptAt())
+    with pytest.raises(Stopped) as caught:
+        learn.fit_one_cycle(3, 1e-2)
+    done = per_epoch + 3
+    message = f"one_cycle: the model keeps what it learned in {done} of {3 * per_epoch} steps"
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("learn.history 1 of 3 epochs")
+    assert caught.value._render_traceback_() == [str(caught.value)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(learn.history) == 1
+    assert len(learn.applied) == done == int(learn.model.optimizer.iterations)
+    learn.callbacks.clear()
+    assert learn.fit(1, 1e-3)[0]["accuracy"] > 0.3
+
+
+def test_a_fit_that_fails_before_its_first_step_leaves_the_weights(digits, tiny_backbone, monkeypatch):
+    """Keras takes the values out of the variables before the first step, which is compiled for long (regression)."""
+    learn = learner(digits, tiny_backbone)
+    before = weights(learn.model)
+
+    def impatient(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn.model, "make_train_function", lambda: setattr(learn.model, "train_function", impatient))
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1)
+    assert all((a == b).all() for a, b in zip(before, weights(learn.model), strict=True))

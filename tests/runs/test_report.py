@@ -220,7 +220,7 @@ def test_heat_maps_are_of_the_named_and_the_true_class(run, monkeypatch):
         asked.extend(zip(images, classes, strict=True))
         return np.zeros((len(images), 2, 2))
 
-    monkeypatch.setattr(report, "grad_cam", fake)
+    monkeypatch.setattr("kbaseline.runs.examples.grad_cam", fake)
     page = render_report(run)
     p, labels = run.evaluations["valid"]["tta"].probabilities, run.evaluations["valid"]["tta"].labels
     worst = [index for index, *_ in cards(page, "mistakes")]
