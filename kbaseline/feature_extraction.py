@@ -90,7 +90,7 @@ def features(
     >>> found["train"].shape
     (500, 64)
     >>> probe = LogisticRegression(max_iter=1000).fit(found["train"], data.train.labels)
-    >>> bool(probe.score(found["valid"], data.valid.labels) > 0.85)
+    >>> bool(probe.score(found["valid"], data.valid.labels) > 0.8)
     True
 
     Args:

@@ -85,7 +85,8 @@ class DataConfig(Section):
     """Weight of each class in the training loss: `none`; `auto`, inversely proportional to its number of training
     images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
     cache_dir: Path | None = None
-    """Where decoded photos and compiled programs are cached. Default: `$KBASELINE_CACHE`, else `~/.cache/kbaseline`."""
+    """Where decoded photos, features and compiled programs are cached. Default: `$KBASELINE_CACHE`, else
+    `~/.cache/kbaseline`."""
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
