@@ -84,7 +84,6 @@ def test_other_layers_are_left_alone() -> None:
         keras.layers.Conv2D(4, (1, 2)),
         keras.layers.Conv2D(4, 1, groups=2),
         Mine(4, 1),
-        keras.layers.Dense(3),
         keras.layers.BatchNormalization(),
     ):
         assert adapt_to_cpu(keras.Model(image, layer(image))) == 0, layer

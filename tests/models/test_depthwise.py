@@ -1,4 +1,4 @@
-"""Depthwise convolutions as sums of shifted products on a CPU: Keras' results and gradients up to rounding."""
+"""Depthwise convolutions and dense layers of images on a CPU: Keras' results and gradients up to rounding."""
 
 import jax
 import keras
@@ -31,6 +31,7 @@ LAYERS = {
     "grouped, multiplier, stride 2": lambda: keras.layers.Conv2D(
         2 * CHANNELS, (3, 5), 2, "same", groups=CHANNELS, activation="tanh"
     ),
+    "dense, of images": lambda: keras.layers.Dense(4, activation="tanh"),
 }
 
 
