@@ -87,7 +87,9 @@ def device_summary(distribution: keras.distribution.DataParallel | None, batch_s
 
 
 def predict_batches(
-    model: keras.Model, batches: ImageBatches, callbacks: Sequence[keras.callbacks.Callback] = ()
+    model: keras.Model,
+    batches: ImageBatches,
+    callbacks: Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList = (),
 ) -> np.ndarray:
     """`model.predict` on all devices of the active `keras.distribution`.
 
@@ -107,7 +109,8 @@ def predict_batches(
         if _trainable.get(model) != trainable:
             _trainable[model] = trainable
             model.make_predict_function(force=True)
-    return batches.unpadded(model.predict(batches, verbose=0, callbacks=list(callbacks)))
+    every = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else list(callbacks)
+    return batches.unpadded(model.predict(batches, verbose=0, callbacks=every))
 
 
 @functools.lru_cache(maxsize=2)

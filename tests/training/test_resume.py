@@ -18,6 +18,7 @@ from rich.console import Console
 
 from kbaseline import learner, resume_run, run_baseline
 from kbaseline.baseline import find_learning_rate
+from kbaseline.console.training import StageTable
 from kbaseline.errors import InputError, RunError
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRFinder
@@ -73,6 +74,16 @@ def cut_at(*place: int) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def stopped_in_validation() -> Iterator[None]:
+    """SIGTERM at the first batch of the next validation."""
+    with pytest.MonkeyPatch.context() as patch:
+        arrive = lambda self, batch, logs=None: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+        patch.setattr(StageTable, "on_test_batch_begin", arrive)
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            yield
+
+
 def damage(checkpoint: Path) -> None:
     """Flips one bit in the middle."""
     content = bytearray(checkpoint.read_bytes())
@@ -106,7 +117,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 
 def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_path, monkeypatch):
-    """Cut within an epoch, between epochs, stages, sweep and first step: bitwise the same in the end (determinism).
+    """Cut in an epoch, its validation, between epochs, stages, sweep and first step: bitwise the same (determinism).
 
     A damaged checkpoint is named and the one before serves; without any the run starts anew and says so. A sweep that
     was finished is not run again, and `max_lr: auto` takes its rate from it.
@@ -121,6 +132,9 @@ def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_p
         resume_run(run, console=console)
     assert screen.getvalue().count("npz': damaged (SHA-256 mismatch)") == 2
     assert "starts from the beginning" in screen.getvalue()
+    with stopped_in_validation():
+        resume_run(run, console=QUIET)
+    assert json.loads(sorted(run.glob("checkpoints/*.json"))[-1].read_text())["batch"] == 5  # trained, not validated
     with cut_at(0, 2, 0):
         resume_run(run, console=QUIET)
     damage(sorted(run.glob("checkpoints/*.npz"))[-1])
