@@ -21,7 +21,7 @@ from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
-from kbaseline.devices.parallel import data_parallel, on_all_devices
+from kbaseline.devices.parallel import available_devices, data_parallel, on_all_devices
 from kbaseline.devices.xla import (
     dtype_policy,
     explain_oom,
@@ -113,6 +113,8 @@ class Learner:
         if self.config.runtime.deterministic:
             make_deterministic()
         init_distributed(self.config.runtime, console)
+        if run is not None:
+            self.config = available_devices(config, rank0_console(console))
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
         self.console = rank0_console(console)
@@ -139,7 +141,7 @@ class Learner:
     def load(cls, run: str | Path, *, console: Console | None = None) -> Self:
         """A learner with the model of a finished run, frozen as in its last stage, and the data read again.
 
-        History and optimizer state start empty.
+        History and optimizer state start empty. Where there are fewer devices than the run used, those are used.
 
         Args:
             run: the run folder.

@@ -14,7 +14,9 @@ from weakref import WeakKeyDictionary
 import jax
 import keras
 import numpy as np
+from rich.console import Console
 
+from kbaseline.config.schema import Config
 from kbaseline.data.batches import ImageBatches
 from kbaseline.errors import InputError
 
@@ -38,10 +40,7 @@ def data_parallel(
         InputError: some process has fewer devices; or the batch size is `"auto"` or not a multiple of the number of
             devices.
     """
-    groups = [
-        [device for device in jax.devices() if device.process_index == process]
-        for process in range(jax.process_count())
-    ]
+    groups = _by_process()
     fewest = min(map(len, groups))
     count = len(groups[0]) if devices == "all" else devices
     if count > fewest:
@@ -60,6 +59,30 @@ def data_parallel(
             f"nearest is {nearest}."
         )
     return keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
+
+
+def _by_process() -> list[list[jax.Device]]:
+    processes = range(jax.process_count())
+    return [[device for device in jax.devices() if device.process_index == process] for process in processes]
+
+
+def available_devices(config: Config, console: Console) -> Config:
+    """The configuration of a run from another machine, with as many of its devices as are here.
+
+    Args:
+        config: its `runtime.devices` may be more than there are, or not share the batch size equally here.
+        console: a smaller number is printed.
+    """
+    groups, batch = _by_process(), config.data.batch
+    there = min(map(len, groups))
+    given = config.runtime.devices
+    wanted = there if given == "all" else given
+    equal = [count for count in range(1, min(wanted, there) + 1) if batch % (count * len(groups)) == 0]
+    if not equal or equal[-1] == wanted:
+        return config
+    text = f"runtime.devices: {equal[-1]} of {there} here share a batch of {batch}; the run was configured for {given}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"devices": equal[-1]})})
 
 
 def on_all_devices(

@@ -17,7 +17,7 @@ class RunAhead:
     """Bounds the queue of steps that the host has started and the device has not finished.
 
     JAX itself lets the host run some thirty steps ahead. A stop or a checkpoint waits for all of them, a minute where
-    a step takes two seconds. Short steps are many in half a second: they fill it, and the device never waits for the host.
+    a step takes two seconds. Short steps may be many, so that the device never waits for the host.
     """
 
     def __init__(self) -> None:
