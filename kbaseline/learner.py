@@ -353,7 +353,8 @@ class Learner:
         return explain_oom(what, self.config.data.batch)
 
     def _record_rates(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
-        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, stage.first + stage.epochs * stage.steps))
+        # Not the planned steps: a callback may have stopped training.
+        lrs, momenta = applied_rates(optimizer, np.arange(stage.first, int(optimizer.iterations)))
         offset = len(self.applied)
         for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
             groups = {f"lr_{i}": float(lr) * factor for i, factor in enumerate(optimizer.multipliers)}

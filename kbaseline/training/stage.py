@@ -105,6 +105,8 @@ def train(
                 verbose=0,
                 callbacks=callback_list,
             )
+            if model.stop_training:
+                break
     batches.go_to(earlier + 1 + stage.epochs)
 
 
