@@ -44,6 +44,7 @@ from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.session import Session
 from kbaseline.training.signals import stoppable
 from kbaseline.training.stage import Stage, applied_rates, train
+from kbaseline.training.state import leave_state_untracked
 
 DEFAULT_LR = 3e-3
 """Default learning rate of the head, as in fastai; the body uses a tenth of it."""
@@ -124,6 +125,7 @@ class Learner:
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
         self.model = self._build_model() if run is None else self._saved_model(run)
+        leave_state_untracked(self.model)
         devices = 1 if self.distribution is None else self.distribution.num_model_replicas
         self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
         self.frozen = False
@@ -133,6 +135,7 @@ class Learner:
         self.session: Session | None = None
         self._fits = 0
         self._optimizer: LayerwiseAdamW | None = None
+        self._compiled: LayerwiseAdamW | None = None
         self._batches = self._train_batches(self.config.seed)
         if self.config.model.weights != "none":
             self.freeze()
@@ -191,12 +194,12 @@ class Learner:
     def freeze(self) -> None:
         """Freezes the backbone, except its BatchNorm layers if `model.train_bn` is true."""
         freeze(self.model, self.config.model.train_bn)
-        self.frozen, self._optimizer = True, None
+        self.frozen, self._optimizer, self._compiled = True, None, None
 
     def unfreeze(self) -> None:
         """Makes every layer trainable."""
         unfreeze(self.model)
-        self.frozen, self._optimizer = False, None
+        self.frozen, self._optimizer, self._compiled = False, None, None
 
     def lr_find(self, out: str | Path | None = None, *, title: str = "lr_find") -> LRCurve:
         """Runs the learning-rate finder with one rate for all layers, prints its suggestions and restores the model.
@@ -317,9 +320,15 @@ class Learner:
         )
 
     def _compile(self, optimizer: LayerwiseAdamW) -> None:
+        model = self.model
+        # Rates, momenta and multipliers are state. Until layers are frozen or unfrozen, one program serves all.
+        kept = (None, None)
+        if self._compiled is not None and model.optimizer is self._compiled:
+            kept = model.train_function, model.predict_function
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self.model.compile(optimizer, loss, metrics=["accuracy"])
-        self._optimizer = optimizer
+        model.compile(optimizer, loss, metrics=["accuracy"])
+        model.train_function, model.predict_function = kept
+        self._optimizer = self._compiled = optimizer
 
     def _train(self, optimizer: LayerwiseAdamW, epochs: int, title: str) -> list[dict[str, Any]]:
         if epochs < 1:

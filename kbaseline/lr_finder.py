@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kbaseline.errors import InputError, LRFinderError, did_you_mean
-from kbaseline.optimizer import clone_optimizer
+from kbaseline.optimizer import clone_optimizer, share_step
 from kbaseline.schedules import ExponentialSweep
 
 MIN_POINTS = 6
@@ -218,7 +218,8 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
             self.schedule.start_lr, self.schedule.end_lr, self.schedule.steps, int(optimizer.iterations)
         )
         model.optimizer = clone_optimizer(optimizer, model.trainable_variables, learning_rate=sweep)
-        model.make_train_function(force=True)
+        if not share_step(optimizer, model.optimizer):
+            model.make_train_function(force=True)
 
         def undo() -> None:
             for variable, value in values:

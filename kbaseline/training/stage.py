@@ -24,12 +24,13 @@ from kbaseline.data.batches import ImageBatches
 from kbaseline.data.prepare import Split
 from kbaseline.devices.multihost import are_several
 from kbaseline.devices.parallel import predict_batches
-from kbaseline.errors import InputError, RunError
+from kbaseline.errors import RunError
 from kbaseline.optimizer import LayerwiseAdamW
 from kbaseline.schedules import CosineCycle
 from kbaseline.training.ahead import RunAhead
 from kbaseline.training.checkpoint import Checkpoint
 from kbaseline.training.session import Session
+from kbaseline.training.state import restore, restore_model, state_variables
 
 LOSS_CHECK_STEPS = 20
 """Steps between two checks for a finite loss. Each check reads a loss from before the last check: no wait, one copy."""
@@ -152,7 +153,7 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         start = self._start
         if start is None:
             return
-        _restore(_variables(self.model), start.state)
+        restore_model(self.model, start.state)
         if start.batch == self._stage.steps:
             self._start, self._epoch = None, start.epoch
             super().on_epoch_begin(start.epoch)
@@ -166,7 +167,7 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         self._ahead = RunAhead()
         if self.skipped and self._start is not None:
             sums = self.model.metrics_variables
-            _restore(sums, self._start.state[-len(sums) :])
+            restore(sums, self._start.state[-len(sums) :])
         elif epoch == 0:
             self._save(0, 0)
         self._start = None
@@ -235,7 +236,8 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
     def _save(self, epoch: int, batch: int) -> None:
         if self._session is None or not self._session.folder.writable:
             return
-        state = [np.asarray(variable.value) for variable in _variables(self.model)]
+        # Copies: on a CPU, NumPy would share the buffers that the next step overwrites while this is being written.
+        state = [np.array(variable.value) for variable in state_variables(self.model)]
         # A step can make weights infinite or NaN before the loss shows it.
         if all(np.isfinite(array).all() for array in state[: len(self.model.trainable_variables)]):
             rows = [*self._history, *self._table.rows]
@@ -257,21 +259,3 @@ class _ValidationCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         self._ahead.add((logs or {})["outputs"])
         self._of_fit.on_test_batch_end(batch)
         self._after()
-
-
-def _variables(model: keras.Model) -> list[keras.Variable]:
-    """The state of the compiled training step, in Keras' order, metric sums last."""
-    return [
-        *model.trainable_variables,
-        *model.non_trainable_variables,
-        *model.optimizer.variables,
-        *model.metrics_variables,
-    ]
-
-
-def _restore(variables: Sequence[keras.Variable], state: Sequence[np.ndarray]) -> None:
-    if [tuple(variable.shape) for variable in variables] != [array.shape for array in state]:
-        raise InputError("checkpoint: does not match this model and optimizer; start a new run.")
-    for variable, array in zip(variables, state, strict=True):
-        # NumPy has no bfloat16 and stores it as two raw bytes.
-        variable.assign(array.view(variable.dtype) if array.dtype.kind == "V" else array)

@@ -12,6 +12,7 @@ from keras import layers
 import kbaseline
 from kbaseline.devices import multihost
 from kbaseline.models.backbones import sublayers
+from kbaseline.training.state import leave_state_untracked
 
 PACKAGE = Path(kbaseline.__file__).parent
 
@@ -29,6 +30,20 @@ def test_keras_names_the_layers_inside_a_layer() -> None:
     assert within == ["cells"], f"Keras {keras.__version__} changed Layer._flatten_layers: mend backbones.sublayers"
     assert [layer.name for layer in sublayers(cell)] == ["a", "b"]
     assert sublayers(layers.Dense(2)) == []
+
+
+def test_keras_tracks_attributes_of_a_model() -> None:
+    """`training.state.leave_state_untracked`: the state stays a plain dictionary, all else is tracked as before."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    model._jax_state = {"trainable_variables": [1]}
+    assert type(model._jax_state) is not dict, (
+        f"Keras {keras.__version__} tracks it no more: leave_state_untracked can go"
+    )
+    leave_state_untracked(model)
+    model._jax_state = {"trainable_variables": [1]}
+    assert type(model._jax_state) is dict, f"Keras {keras.__version__} changed Layer._tracker: mend training.state"
+    model.others = {"a": [1]}
+    assert type(model.others) is not dict
 
 
 def test_jax_says_whether_it_has_started() -> None:
@@ -69,6 +84,7 @@ def test_private_api_stands_where_it_is_tested() -> None:
         "models/backbones.py": {"layer._flatten_layers"},
         "devices/xla.py": {"jax._src"},
         "devices/multihost.py": {"jax._src", "os._exit"},
+        "training/state.py": {"model._tracker"},
     }
     found = {
         path.relative_to(PACKAGE).as_posix(): set(

@@ -201,6 +201,7 @@ def test_two_checkpoints_are_kept_and_whole(tmp_path):
     for epoch in range(4):
         state = [np.float32([epoch, np.nan]), np.uint32(7), half]
         checkpoints.save(Checkpoint(1, epoch, 5, state, {"loss": float("nan"), "rate": 0.1}))
+    checkpoints.wait()
     names = sorted(path.name for path in checkpoints.folder.path.iterdir())
     assert names == ["000003.json", "000003.npz", "000004.json", "000004.npz", "lock"]
     (checkpoints.folder.path / "000005.npz").write_bytes(b"half of it")
@@ -215,13 +216,13 @@ def test_two_checkpoints_are_kept_and_whole(tmp_path):
 
 def test_bfloat16_variables_are_restored(tmp_path):
     """A state that NumPy knows only as bytes goes back into its variable (invariant)."""
-    from kbaseline.training.stage import _restore
+    from kbaseline.training.state import restore
 
     variable = keras.Variable(keras.ops.cast([0.0, 0.0], "bfloat16"), dtype="bfloat16")
-    _restore([variable], [np.frombuffer(np.uint16([0x3FC0, 0x4000]).tobytes(), "V2")])
+    restore([variable], [np.frombuffer(np.uint16([0x3FC0, 0x4000]).tobytes(), "V2")])
     assert keras.ops.convert_to_numpy(variable).astype("float32").tolist() == [1.5, 2.0]
     with pytest.raises(InputError, match="does not match this model"):
-        _restore([variable], [np.zeros(3)])
+        restore([variable], [np.zeros(3)])
 
 
 def test_a_full_disk_stops_with_one_line_and_loses_nothing(recipe, tmp_path):
