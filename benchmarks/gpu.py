@@ -52,7 +52,9 @@ TINY = {"data": "digits", "weights": "none", "limit": 64, "batch": 16, "size": 3
 @click.option("--size", default=128, show_default=True, help="Pixels of the network's input.")
 @click.option("--steps", default=200, show_default=True, help="Training steps of one measurement.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each; the median counts.")
-@click.option("--side", default=8192, show_default=True, help="Rows of the matrices that show what the device can do.")
+@click.option(
+    "--rows", "side", default=8192, show_default=True, help="Rows of the matrices that show what the device can do."
+)
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(stages.PRECISIONS), help="Only this one.")
 @click.option("--side", "sides", multiple=True, type=click.Choice(recipe.SIDES), help="Only this side of the recipe.")
 @click.option(

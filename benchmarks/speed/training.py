@@ -120,7 +120,11 @@ def program(model: keras.Model, batch: int) -> tuple[Callable[[], Any], Any, Any
         What runs it, its state donated as in `fit`; the compiled program; JAX's account of FLOP, counted on the same
         step lowered for a CPU, or None: on a GPU it misses every convolution that a library computes.
     """
-    variables, data = state(model), jax.device_put(batches(batch, batch)[0])
+    images, labels = batches(batch, batch)[0]
+    # The first call creates the metrics' variables, which are part of the state.
+    model.compute_metrics(images, labels, np.zeros((batch, model.output_shape[-1]), "float32"))
+    model.reset_metrics()
+    variables, data = state(model), jax.device_put((images, labels))
     step = jax.jit(model.train_step, donate_argnums=0)
     compiled = step.lower(variables, data).compile()
     place = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])

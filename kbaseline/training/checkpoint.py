@@ -194,6 +194,10 @@ class _Hashed:
     def flush(self) -> None:
         self._file.flush()
 
+    def read(self) -> bytes:
+        """NumPy takes only what has this method for a file, and does not call it."""
+        raise NotImplementedError
+
 
 def _read(path: Path) -> Checkpoint:
     """Reads a checkpoint; raises one of `DAMAGE` if it is damaged."""
