@@ -1,6 +1,7 @@
 """How many steps the host starts before it waits for the device."""
 
 import jax
+import keras
 import numpy as np
 import pytest
 from rich.console import Console
@@ -30,8 +31,18 @@ def test_started_steps_are_two_or_half_a_second(monkeypatch: pytest.MonkeyPatch,
     assert set(started[300:]) == {most}
 
 
+class Kinds(keras.callbacks.Callback):
+    """Asserts that Keras has not wrapped the state of the step, array by array."""
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        assert type(self.model._jax_state) is dict
+
+
 def test_training_and_validation_wait(tiny_backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: of five steps and of three validated batches, all but the last are waited for before the next."""
+    """Golden: of five steps and of three validated batches, all but the last are waited for before the next.
+
+    And what the host does at each step stays small: the state is a plain dictionary.
+    """
     waited: list[tuple[int, ...]] = []
     monkeypatch.setattr(jax, "block_until_ready", lambda result: waited.append(result.shape))
     monkeypatch.setattr(ahead, "SECONDS", 0.0)
@@ -43,5 +54,6 @@ def test_training_and_validation_wait(tiny_backbone: str, monkeypatch: pytest.Mo
     config = {"data": {"batch_size": 8}, "model": {"hidden": 8}}
     data = ImageData.from_arrays(split(40), split(48))
     learn = Learner(data, tiny_backbone, config=config, console=Console(quiet=True))
+    learn.callbacks.append(Kinds())
     learn.fit(1, 1e-3)
     assert waited == [()] * 4 + [(16, 3)] * 2
