@@ -7,14 +7,19 @@ python benchmarks/gpu.py --tiny --out page.md              # a try; half an hour
 import os
 
 # JAX takes three quarters of a GPU as it starts, in every process: this one, Keras', the recipe's, and PyTorch beside.
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.25")
+if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name, and both are an error
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.25")
 
 import kbaseline  # noqa: F401 - first: it chooses Keras' backend
 
 # isort: split
 
+import math
+import time
+import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +28,8 @@ import click
 from speed import recipe, roofline, stages
 from speed.measure import signature
 from speed.peer import Keras, Torch
+
+from kbaseline.errors import with_kind
 
 HEAD = """# Measured: speed on a GPU
 
@@ -45,28 +52,60 @@ TINY = {"data": "digits", "weights": "none", "limit": 64, "batch": 16, "size": 3
 @click.option("--size", default=128, show_default=True, help="Pixels of the network's input.")
 @click.option("--steps", default=200, show_default=True, help="Training steps of one measurement.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each; the median counts.")
-@click.option("--side", default=8192, show_default=True, help="Rows of the matrices that show what the device can do.")
+@click.option(
+    "--rows", "side", default=8192, show_default=True, help="Rows of the matrices that show what the device can do."
+)
+@click.option("--precision", "precisions", multiple=True, type=click.Choice(stages.PRECISIONS), help="Only this one.")
+@click.option("--side", "sides", multiple=True, type=click.Choice(recipe.SIDES), help="Only this side of the recipe.")
+@click.option(
+    "--deadline", type=float, metavar="SECONDS", help="Begin nothing after so long; end what the recipe runs."
+)
 @click.option("--tiny", is_flag=True, help=f"Instead of these: {', '.join(f'{k} {v}' for k, v in TINY.items())}.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parents[1] / "docs/performance-gpu.md")
-def main(parts: tuple[str, ...], python: str | None, tiny: bool, out: Path, **given: Any) -> None:
-    """Measures, prints each section as it is done, and writes the page."""
+def main(
+    parts: tuple[str, ...],
+    python: str | None,
+    tiny: bool,
+    out: Path,
+    precisions: tuple[str, ...],
+    sides: tuple[str, ...],
+    deadline: float | None,
+    **given: Any,
+) -> None:
+    """Measures; prints each section and adds it to the page as it is done. What fails is said in its section."""
     ask = SimpleNamespace(**{**given, **(TINY if tiny else {})})
-    with (
-        Keras(ask.batch, ask.size) as stock,
-        Torch(python, ask.batch, ask.size) if python else nullcontext() as torch,
-    ):
+    end = time.monotonic() + deadline if deadline else math.inf
+    chosen = (precisions or stages.PRECISIONS, end)
+    out.write_text(HEAD, encoding="utf-8")
+    with ExitStack() as peers:
+        # Each takes a part of the accelerator's memory: only what is asked for.
+        stock = cache(lambda: peers.enter_context(Keras(ask.batch, ask.size)))
+        torch = cache(lambda: peers.enter_context(Torch(python, ask.batch, ask.size)) if python else None)
         measures: dict[str, Callable[[], str]] = {
-            "recipe": lambda: recipe.section(ask.data, ask.weights, ask.batch, ask.size, ask.limit, python),
-            "steps": lambda: stages.section(ask.batch, ask.size, ask.steps, ask.rounds, stock, torch),
-            "roofline": lambda: roofline.section(ask.batch, ask.size, ask.rounds, ask.side),
+            "recipe": lambda: recipe.section(
+                ask.data, ask.weights, ask.batch, ask.size, ask.limit, python, sides or recipe.SIDES, end
+            ),
+            "steps": lambda: stages.section(
+                ask.batch, ask.size, ask.steps, ask.rounds, stock(), torch() if python else None, *chosen
+            ),
+            "roofline": lambda: roofline.section(ask.batch, ask.size, ask.rounds, ask.side, *chosen),
         }
-        page = HEAD
         for part in parts or HEADINGS:
-            section = f"\n## {HEADINGS[part]}\n\n{measures[part]()}"
-            click.echo(section)
-            page += section
-        page += f"\n{signature(torch.versions if torch else None)}"
-    out.write_text(page, encoding="utf-8")
+            try:
+                text = measures[part]() if time.monotonic() < end else "Not begun before the deadline.\n"
+            except Exception as error:  # hours on another machine: the other parts count
+                traceback.print_exc()
+                text = f"Failed: {with_kind(error)}\n"
+            add(out, f"\n## {HEADINGS[part]}\n\n{text}")
+        versions = torch() if python and torch.cache_info().currsize else None
+        add(out, f"\n{signature(versions.versions if versions else None)}")
+
+
+def add(page: Path, text: str) -> None:
+    """Prints and appends."""
+    click.echo(text)
+    with page.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
-from kbaseline.devices.parallel import data_parallel, device_summary, on_all_devices
+from kbaseline.devices.parallel import available_devices, data_parallel, device_summary, on_all_devices
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import dtype_policy, explain_oom, set_compilation_cache, start_jax
 from kbaseline.errors import InputError
@@ -45,6 +45,7 @@ from kbaseline.training.history import History
 from kbaseline.training.session import Session
 from kbaseline.training.signals import Interrupts, Stopped, stoppable
 from kbaseline.training.stage import Stage, applied_rates, train
+from kbaseline.training.state import leave_state_untracked
 
 DEFAULT_LR = 3e-3
 """Default learning rate of the head, as in fastai; the body uses a tenth of it."""
@@ -114,6 +115,8 @@ class Learner:
         set_compilation_cache(config.data.cache_folder if config.runtime.compilation_cache else None)
         init_distributed(self.config.runtime, console)
         start_jax(deterministic=self.config.runtime.deterministic)
+        if run is not None:
+            self.config = available_devices(config, rank0_console(console))
         self.distribution = data_parallel(self.config.runtime.devices, self.config.data.batch_size)
         self.data = data
         self.console = rank0_console(console)
@@ -123,6 +126,7 @@ class Learner:
                 "weights", lambda: load_backbone(self.config.model.backbone, self.config.model.weights, data.size)
             )
         self.model = self._build_model() if run is None else self._saved_model(run)
+        leave_state_untracked(self.model)
         devices = 1 if self.distribution is None else self.distribution.num_model_replicas
         self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
         if line := device_summary(self.distribution, self.config.data.batch):
@@ -134,6 +138,7 @@ class Learner:
         self.session: Session | None = None
         self._fits = 0
         self._optimizer: LayerwiseAdamW | None = None
+        self._compiled: LayerwiseAdamW | None = None
         self._batches = self._train_batches(self.config.seed)
         if self.config.model.weights != "none":
             self.freeze()
@@ -142,7 +147,7 @@ class Learner:
     def load(cls, run: str | Path, *, console: Console | None = None) -> Self:
         """A learner with the model of a finished run, frozen as in its last stage, and the data read again.
 
-        History and optimizer state start empty.
+        History and optimizer state start empty. Where there are fewer devices than the run used, those are used.
 
         Args:
             run: the run folder.
@@ -192,12 +197,12 @@ class Learner:
     def freeze(self) -> None:
         """Freezes the backbone, except its BatchNorm layers if `model.train_bn` is true."""
         freeze(self.model, self.config.model.train_bn)
-        self.frozen, self._optimizer = True, None
+        self.frozen, self._optimizer, self._compiled = True, None, None
 
     def unfreeze(self) -> None:
         """Makes every layer trainable."""
         unfreeze(self.model)
-        self.frozen, self._optimizer = False, None
+        self.frozen, self._optimizer, self._compiled = False, None, None
 
     def lr_find(self, out: str | Path | None = None, *, title: str = "lr_find") -> LRCurve:
         """Runs the learning-rate finder with one rate for all layers, prints its suggestions and restores the model.
@@ -318,9 +323,15 @@ class Learner:
         )
 
     def _compile(self, optimizer: LayerwiseAdamW) -> None:
+        model = self.model
+        # Rates, momenta and multipliers are state. Until layers are frozen or unfrozen, one program serves all.
+        kept = (None, None)
+        if self._compiled is not None and model.optimizer is self._compiled:
+            kept = model.train_function, model.predict_function
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self.model.compile(optimizer, loss, metrics=["accuracy"])
-        self._optimizer = optimizer
+        model.compile(optimizer, loss, metrics=["accuracy"])
+        model.train_function, model.predict_function = kept
+        self._optimizer = self._compiled = optimizer
 
     def _train(self, optimizer: LayerwiseAdamW, epochs: int, title: str) -> History:
         if epochs < 1:
@@ -370,6 +381,7 @@ class Learner:
         return explain_oom(what, self.config.data.batch)
 
     def _record_rates(self, optimizer: LayerwiseAdamW, stage: Stage) -> None:
+        # Not the planned steps: a callback may have stopped training.
         lrs, momenta = applied_rates(optimizer, np.arange(stage.first, int(optimizer.iterations)))
         offset = len(self.applied)
         for index, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from kbaseline.errors import InputError, LRFinderError, checked_number, did_you_mean
-from kbaseline.optimizer import clone_optimizer
+from kbaseline.optimizer import clone_optimizer, share_step
 from kbaseline.render.notebook import Rates, fragment, paragraphs
 from kbaseline.schedules import ExponentialSweep
 
@@ -290,7 +290,8 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         # `fit` calls this however it ends; `on_train_end` only if nothing was raised.
         copy.finalize_variable_values = lambda variables: self.restore()
         model.optimizer = copy
-        model.make_train_function(force=True)
+        if not share_step(optimizer, copy):
+            model.make_train_function(force=True)
         self._losses: list[float] = []
         self._smoothed: list[float] = []
         self._average, self._best = 0.0, math.inf

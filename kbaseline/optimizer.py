@@ -7,6 +7,7 @@ rates as in J. Howard and S. Ruder, "Universal language model fine-tuning", http
 import gc
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from kbaseline.errors import InputError, checked_count, checked_number
+from kbaseline.schedules import NUMBERS, as_numbers, value_at
 
 
 def layer_group_lrs(max_lr: float | slice | Sequence[float | None], groups: int) -> list[float]:
@@ -139,6 +141,23 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.decay = checked_number("weight_decay", decay, "None or at least 0", _is_factor)
         self.decay_norm_and_bias, self.amsgrad = decay_norm_and_bias, amsgrad
         self._at_this_step: tuple[Any, ...] = ()
+        self._rate_at_this_step: Any = None
+        self._factors_at_this_step: Any = None
+        if isinstance(self._learning_rate, keras.Variable):
+            # Part of `rates`; as a variable beside them it would give a constant rate a program of its own.
+            self._untrack_variable(self._learning_rate)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate at the current step, of a group whose multiplier is 1."""
+        if self._rate_at_this_step is not None:
+            return self._rate_at_this_step
+        return keras.optimizers.Optimizer.learning_rate.fget(self)
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | LearningRateSchedule) -> None:
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+        self._update_rates()
 
     @property
     def beta_1(self) -> Any:
@@ -149,6 +168,7 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     @beta_1.setter
     def beta_1(self, value: float | LearningRateSchedule) -> None:
         self._beta_1 = value if callable(value) else checked_number("beta_1", value, "in [0, 1)", _is_decay)
+        self._update_rates()
 
     @property
     def schedules(self) -> tuple[float | LearningRateSchedule, float | LearningRateSchedule]:
@@ -168,19 +188,40 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     def build(self, var_list: Sequence[keras.Variable]) -> None:
         """Creates the moving averages, after checking that every variable is in exactly one group.
 
+        And `rates`, float32: rate and momentum as `schedules.as_numbers` gives them, then the multipliers. A compiled
+        step reads them as state. So one program serves every rate, momentum and multiplier.
+
         Raises:
             InputError: see the class.
         """
         if self.built:
             return
-        self._multiplier_of_variable = self._multipliers_of(var_list)
+        self._group_of_variable = self._groups_of(var_list)
+        given = self._numbers()
+        self.rates = self.add_variable(
+            given.shape, lambda shape, dtype: ops.cast(given, dtype), "float32", name="rates"
+        )
         super().build(var_list)
         self.momentums, self.velocities = self.add_optimizer_variables(var_list, ["momentum", "velocity"])
         self.peaks = self.add_optimizer_variables(var_list, "velocity_hat") if self.amsgrad else []
 
-    def _multipliers_of(self, variables: Sequence[keras.Variable]) -> list[float]:
+    def _numbers(self) -> np.ndarray:
+        schedules = self._learning_rate, self._beta_1
+        described = [as_numbers(schedule) or [0.0] * NUMBERS for schedule in schedules]
+        return np.array([*described[0], *described[1], *self.multipliers], np.float32)
+
+    def _update_rates(self) -> None:
+        if self.built:
+            self.rates.assign(self._numbers())
+
+    @property
+    def rates_are_state(self) -> bool:
+        """Whether a compiled step reads rate and momentum as state; false with a schedule that is not kbaseline's."""
+        return None not in (as_numbers(self._learning_rate), as_numbers(self._beta_1))
+
+    def _groups_of(self, variables: Sequence[keras.Variable]) -> list[int]:
         if self.groups is None:
-            return [self.multipliers[0]] * len(variables)
+            return [0] * len(variables)
         sets = [set(group) for group in self.groups]
 
         def members_by(names_of: Sequence[set[str]]) -> list[list[int]]:
@@ -196,21 +237,33 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         used = {m[0] for m in members}
         idle = [", ".join(self.groups[i][:3]) or "(empty)" for i in range(len(sets)) if i not in used]
         _refuse("groups without a trainable variable", idle)
-        return [self.multipliers[m[0]] for m in members]
+        return [m[0] for m in members]
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Updates all variables by one step."""
         # Computed once, not per variable: a ResNet50 has 220, and tracing the momentum schedule costs as much as the
         # rest of the update.
-        step, beta_1 = ops.cast(self.iterations + 1, "float32"), ops.cast(self.beta_1, "float32")
+        numbers = self.rates if self.built else self._numbers()
+        rate, beta_1 = self.learning_rate, self.beta_1
+        if as_numbers(self._learning_rate) is not None:
+            rate = value_at(numbers[:NUMBERS], self._iterations)
+        if as_numbers(self._beta_1) is not None:
+            beta_1 = value_at(numbers[NUMBERS : 2 * NUMBERS], self._iterations)
+        step, beta_1 = ops.cast(self.iterations + 1, "float32"), ops.cast(beta_1, "float32")
         self._at_this_step = beta_1, 1 - ops.power(beta_1, step), 1 - ops.power(ops.cast(self.beta_2, "float32"), step)
-        super().apply(grads, trainable_variables)
-        self._at_this_step = ()  # tracers of this compilation must not be kept
+        self._rate_at_this_step = rate
+        self._factors_at_this_step = [numbers[2 * NUMBERS + group] for group in range(len(self.multipliers))]
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            # Tracers of this compilation must not be kept.
+            self._at_this_step, self._rate_at_this_step, self._factors_at_this_step = (), None, None
 
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable."""
         index = self._get_variable_index(variable)
-        rate = ops.cast(learning_rate, variable.dtype) * self._multiplier_of_variable[index]
+        factor = ops.cast(self._factors_at_this_step[self._group_of_variable[index]], variable.dtype)
+        rate = ops.cast(learning_rate, variable.dtype) * factor
         gradient = ops.cast(gradient, variable.dtype)
         beta_1, correct_m, correct_v = (ops.cast(scalar, variable.dtype) for scalar in self._at_this_step)
         m, v = self.momentums[index], self.velocities[index]
@@ -224,6 +277,24 @@ class LayerwiseAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         kept = variable * (1 - rate * self.decay) if decays else variable.value
         size = rate / correct_m
         self.assign(variable, kept - size * m / (ops.sqrt(v / correct_v) + self.epsilon))
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the state, but not `rates`, which the configuration gives."""
+        for index, variable in enumerate(optimizer_state(self)):
+            store[str(index)] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the state; files of version 0.1 hold a constant rate after the count of steps."""
+        state, arrays = optimizer_state(self), [store[str(index)] for index in range(len(store.keys()))]
+        if len(arrays) == len(state) + 1:
+            del arrays[1]
+        if len(arrays) != len(state):
+            warnings.warn(
+                f"{self.name}: the file's state is of another optimizer; the state starts empty.", stacklevel=2
+            )
+            return
+        for variable, array in zip(state, arrays, strict=True):
+            variable.assign(array)
 
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation; a momentum schedule is kept as a schedule."""
@@ -301,13 +372,19 @@ def clone_optimizer(
         copy.exclude_from_weight_decay(excluded)
     copy.build(variables)
     if optimizer.built:
-        # The rate, if it is a variable, is an argument and not state. The compiled step overwrites its input buffers,
-        # so the copy needs buffers of its own.
-        for new, old in zip(_state(copy), _state(optimizer), strict=True):
-            new.assign(ops.copy(old.value))
+        # Through the host: the compiled step overwrites its input buffers, so the copy needs buffers of its own, and a
+        # copy on the device would compile a program for every shape.
+        for new, old in zip(optimizer_state(copy), optimizer_state(optimizer), strict=True):
+            new.assign(ops.convert_to_numpy(old).copy())
     return copy
 
 
-def _state(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    rate = optimizer.learning_rate
-    return [variable for variable in optimizer.variables if variable is not rate]
+def optimizer_state(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that training changes, in Keras' order: not those that hold arguments, such as the rate."""
+    arguments = optimizer.learning_rate, getattr(optimizer, "rates", None)
+    return [variable for variable in optimizer.variables if all(variable is not held for held in arguments)]
+
+
+def share_step(one: keras.optimizers.Optimizer, other: keras.optimizers.Optimizer) -> bool:
+    """Whether a compiled step of one optimizer serves the other, a clone with other rates, momenta or multipliers."""
+    return all(isinstance(each, LayerwiseAdamW) and each.rates_are_state for each in (one, other))

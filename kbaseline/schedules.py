@@ -72,12 +72,13 @@ class CosineCycle(LearningRateSchedule):  # type: ignore[misc]
     def __call__(self, step: Any) -> Any:
         """Value at training step `step` (an integer or an integer tensor), a float32 scalar."""
         since = ops.cast(step - self.start_step, "float32")
+        return _cosines(since, *self.numbers)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What the value depends on besides the step: three values, three lengths in steps."""
         up, down = self.peak_step, max(1, self.total_steps - self.peak_step)
-        left_up = ops.square(ops.sin(math.pi / 2 * ops.clip((up - since) / up, 0.0, 1.0)))
-        left_down = ops.square(ops.sin(math.pi / 2 * ops.clip((self.total_steps - since) / down, 0.0, 1.0)))
-        rise = self.start * left_up + self.peak * (1 - left_up)
-        fall = self.peak * left_down + self.end * (1 - left_down)
-        return ops.where(since < up, rise, fall)
+        return self.start, self.peak, self.end, up, down, self.total_steps
 
     def __repr__(self) -> str:
         return (
@@ -193,3 +194,43 @@ class ExponentialSweep(LearningRateSchedule):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation."""
         return {name: getattr(self, name) for name in ("start_lr", "end_lr", "steps", "start_step")}
+
+
+def _cosines(since: Any, start: Any, peak: Any, end: Any, up: Any, down: Any, total: Any) -> Any:
+    """Value of a `CosineCycle` after `since` steps; Python's numbers or scalars of a compiled step."""
+    left_up = ops.square(ops.sin(math.pi / 2 * ops.clip((up - since) / up, 0.0, 1.0)))
+    left_down = ops.square(ops.sin(math.pi / 2 * ops.clip((total - since) / down, 0.0, 1.0)))
+    rise = start * left_up + peak * (1 - left_up)
+    fall = peak * left_down + end * (1 - left_down)
+    return ops.where(since < up, rise, fall)
+
+
+NUMBERS = 8
+"""How many numbers describe a schedule: its kind, the step at which it begins, and six that depend on the kind."""
+
+_CONSTANT, _SWEEP, _CYCLE = 0.0, 1.0, 2.0
+
+
+def as_numbers(schedule: Any) -> list[float] | None:
+    """A number or a schedule of this module as `NUMBERS` floats for `value_at`; None for any other schedule."""
+    if isinstance(schedule, CosineCycle):
+        return [_CYCLE, schedule.start_step, *schedule.numbers]
+    if isinstance(schedule, ExponentialSweep):
+        slope = math.log(schedule.end_lr / schedule.start_lr) / schedule.steps
+        return [_SWEEP, schedule.start_step, schedule.start_lr, slope, 0, 1, 1, 1]
+    return None if callable(schedule) else [_CONSTANT, 0, float(schedule), 0, 0, 1, 1, 1]
+
+
+def value_at(numbers: Any, step: Any) -> Any:
+    """Value at training step `step` of the schedule that `as_numbers` described, a float32 scalar.
+
+    All kinds are one computation, so that a compiled step serves every schedule.
+
+    Args:
+        numbers: float32 `(NUMBERS,)`.
+        step: an integer scalar.
+    """
+    kind, first, start, peak, end, *steps = (numbers[index] for index in range(NUMBERS))
+    since = ops.cast(step - ops.cast(first, "int32"), "float32")
+    cycle, sweep = _cosines(since, start, peak, end, *steps), start * ops.exp(peak * since)
+    return ops.where(kind == _CYCLE, cycle, ops.where(kind == _SWEEP, sweep, start))

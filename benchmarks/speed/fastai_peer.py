@@ -4,21 +4,17 @@ A request is a line of JSON, `{"do": "versions"}`, `{"do": "step", "variant": "c
 `{"do": "data", "workers": 0, "batches": 16}`; so is the answer. Beside it stand `batch` and `size` as arguments.
 """
 
-import contextlib
+import torchvision_operators  # noqa: F401 - first
+
+# isort: split
+
 import json
 import sys
 import time
 
-import torch
-
-with contextlib.suppress(RuntimeError):
-    # A torchvision of another build lacks its operators and asks for two of them as it loads; no ResNet uses them.
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 import fastai
 import numpy as np
+import torch
 import torchvision
 from fastai.callback.channelslast import ChannelsLast
 from fastai.vision.all import (

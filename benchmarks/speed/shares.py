@@ -49,7 +49,7 @@ def _spent(batch: int, size: int, frozen: bool) -> Counter[str]:
     import jax
     from speed.training import classifier, program
 
-    step, compiled = program(classifier(size, frozen), batch)
+    step, compiled, _ = program(classifier(size, frozen), batch)
     jax.block_until_ready(step())
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

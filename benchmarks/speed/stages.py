@@ -1,6 +1,8 @@
 """Images/s of a stage's training steps in bfloat16 and float32, beside a JAX loop, stock Keras and PyTorch."""
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -15,12 +17,23 @@ from kbaseline import ImageData, Learner
 PRECISIONS = ("bfloat16", "float32")
 
 
-def section(batch: int, size: int, steps: int, rounds: int, stock: Keras, torch: Torch | None) -> str:
-    """Every stage in every precision, all sides in turn."""
+def section(
+    batch: int,
+    size: int,
+    steps: int,
+    rounds: int,
+    stock: Keras,
+    torch: Torch | None,
+    precisions: Sequence[str] = PRECISIONS,
+    deadline: float = math.inf,
+) -> str:
+    """Every stage in every precision, all sides in turn; none is begun after the deadline."""
     rows = []
-    for precision in PRECISIONS:
+    for precision in precisions:
         learn = _learner(batch, size, steps, precision)
         for stage, frozen in (("head", True), ("everything", False)):
+            if time.monotonic() > deadline:
+                continue
             (learn.freeze if frozen else learn.unfreeze)()
             sides: dict[str, Callable[[], Any]] = fit_and_loop(learn)
             request = (frozen, precision, steps)

@@ -4,13 +4,17 @@ A request is a line of JSON, `{"do": "versions"}` or `{"do": "steps", "frozen": 
 "steps": 200}`; so is the answer. Beside it stand `batch` and `size` as arguments.
 """
 
+import torchvision_operators  # noqa: F401 - first
+
+# isort: split
+
 import json
 import sys
 import time
 from collections.abc import Callable
 
 import torch
-from fastai_peer import torchvision  # which lets a torchvision of another build load
+import torchvision
 from torch import nn
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,10 @@
 """`data.batch_size: auto`: the largest batch whose training step fits into the accelerator's memory.
 
-Powers of two are tried in ascending order. Each trial runs one training step of the whole network with nothing frozen.
-The search ends when a size does not fit or leaves less than a tenth of the memory free. No memory use is estimated. The
-size is at most 1,024, and at most an eighth of the training images, so that an epoch has at least eight steps.
+Powers of two are tried in descending order, so that a large accelerator compiles one program. Each trial compiles and
+runs one training step of the whole network with nothing frozen. A size fits if that step runs, and if what is in use
+and what its program needs leave a tenth of the memory free. JAX's peak of memory use is no measure: it never falls, so
+one size too large, or an earlier `Learner`, would spoil all that follow. The size is at most 1,024, and at most an
+eighth of the training images, so that an epoch has at least eight steps.
 
 A CPU does not raise an error when memory runs out, it swaps. There the size is 64, as in the article.
 
@@ -12,6 +14,7 @@ same one. Configured learning rates do not change. To choose the rate for the ne
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import keras
@@ -21,15 +24,11 @@ from rich.console import Console
 from kbaseline.config.schema import Config
 from kbaseline.console.bars import status
 from kbaseline.data import ImageData
-from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.xla import explain_oom
 from kbaseline.errors import RunError
 
 ON_CPU = 64
 MOST = 1024
-FIRST = 16
-"""The first size to try."""
-
 STEPS = 8
 """Smallest number of steps per epoch."""
 
@@ -58,12 +57,12 @@ def resolve_batch_size(
     if config.data.batch_size != "auto":
         return _filled(config, config.data.batch_size, len(data.train) // devices * devices, console)
     most = power_of_two(min(MOST, len(data.train) // STEPS))
-    if jax.default_backend() == "cpu":
+    if _devices()[0].platform == "cpu":
         size, why = min(ON_CPU, most), "chosen for a CPU"
     else:
         with status(console, "data.batch_size auto: trying sizes"):
             size = largest(lambda batch: _fits(model, data, batch), most)
-        why = f"tested on {jax.devices()[0].device_kind}"
+        why = f"tested on {_devices()[0].device_kind}"
     if size == most:
         why += f", limited by {len(data.train):,} training images" if most < MOST else ", the upper limit"
     text = f"data.batch_size auto: {size}, {why}; learning rates are unchanged"
@@ -96,15 +95,9 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
         fits: returns whether a size fits.
         most: a power of two.
     """
-    size = min(FIRST, most)
-    if fits(size):
-        while size < most and fits(2 * size):
-            size *= 2
-        return size
-    while size > 1:
+    size = most
+    while not fits(size) and size > 1:
         size //= 2
-        if fits(size):
-            break
     return size
 
 
@@ -113,12 +106,17 @@ def _fits(model: keras.Model, data: ImageData, batch: int) -> bool:
     # A second model over the same variables: the given model stays uncompiled.
     trial = keras.Model(model.inputs, model.outputs)
     trial.compile(keras.optimizers.AdamW(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    # Copies: a failed step has donated the variables' buffers, which are then gone.
+    trial.optimizer.build(trial.trainable_variables)
+    # Copies: a step donates the variables' buffers, which are then gone.
     values = [(variable, keras.ops.convert_to_numpy(variable).copy()) for variable in model.variables]
     images = np.zeros((batch, *data.train.images.shape[1:]), np.uint8)
     try:
         with explain_oom("data.batch_size auto", batch):
-            trial.fit(ImageBatches(images, np.zeros(batch, np.int32), batch), shuffle=False, verbose=0)
+            inputs = _state(trial), jax.device_put((images, np.zeros(batch, np.int32)))
+            step = compiled_step(trial, inputs)
+            if batch > 1 and _share_used(step.memory_analysis()) > USED:
+                return False
+            jax.block_until_ready(step(*inputs))
     except RunError:
         if batch == 1:
             raise
@@ -126,11 +124,35 @@ def _fits(model: keras.Model, data: ImageData, batch: int) -> bool:
     finally:
         for variable, value in values:
             variable.assign(value)
-    return batch == 1 or _share_used() <= USED
+    return True
 
 
-def _share_used() -> float:
-    """Peak memory use of the fullest accelerator, as a fraction from 0 to 1; 0 if the devices do not report it."""
-    reports = [device.memory_stats() or {} for device in jax.local_devices()]
-    shares = [stats.get("peak_bytes_in_use", 0) / stats["bytes_limit"] for stats in reports if stats.get("bytes_limit")]
+def _state(model: keras.Model) -> tuple[list[jax.Array], ...]:
+    """What `model.train_step` takes and gives back."""
+    optimizer, metrics = model.optimizer.variables, model.metrics_variables
+    kinds = (model.trainable_variables, model.non_trainable_variables, optimizer, metrics)
+    return tuple([variable.value for variable in kind] for kind in kinds)
+
+
+def compiled_step(model: keras.Model, inputs: tuple[Any, Any]) -> Any:
+    """The training step that `fit` would compile, for inputs of these shapes: state and batch."""
+    return jax.jit(model.train_step, donate_argnums=0).lower(*inputs).compile()
+
+
+def _devices() -> list[jax.Device]:
+    found: list[jax.Device] = jax.local_devices()
+    return found
+
+
+def _share_used(program: Any) -> float:
+    """What is in use and what a program needs besides, as a fraction of the fullest accelerator's memory.
+
+    0 where the devices do not report it.
+    """
+    reports = [device.memory_stats() or {} for device in _devices()]
+    needs = 0
+    if program is not None:
+        needs = program.temp_size_in_bytes + program.output_size_in_bytes - program.alias_size_in_bytes
+    limited = [stats for stats in reports if stats.get("bytes_limit")]
+    shares = [(stats.get("bytes_in_use", 0) + needs) / stats["bytes_limit"] for stats in limited]
     return float(max(shares, default=0))

@@ -13,7 +13,9 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import jax
 import keras
 import numpy as np
+from rich.console import Console
 
+from kbaseline.config.schema import Config
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.programs import kept, values
 from kbaseline.devices.xla import unused_gpu
@@ -36,10 +38,7 @@ def data_parallel(
         InputError: some process has fewer devices; or the batch size is `"auto"` or not a multiple of the number of
             devices.
     """
-    groups = [
-        [device for device in jax.devices() if device.process_index == process]
-        for process in range(jax.process_count())
-    ]
+    groups = _by_process()
     fewest = min(map(len, groups))
     count = len(groups[0]) if devices == "all" else devices
     if count > fewest:
@@ -58,6 +57,30 @@ def data_parallel(
             f"nearest is {nearest}."
         )
     return keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
+
+
+def _by_process() -> list[list[jax.Device]]:
+    processes = range(jax.process_count())
+    return [[device for device in jax.devices() if device.process_index == process] for process in processes]
+
+
+def available_devices(config: Config, console: Console) -> Config:
+    """The configuration of a run from another machine, with as many of its devices as are here.
+
+    Args:
+        config: its `runtime.devices` may be more than there are, or not share the batch size equally here.
+        console: a smaller number is printed.
+    """
+    groups, batch = _by_process(), config.data.batch
+    there = min(map(len, groups))
+    given = config.runtime.devices
+    wanted = there if given == "all" else given
+    equal = [count for count in range(1, min(wanted, there) + 1) if batch % (count * len(groups)) == 0]
+    if not equal or equal[-1] == wanted:
+        return config
+    text = f"runtime.devices: {equal[-1]} of {there} here share a batch of {batch}; the run was configured for {given}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"devices": equal[-1]})})
 
 
 def on_all_devices(
@@ -85,7 +108,9 @@ def device_summary(distribution: keras.distribution.DataParallel | None, batch_s
 
 
 def predict_batches(
-    model: keras.Model, batches: ImageBatches, callbacks: Sequence[keras.callbacks.Callback] = ()
+    model: keras.Model,
+    batches: ImageBatches,
+    callbacks: Sequence[keras.callbacks.Callback] | keras.callbacks.CallbackList = (),
 ) -> np.ndarray:
     """What `model.predict` returns, on all devices of the active `keras.distribution`.
 
@@ -105,7 +130,11 @@ def predict_batches(
     spread = keras.distribution.distribution()
     program = kept(model, "predict", spread, lambda: _prediction(model, spread))
     state = values(model, model.variables)
-    watching = keras.callbacks.CallbackList(list(callbacks), model=model, verbose=0, epochs=1, steps=len(batches))
+    watching = (
+        callbacks
+        if isinstance(callbacks, keras.callbacks.CallbackList)
+        else keras.callbacks.CallbackList(list(callbacks), model=model, verbose=0, epochs=1, steps=len(batches))
+    )
     rows: list[Any] = []
     watching.on_predict_begin()
     for number in range(len(batches)):

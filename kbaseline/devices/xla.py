@@ -21,6 +21,9 @@ _programs: str | None = None
 """Where this process keeps compiled programs by its own choice."""
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY")
+"""What XLA and the libraries under it say when the accelerator's memory is too small."""
+
 _LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type"
 _EIGEN = f"{_LIBRARIES}=-individual_convolution"
 
@@ -158,7 +161,7 @@ def explain_oom(what: str, batch: int) -> Iterator[None]:
     except Exception as error:
         # After a failed step Keras restores its variables and fails again, because the step has donated their buffers.
         seen: BaseException | None = error
-        while seen is not None and "RESOURCE_EXHAUSTED" not in str(seen):
+        while seen is not None and not any(word in str(seen) for word in _NO_MEMORY):
             seen = seen.__context__
         if seen is None:
             raise

@@ -13,9 +13,9 @@ Files in `RUN/checkpoints/`:
 - `000007.json`: the SHA-256 of the `.npz`, written after it, also by rename. An `.npz` without it is ignored;
 - `lock`: held by the running process. The system releases it when the process ends, however it ends.
 
-The last two checkpoints are kept. One is taken at the start of a stage, after every epoch, every
-`runtime.checkpoint_minutes` between two steps, and on SIGINT and SIGTERM. A finished run has a `result.json` and no
-`checkpoints` folder.
+They are written in a thread, beside training. The last two are kept. One is taken at the start of a stage, after every
+epoch, every `runtime.checkpoint_minutes` between two steps, and on SIGINT and SIGTERM. A finished run has a
+`result.json` and no `checkpoints` folder.
 """
 
 import hashlib
@@ -23,10 +23,11 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import filelock
 import numpy as np
@@ -85,6 +86,8 @@ class Checkpoints:
     def __init__(self, folder: RunFolder, log: Callable[[str], None]) -> None:
         self.folder = RunFolder(folder.path / "checkpoints", folder.writable)
         self._log = log
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
         self._lock = filelock.FileLock(self.folder.path / "lock", blocking=False)
         if not folder.writable:
             return
@@ -103,8 +106,12 @@ class Checkpoints:
             ) from None
 
     def close(self) -> None:
-        """Releases the lock; the checkpoints stay."""
-        self._lock.release()
+        """Waits for the last checkpoint and releases the lock; the checkpoints stay. Raises as `save` does."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._lock.release()
 
     def clear(self) -> None:
         """Removes all checkpoints and releases the lock: the run is finished. One rename makes it atomic."""
@@ -118,27 +125,41 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint and removes all but the last two.
+        """Writes a checkpoint in a thread, beside training, and then removes all but the last two.
+
+        Args:
+            checkpoint: its arrays must not change any more.
 
         Raises:
-            RunError: the disk is full, or the folder is gone; earlier checkpoints stay.
+            RunError: the checkpoint before could not be written: the disk is full, or the folder is gone. Earlier
+                ones stay.
         """
-        numbers = self._numbers()
-        name = f"{numbers[-1] + 1 if numbers else 1:06d}"
+        self.wait()
         place = {"stage": checkpoint.stage, "epoch": checkpoint.epoch, "batch": checkpoint.batch}
         record = json.dumps({"format": FORMAT, **place, "record": checkpoint.record}).encode()
-        arrays: dict[str, Any] = {str(index): array for index, array in enumerate(checkpoint.state)}
-        with self.folder.atomic(f"{name}.npz") as path:
-            with path.open("wb") as file:
-                np.savez(file, record=np.frombuffer(record, np.uint8), **arrays)
-            digest = _sha256(path)
-        self.folder.write_json(f"{name}.json", {"sha256": digest, **place})
+        self._writing = self._writer.submit(self._write, place, record, checkpoint.state)
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on the disk. Raises as `save` does."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, place: dict[str, int], record: bytes, state: Sequence[np.ndarray]) -> None:
+        numbers = self._numbers()
+        name = f"{numbers[-1] + 1 if numbers else 1:06d}"
+        arrays: dict[str, Any] = {str(index): array for index, array in enumerate(state)}
+        with self.folder.atomic(f"{name}.npz") as path, path.open("wb") as file:
+            hashed = _Hashed(file)
+            np.savez(cast(BinaryIO, hashed), record=np.frombuffer(record, np.uint8), **arrays)
+        self.folder.write_json(f"{name}.json", {"sha256": hashed.sha256.hexdigest(), **place})
         for number in numbers[: 1 - KEPT]:
             for suffix in (".json", ".npz"):
                 (self.folder.path / f"{number:06d}{suffix}").unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest intact checkpoint, or None. Damaged ones are logged, and removed once an intact one is read."""
+        self.wait()
         damaged = []
         for number in reversed(self._numbers()):
             path = self.folder.path / f"{number:06d}.npz"
@@ -157,6 +178,25 @@ class Checkpoints:
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.path.glob("*.json") if path.stem.isdigit())
+
+
+class _Hashed:
+    """A file that is hashed as it is written. It cannot seek: a zip archive would overwrite what was hashed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def read(self) -> bytes:
+        """NumPy takes only what has this method for a file, and does not call it."""
+        raise NotImplementedError
 
 
 def _read(path: Path) -> Checkpoint:

@@ -192,16 +192,16 @@ class Session:
     def save(
         self, place: tuple[int, int, int], state: Sequence[np.ndarray], history: list[dict[str, Any]], elapsed: float
     ) -> None:
-        """Writes a checkpoint.
+        """Writes a checkpoint, beside training.
 
         Args:
             place: stage, epoch and batch; see `Checkpoint`.
-            state: see `Checkpoint`.
+            state: see `Checkpoint`; arrays that do not change any more.
             history: one row per epoch so far.
             elapsed: seconds since the current epoch began.
 
         Raises:
-            RunError: the disk is full, or the folder is gone.
+            RunError: the one before could not be written: the disk is full, or the folder is gone.
         """
         self._checkpoints.save(Checkpoint(*place, state, {**self._record, "history": history, "elapsed": elapsed}))
         self._last = time.monotonic()

@@ -10,7 +10,7 @@ the last, smaller batch, and would count padding in its loss.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,16 @@ from scipy.special import log_softmax
 from kbaseline.console.training import StageTable
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.prepare import Split
+from kbaseline.devices.multihost import are_several
 from kbaseline.devices.parallel import predict_batches
-from kbaseline.errors import InputError, RunError
+from kbaseline.errors import RunError
 from kbaseline.optimizer import LayerwiseAdamW
 from kbaseline.schedules import CosineCycle
+from kbaseline.training.ahead import RunAhead
 from kbaseline.training.checkpoint import Checkpoint
 from kbaseline.training.session import Session
 from kbaseline.training.signals import Interrupts
+from kbaseline.training.state import restore, restore_model, state_variables
 
 LOSS_CHECK_STEPS = 20
 """Steps between two checks for a finite loss. Each check reads a loss from before the last check: no wait, one copy."""
@@ -84,6 +87,8 @@ def train(
     interrupts = interrupts if session is None else session.interrupts
     start = session.start if session is not None and session.start and session.start.stage == stage.number else None
     begin, skipped = (start.epoch, start.batch) if start else (0, 0)
+    if skipped == stage.steps:
+        begin, skipped = begin + 1, 0  # trained, but not validated: `on_train_begin` does that
     # The rest of an interrupted epoch needs its own fit: Keras counts the batches once per fit.
     parts = [(begin, begin + 1, skipped)] if skipped else []
     if begin + len(parts) < stage.epochs or not parts:
@@ -106,6 +111,8 @@ def train(
                     verbose=0,
                     callbacks=callback_list,
                 )
+                if model.stop_training:
+                    break
     except BaseException:
         callback_list.give_back()
         raise
@@ -148,25 +155,33 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         self._held: list[tuple[keras.Variable, Any]] = []
         # Steps and their unread losses. A loss is the mean since the epoch began: once not finite, it stays so.
         self._pending: deque[tuple[int, Any]] = deque()
+        self._ahead = RunAhead()
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the checkpoint's state; before this call, Keras has not created all variables."""
         super().on_train_begin(logs)
-        if self._start is not None:
-            _restore(_variables(self.model), self._start.state)
+        start = self._start
+        if start is None:
+            return
+        restore_model(self.model, start.state)
+        if start.batch == self._stage.steps:
+            self._start, self._epoch = None, start.epoch
+            super().on_epoch_begin(start.epoch)
+            self.on_epoch_end(start.epoch, self.model.get_metrics_result())
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Restores the metric sums, which Keras has just reset, or saves the start of the stage."""
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
         self._pending.clear()
+        self._ahead = RunAhead()
         if self.skipped and self._start is not None:
             sums = self.model.metrics_variables
-            _restore(sums, self._start.state[-len(sums) :])
+            restore(sums, self._start.state[-len(sums) :])
         elif epoch == 0:
             self._save(0, 0)
         self._start = None
-        self._held = [(variable, variable.value) for variable in _variables(self.model)]
+        self._held = [(variable, variable.value) for variable in state_variables(self.model)]
 
     def give_back(self) -> None:
         """Gives the variables the values that Keras took out of them for an epoch of which no step was finished.
@@ -181,6 +196,7 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         """Checks the loss, and saves or stops if due."""
         done = self.skipped + batch + 1
         self._held.clear()
+        self._ahead.add((logs or {})["loss"])
         super().on_train_batch_end(done - 1, logs)
         self._pending.append((self._stage.steps * self._epoch + done, (logs or {})["loss"]))
         if done % LOSS_CHECK_STEPS == 0:
@@ -209,12 +225,22 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
     def _validate(self) -> dict[str, float]:
         """Loss (nats) and accuracy on the validation images, by Keras' names."""
         self.on_test_begin()
-        logits = predict_batches(self.model, self._valid, [_ForwardAsTest(self)])
+        logits = predict_batches(self.model, self._valid, _ValidationCallbacks(self, self._stop_in_validation))
         own = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(logits)), self._labels]
         right = logits.argmax(axis=-1) == self._labels
         scores = {"val_loss": float(-own.mean()), "val_accuracy": float(right.mean())}
         self.on_test_end({name.removeprefix("val_"): value for name, value in scores.items()})
         return scores
+
+    def _stop_in_validation(self) -> None:
+        """Saves the epoch as trained but not validated, and stops, if a signal arrived."""
+        # The processes of a run would not stop after the same batch.
+        if self._session is None or are_several() or not self._session.interrupts.stop_requested():
+            return
+        self._check_losses(len(self._pending))
+        self.model.jax_state_sync()
+        self._save(self._epoch, self._stage.steps)
+        self._session.interrupts.raise_if_requested()
 
     def _check_losses(self, count: int) -> None:
         """Checks the last of the first `count` pending losses; if it is not finite, finds the first such step."""
@@ -233,42 +259,26 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
     def _save(self, epoch: int, batch: int) -> None:
         if self._session is None or not self._session.folder.writable:
             return
-        state = [np.asarray(variable.value) for variable in _variables(self.model)]
+        # Copies: on a CPU, NumPy would share the buffers that the next step overwrites while this is being written.
+        state = [np.array(variable.value) for variable in state_variables(self.model)]
         # A step can make weights infinite or NaN before the loss shows it.
         if all(np.isfinite(array).all() for array in state[: len(self.model.trainable_variables)]):
             rows = [*self._history, *self._table.rows]
             self._session.save((self._stage.number, epoch, batch), state, rows, self._table.elapsed)
 
 
-class _ForwardAsTest(keras.callbacks.Callback):  # type: ignore[misc]
-    """Forwards predicted batches to the callbacks of a fit as validation batches."""
+class _ValidationCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
+    """Forwards predicted batches to the callbacks of a fit as validation batches, and calls `after` each."""
 
-    async_safe = True
-
-    def __init__(self, callback_list: keras.callbacks.CallbackList) -> None:
+    def __init__(self, of_fit: keras.callbacks.CallbackList, after: Callable[[], None]) -> None:
         super().__init__()
-        self._callback_list = callback_list
+        self._of_fit, self._after = of_fit, after
+        self._ahead = RunAhead()
 
     def on_predict_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._callback_list.on_test_batch_begin(batch)
+        self._of_fit.on_test_batch_begin(batch)
 
     def on_predict_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._callback_list.on_test_batch_end(batch)
-
-
-def _variables(model: keras.Model) -> list[keras.Variable]:
-    """The state of the compiled training step, in Keras' order, metric sums last."""
-    return [
-        *model.trainable_variables,
-        *model.non_trainable_variables,
-        *model.optimizer.variables,
-        *model.metrics_variables,
-    ]
-
-
-def _restore(variables: Sequence[keras.Variable], state: Sequence[np.ndarray]) -> None:
-    if [tuple(variable.shape) for variable in variables] != [array.shape for array in state]:
-        raise InputError("checkpoint: does not match this model and optimizer; start a new run.")
-    for variable, array in zip(variables, state, strict=True):
-        # NumPy has no bfloat16 and stores it as two raw bytes.
-        variable.assign(array.view(variable.dtype) if array.dtype.kind == "V" else array)
+        self._ahead.add((logs or {})["outputs"])
+        self._of_fit.on_test_batch_end(batch)
+        self._after()

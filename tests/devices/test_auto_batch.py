@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import keras
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -72,7 +72,7 @@ def test_fewer_images_than_a_batch(tiny_backbone: str, data: ImageData) -> None:
 def test_on_a_cpu(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: 64 or less, limited by the number of images, in one line; no size is tried, because a CPU would swap."""
     said = io.StringIO()
-    monkeypatch.setattr(keras.Model, "fit", None)
+    monkeypatch.setattr(batch_size, "compiled_step", None)
     auto = Learner(data, config=config(tiny_backbone, "auto"), console=Console(file=said))
     assert auto.config.data.batch_size == auto.config.data.batch == 32
     assert said.getvalue() == (
@@ -80,29 +80,41 @@ def test_on_a_cpu(tiny_backbone: str, data: ImageData, monkeypatch: pytest.Monke
     )
 
 
-def with_memory(monkeypatch: pytest.MonkeyPatch, room: int, peak: float = 0.0, *, real: bool = False) -> list[int]:
-    """Fakes an accelerator on which batches above `room` do not fit; returns the list of sizes tried.
+class Step:
+    """A compiled step of a fake accelerator on which batches above `room` do not fit."""
 
-    With `real`, batches that fit are trained.
+    def __init__(self, real: Any, batch: int, room: int, needs: float) -> None:
+        self.real, self.batch, self.room, self.needs = real, batch, room, needs
+
+    def memory_analysis(self) -> SimpleNamespace:
+        sizes = {"output_size_in_bytes": 40, "alias_size_in_bytes": 40}  # donated, all of it
+        return SimpleNamespace(temp_size_in_bytes=self.needs * self.batch, **sizes)
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        if self.batch > self.room:
+            # As on a real device: the compiled step has donated the buffers.
+            jax.tree.map(lambda array: array.delete(), state)
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+        return self.real(state, batch) if self.real else ()
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, room: int, needs: float = 0.0, *, real: bool = False) -> list[int]:
+    """Fakes an accelerator of 64 bytes, 8 of them in use; returns the list of sizes tried.
+
+    Batches above `room` run out of memory; an image needs `needs` bytes. With `real`, those that fit are trained.
     """
     tried: list[int] = []
-    fit = keras.Model.fit
-    device = SimpleNamespace(
-        device_kind="Fake 1", memory_stats=lambda: {"peak_bytes_in_use": peak * max(tried), "bytes_limit": 64}
-    )
-    fake = SimpleNamespace(default_backend=lambda: "gpu", devices=lambda: [device], local_devices=lambda: [device])
-    monkeypatch.setattr(batch_size, "jax", fake)
+    compiled = batch_size.compiled_step
+    # The peak of an earlier learner, which never falls.
+    stats = {"peak_bytes_in_use": 64, "bytes_in_use": 8, "bytes_limit": 64}
+    device = SimpleNamespace(platform="gpu", device_kind="Fake 1", memory_stats=lambda: stats)
+    monkeypatch.setattr(batch_size, "_devices", lambda: [device])
 
-    def step(self: Any, batches: Any, **options: Any) -> Any:
-        tried.append(batches.batch_size)
-        if batches.batch_size > room:
-            # As on a real device: the compiled step has donated the buffers.
-            for variable in self.variables:
-                variable.value.delete()
-            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
-        return fit(self, batches, **options) if real else None
+    def step(model: Any, inputs: Any) -> Step:
+        tried.append(len(inputs[1][1]))
+        return Step(compiled(model, inputs) if real else None, tried[-1], room, needs)
 
-    monkeypatch.setattr(keras.Model, "fit", step)
+    monkeypatch.setattr(batch_size, "compiled_step", step)
     return tried
 
 
@@ -123,10 +135,15 @@ def test_out_of_memory_halves_and_leaves_no_trace(
 
 
 def test_a_tenth_of_the_memory_stays_free(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: a step that takes 32 of 64 bytes is chosen; one that takes all 64 ran but is not."""
-    tried = with_memory(monkeypatch, room=99, peak=2.0)
-    chosen = Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
-    assert (chosen.config.data.batch_size, tried) == (16, [16, 32])
+    """Golden: 8 of 64 bytes in use, a step that needs 64 is not chosen, one of 32 is; so again by a second learner.
+
+    Both are searched downwards, though all of the memory was in use once.
+    """
+    tried = with_memory(monkeypatch, room=99, needs=2.0)
+    for _ in range(2):
+        chosen = Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
+        assert (chosen.config.data.batch_size, tried) == (16, [32, 16])
+        tried.clear()
 
 
 def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +153,9 @@ def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: py
     monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
     monkeypatch.setattr("kbaseline.learner.set_compilation_cache", lambda _: None)
     monkeypatch.setattr("kbaseline.learner.start_jax", lambda **_: None)
-    with pytest.raises(RunError, match=r"1 does not fit into the memory of Fake 1; set data\.size lower"):
+    with pytest.raises(RunError, match=r"1 does not fit into the memory of .*; set data\.size lower"):
         Learner(data, config=config(tiny_backbone, "auto"), console=Console(quiet=True))
-    assert tried == [16, 8, 4, 2, 1]
+    assert tried == [32, 16, 8, 4, 2, 1]
 
 
 def test_the_number_is_kept(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

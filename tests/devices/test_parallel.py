@@ -1,6 +1,8 @@
 """Eight devices or several processes train, sweep and predict as one device does, and fail together."""
 
+import io
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import small_run
 from launch import Launched
+from rich.console import Console
 
 from kbaseline.config.load import load_config
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.parallel import data_parallel
+from kbaseline.devices.parallel import available_devices, data_parallel
 from kbaseline.errors import ConfigError, InputError
+from kbaseline.learner import Learner
 
 TOLERANCE = 1e-5
 """Largest difference of a loss, relative, and of a weight or probability; measured: up to 1e-6."""
@@ -160,6 +164,35 @@ def test_devices_and_batch_must_fit(monkeypatch):
     fake_devices(monkeypatch, 4, 2)
     with pytest.raises(InputError, match=r"there are only 2"):
         data_parallel("all", 64)
+
+
+def test_a_run_goes_on_with_the_devices_that_are_here(monkeypatch):
+    """Golden: of more devices than there are, as many as share the batch equally; what is said; enough stay."""
+    for here, wanted, batch, chosen, said in (
+        ([2], 8, 64, 2, "runtime.devices: 2 of 2 here share a batch of 64; the run was configured for 8"),
+        ([3], 8, 64, 2, "runtime.devices: 2 of 3 here share a batch of 64; the run was configured for 8"),
+        ([3], "all", 64, 2, "runtime.devices: 2 of 3 here share a batch of 64; the run was configured for all"),
+        ([4], "all", 64, "all", ""),
+        ([1], "all", 64, "all", ""),
+        ([2, 1], 4, 64, 1, "runtime.devices: 1 of 1 here share a batch of 64; the run was configured for 4"),
+    ):
+        fake_devices(monkeypatch, *here)
+        printed = io.StringIO()
+        config = load_config({"runtime": {"devices": wanted}, "data": {"batch_size": batch}})
+        found = available_devices(config, Console(file=printed))
+        assert (found.runtime.devices, printed.getvalue().strip()) == (chosen, said)
+
+
+def test_a_run_of_many_devices_is_loaded_on_one(whole, tmp_path):
+    """Golden: `Learner.load` of a run of eight devices, where there is one, says so and predicts."""
+    run, printed = tmp_path / "run", io.StringIO()
+    shutil.copytree(whole, run)
+    config = load_config(run / "config.yaml", {"runtime.devices": 8})
+    (run / "config.yaml").write_text(config.to_yaml())
+    learn = Learner.load(run, console=Console(file=printed, width=200))
+    assert "runtime.devices: 1 of 1 here share a batch of 32; the run was configured for 8\n" in printed.getvalue()
+    assert learn.distribution is None
+    assert learn.predict(learn.data.valid.images[:2]).shape == (2, 10)
 
 
 def test_the_keys_of_processes_come_together():

@@ -10,8 +10,8 @@ import pytest
 from keras import layers
 
 from kbaseline.errors import InputError
-from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
-from kbaseline.schedules import OneCycle
+from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs, optimizer_state
+from kbaseline.schedules import ExponentialSweep, OneCycle
 
 STEPS = 10
 GROUPS = [["early"], ["norm"], ["head"]]
@@ -447,8 +447,8 @@ def test_a_clone_goes_on_and_leaves_the_original_alone(
     assert type(copy) is type(original)
     assert float(copy.learning_rate) == 0.125
     assert int(copy.iterations) == 3
-    averages = [v for v in copy.variables if v.path.split("/")[-1] != "learning_rate"]
-    olds = [v for v in original.variables if v.path.split("/")[-1] != "learning_rate"]
+    averages, olds = optimizer_state(copy), optimizer_state(original)
+    assert not any(v.path.split("/")[-1] in ("learning_rate", "rates") for v in olds)
     assert len(averages) == len(olds) > 3
     for new, old in zip(averages, olds, strict=True):
         np.testing.assert_array_equal(np.array(new), np.array(old))
@@ -474,3 +474,86 @@ def test_a_wrapped_optimizer_is_refused() -> None:
     wrapped = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1))
     with pytest.raises(InputError, match="has no argument learning_rate; give a plain optimizer"):
         clone_optimizer(wrapped, sequential().trainable_variables, learning_rate=0.2)
+
+
+# --- one program ------------------------------------------------------------------------------------------------------
+
+
+def test_one_compiled_step_serves_every_rate_and_momentum(rng: np.random.Generator) -> None:
+    """Reference: a step that JAX traced once moves as one compiled for each of these schedules moves, to rounding."""
+    x, y = rng.normal(size=(24, 3)), rng.normal(size=(24, 2))
+    model = sequential()
+    cycle = OneCycle(0.05, 6)
+    groups, traces = [["early"], ["head"]], []
+    given = [
+        {"learning_rate": 0.02, "beta_1": 0.8, "multipliers": [1.0, 1.0]},
+        {"learning_rate": cycle, "beta_1": cycle.momentum(), "multipliers": [0.1, 1.0]},
+        {"learning_rate": ExponentialSweep(1e-3, 0.1, 6, 2), "beta_1": 0.9, "multipliers": [0.0, 1.0]},
+    ]
+    start = model.get_weights()
+    train_step = model.train_step
+    step = None
+    for arguments in given:
+        ends = []
+        for shared in (False, True):
+            model.set_weights(start)
+            optimizer = clone_optimizer(LayerwiseAdamW(0.1, groups), model.trainable_variables, **arguments)
+            model.compile(optimizer, "mse")
+            model.train_function = step if shared else None
+            if not shared:  # a new function, for JAX traces the same one only once
+                model.train_step = lambda *inputs: traces.append(1) or train_step(*inputs)
+            traces.clear()
+            model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+            ends.append(model.get_weights())
+            assert len(traces) == (0 if shared and step else 1)
+            step = step or model.train_function
+        for alone, together in zip(*ends, strict=True):
+            np.testing.assert_array_equal(alone, together)
+        assert all((a == b).all() for a, b in zip(start, ends[0], strict=True)) is False
+
+
+def test_a_rate_set_later_is_applied_without_compiling(rng: np.random.Generator) -> None:
+    """Golden: `learning_rate` and `beta_1` of a compiled optimizer can be set, as callbacks do between epochs."""
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    model = sequential()
+    model.compile(LayerwiseAdamW(0.0), "mse")
+    before = model.get_weights()
+    model.fit(x, y, verbose=0)
+    averages = [np.array(m) for m in model.optimizer.momentums]
+    model.optimizer.learning_rate, model.optimizer.beta_1 = 0.25, 0.5
+    model.fit(x, y, verbose=0)
+    # At the same weights the gradient g is the same, and the first average was 0.1 g.
+    for old, new in zip(averages, model.optimizer.momentums, strict=True):
+        np.testing.assert_allclose(new, 0.5 * old + 0.5 * old / 0.1, rtol=1e-5, atol=1e-7)
+    assert float(model.optimizer.learning_rate) == 0.25
+    assert all((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
+
+
+def test_a_schedule_of_keras_is_compiled_in(rng: np.random.Generator) -> None:
+    """Golden: a schedule that is no kbaseline's moves the weights at its own rate: a first step of Adam is the rate."""
+    model = sequential()
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.25, 0.5])
+    optimizer = LayerwiseAdamW(schedule, weight_decay=0.0)
+    assert not optimizer.rates_are_state
+    model.compile(optimizer, "mse")
+    before = model.get_weights()
+    model.fit(rng.normal(size=(4, 3)), rng.normal(size=(4, 2)), verbose=0)
+    moves = [np.abs(new - old).max() for new, old in zip(model.get_weights(), before, strict=True)]
+    np.testing.assert_allclose(moves, 0.25, rtol=1e-3)
+
+
+def test_a_constant_rate_saved_by_version_0_1_is_passed_over() -> None:
+    """Golden: its state had the rate after the count of steps; rates of today are no part of the saved state."""
+    model = sequential()
+    optimizer = LayerwiseAdamW(0.1)
+    optimizer.build(model.trainable_variables)
+    store: dict[str, np.ndarray] = {}
+    optimizer.save_own_variables(store)
+    assert len(store) == 1 + 2 * len(model.trainable_variables)
+    arrays = [np.int32(7), np.float32(0.1), *(np.ones_like(array) for array in list(store.values())[1:])]
+    optimizer.load_own_variables({str(index): array for index, array in enumerate(arrays)})
+    assert int(optimizer.iterations) == 7
+    assert all((np.array(m) == 1).all() for m in optimizer.momentums)
+    with pytest.warns(UserWarning, match="of another optimizer"):
+        optimizer.load_own_variables({"0": np.int32(1)})
+    assert int(optimizer.iterations) == 7

@@ -14,6 +14,7 @@ from keras import layers
 import kbaseline
 from kbaseline.devices import multihost
 from kbaseline.models.backbones import sublayers
+from kbaseline.training.state import leave_state_untracked
 
 PACKAGE = Path(kbaseline.__file__).parent
 
@@ -57,6 +58,20 @@ def test_keras_tells_what_decays_and_calls_the_optimizer_when_a_fit_ends() -> No
     assert len(ended) == 1, f"{changed} fit: mend LRFinder.on_train_begin"
 
 
+def test_keras_tracks_attributes_of_a_model() -> None:
+    """`training.state.leave_state_untracked`: the state stays a plain dictionary, all else is tracked as before."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    model._jax_state = {"trainable_variables": [1]}
+    assert type(model._jax_state) is not dict, (
+        f"Keras {keras.__version__} tracks it no more: leave_state_untracked can go"
+    )
+    leave_state_untracked(model)
+    model._jax_state = {"trainable_variables": [1]}
+    assert type(model._jax_state) is dict, f"Keras {keras.__version__} changed Layer._tracker: mend training.state"
+    model.others = {"a": [1]}
+    assert type(model.others) is not dict
+
+
 def test_jax_says_whether_it_has_started() -> None:
     """`devices.xla.jax_has_started`: not by its import and its settings, but by the first look at the devices."""
     code = """
@@ -96,6 +111,9 @@ def test_private_api_stands_where_it_is_tested() -> None:
         "optimizer.py": {"optimizer._use_weight_decay"},
         "devices/xla.py": {"jax._src"},
         "devices/multihost.py": {"jax._src", "os._exit"},
+        "storage/torch_file.py": {"torch._utils"},  # a name in the file, never imported
+        "training/stage.py": {"variable._value"},  # tests/recipe/test_learner.py fails without it
+        "training/state.py": {"model._tracker"},
     }
     found = {
         path.relative_to(PACKAGE).as_posix(): set(

@@ -134,6 +134,21 @@ def test_saved_model_predicts_the_same(digits, tiny_backbone, tmp_path: Path):
     np.testing.assert_array_equal(loaded.predict(images, verbose=0), learn.model.predict(images, verbose=0))
 
 
+def test_a_callback_that_stops_training_ends_the_recorded_schedule(digits, tiny_backbone):
+    """Golden: of four epochs two are trained and recorded, and the next fit goes on from there."""
+    learn = learner(digits, tiny_backbone)
+    steps = len(digits.train) // 64
+    learn.callbacks.append(keras.callbacks.EarlyStopping("loss", min_delta=1e9))
+    assert len(learn.fit_one_cycle(4, 1e-2)) == 2
+    assert [row["step"] for row in learn.applied] == list(range(2 * steps))
+    learn.callbacks.clear()
+    learn.fit_one_cycle(1, 1e-2)
+    assert [row["step"] for row in learn.applied] == list(range(3 * steps))
+    # A new cycle, from its own start.
+    assert learn.applied[2 * steps]["lr"] == pytest.approx(1e-2 / 25)
+    assert learn.applied[2 * steps - 1]["lr"] > 1e-3
+
+
 def test_a_loss_that_is_not_finite_is_an_error(digits, tiny_backbone):
     """Training that diverges stops with the rate and the remedy."""
     learn = learner(digits, tiny_backbone)

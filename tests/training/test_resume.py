@@ -22,6 +22,7 @@ from rich.console import Console
 from kbaseline import learner, resume_run, run_baseline
 from kbaseline.baseline import find_learning_rate
 from kbaseline.cli import main
+from kbaseline.console.training import StageTable
 from kbaseline.errors import InputError, RunError
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRFinder
@@ -79,6 +80,16 @@ def cut_at(*place: int) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def stopped_in_validation() -> Iterator[None]:
+    """SIGTERM at the first batch of the next validation."""
+    with pytest.MonkeyPatch.context() as patch:
+        arrive = lambda self, batch, logs=None: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+        patch.setattr(StageTable, "on_test_batch_begin", arrive)
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            yield
+
+
 def damage(checkpoint: Path) -> None:
     """Flips one bit in the middle."""
     content = bytearray(checkpoint.read_bytes())
@@ -112,7 +123,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 
 def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_path, monkeypatch):
-    """Cut within an epoch, between epochs, stages, sweep and first step: bitwise the same in the end (determinism).
+    """Cut in an epoch, its validation, between epochs, stages, sweep and first step: bitwise the same (determinism).
 
     A damaged checkpoint is named and the one before serves; without any the run starts anew and says so. A sweep that
     was finished is not run again, and `max_lr: auto` takes its rate from it.
@@ -127,6 +138,9 @@ def test_a_run_cut_again_and_again_ends_as_one_that_was_not(recipe, whole, tmp_p
         resume_run(run, console=console)
     assert screen.getvalue().count("npz': damaged (SHA-256 mismatch)") == 2
     assert "starts from the beginning" in screen.getvalue()
+    with stopped_in_validation():
+        resume_run(run, console=QUIET)
+    assert json.loads(sorted(run.glob("checkpoints/*.json"))[-1].read_text())["batch"] == 5  # trained, not validated
     with cut_at(0, 2, 0):
         resume_run(run, console=QUIET)
     damage(sorted(run.glob("checkpoints/*.npz"))[-1])
@@ -232,6 +246,7 @@ def test_two_checkpoints_are_kept_and_whole(tmp_path):
     for epoch in range(4):
         state = [np.float32([epoch, np.nan]), np.uint32(7), half]
         checkpoints.save(Checkpoint(1, epoch, 5, state, {"loss": float("nan"), "rate": 0.1}))
+    checkpoints.wait()
     names = sorted(path.name for path in checkpoints.folder.path.iterdir())
     assert names == ["000003.json", "000003.npz", "000004.json", "000004.npz", "lock"]
     (checkpoints.folder.path / "000005.npz").write_bytes(b"half of it")
@@ -246,13 +261,13 @@ def test_two_checkpoints_are_kept_and_whole(tmp_path):
 
 def test_bfloat16_variables_are_restored(tmp_path):
     """A state that NumPy knows only as bytes goes back into its variable (invariant)."""
-    from kbaseline.training.stage import _restore
+    from kbaseline.training.state import restore
 
     variable = keras.Variable(keras.ops.cast([0.0, 0.0], "bfloat16"), dtype="bfloat16")
-    _restore([variable], [np.frombuffer(np.uint16([0x3FC0, 0x4000]).tobytes(), "V2")])
+    restore([variable], [np.frombuffer(np.uint16([0x3FC0, 0x4000]).tobytes(), "V2")])
     assert keras.ops.convert_to_numpy(variable).astype("float32").tolist() == [1.5, 2.0]
     with pytest.raises(InputError, match="does not match this model"):
-        _restore([variable], [np.zeros(3)])
+        restore([variable], [np.zeros(3)])
 
 
 def test_a_full_disk_stops_with_one_line_and_loses_nothing(recipe, tmp_path):
