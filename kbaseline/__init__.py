@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from kbaseline.baseline import resume_run, run_baseline
+    from kbaseline.commands.audit import audit_images
     from kbaseline.data import ImageData
     from kbaseline.feature_extraction import features
     from kbaseline.learner import Learner
@@ -37,6 +38,7 @@ _HOME = {
     "Learner": "learner",
     "OneCycle": "schedules",
     "RandomTransforms": "transforms",
+    "audit_images": "commands.audit",
     "features": "feature_extraction",
     "load": "runs.run",
     "resume_run": "baseline",
@@ -52,6 +54,7 @@ __all__ = [
     "Learner",
     "OneCycle",
     "RandomTransforms",
+    "audit_images",
     "features",
     "load",
     "resume_run",

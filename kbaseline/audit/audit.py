@@ -15,9 +15,11 @@ from kbaseline.audit.near_duplicates import NearDuplicates, find_near_duplicates
 from kbaseline.audit.odd_images import Odd, find_odd_images
 from kbaseline.audit.shortcuts import Shortcut, find_shortcuts
 from kbaseline.audit.suspects import Suspect, find_suspects
+from kbaseline.console.format import interval, percent, shortened
 from kbaseline.data import ImageData
 from kbaseline.data.decode import Header
 from kbaseline.data.duplicates import EARLIER, Place
+from kbaseline.render.notebook import fragment, paragraphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,18 @@ class Audit:
     shortcuts: tuple[Shortcut, ...]
     floor: Floor
     curve: tuple[CurvePoint, ...]
+
+    def __repr__(self) -> str:
+        floor = self.floor
+        lines = [
+            repr(self.data).splitlines()[0],
+            f"floor: a linear probe gets {percent(floor.accuracy)} right (95 % interval {interval(floor.interval)})",
+            *(self.findings or ["nothing found"]),
+        ]
+        return "\n".join(shortened(line, 160) for line in lines[:5])
+
+    def _repr_html_(self) -> str:
+        return fragment(paragraphs("\n".join([repr(self).splitlines()[1], *self.findings, self.more_images])))
 
     @property
     def leaks(self) -> dict[str, int]:

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
 from kbaseline.audit.audit import Audit, all_places, audit_data
-from kbaseline.audit.near_duplicates import NearDuplicates
+from kbaseline.audit.page import render_audit
 from kbaseline.config.schema import Config
 from kbaseline.console.bars import Bar
 from kbaseline.console.format import file_name
@@ -21,11 +20,7 @@ from kbaseline.data.decode import BadImageError, Header, probe, quiet
 from kbaseline.data.duplicates import Place
 from kbaseline.data.image_data import load_source
 from kbaseline.data.pictures import FilePictures
-from kbaseline.devices.environment import versions
 from kbaseline.feature_extraction import features
-from kbaseline.render.images import SMALL, chart, picture
-from kbaseline.render.plots import plot_learning_curve
-from kbaseline.render.templates import html_template
 from kbaseline.storage.run_folder import RunFolder
 
 BACKBONE = "efficientnet_lite0"
@@ -33,9 +28,6 @@ BACKBONE = "efficientnet_lite0"
 
 PHOTO_SIZE, SMALL_SIZE = 224, 128
 """Side of the network's input, in pixels, for photos and for images of at most `SMALL_SIZE` pixels a side."""
-
-_MOST_PAIRS, _MOST_SUSPECTS, _MOST_ODD = 60, 60, 12
-"""Most items that the page shows of each kind, to bound its size."""
 
 _EXIF_MAKE, _EXIF_MODEL = 271, 272
 
@@ -52,16 +44,42 @@ def audit_source(config: Config, console: Console | None = None) -> Audit:
     """
     lenient = config.data.model_copy(update={"on_bad_image": "skip"})
     data = load_source(lenient, config.seed, console)
+    return audit_images(data, seed=config.seed, cache_dir=config.data.cache_folder, console=console)
+
+
+def audit_images(
+    data: ImageData, *, seed: int = 42, cache_dir: Path | None = None, console: Console | None = None
+) -> Audit:
+    """Audits images before training: near-duplicates, leaks, label suspects, odd images, shortcuts, and a floor.
+
+    >>> from kbaseline import ImageData, audit_images
+    >>> found = audit_images(ImageData.from_source("digits", size=32, limit=200))
+    >>> found.floor.folds, found.floor.accuracy > found.floor.majority
+    (5, True)
+
+    Args:
+        data: the images; those of all splits are looked at.
+        seed: fixes folds and draws.
+        cache_dir: kbaseline's cache folder, where the features are kept; default: as `data.cache_dir`.
+        console: where to show progress; None shows nothing.
+
+    Returns:
+        What was found. It shows itself in a notebook; `to_dict()` is what `audit.json` holds.
+
+    Raises:
+        RunError: the cache folder cannot be written, or the accelerator runs out of memory.
+    """
     if max(data.image_size) <= SMALL_SIZE:
         data = replace(data, size=min(data.size, SMALL_SIZE))
-    by_split = features(data, BACKBONE, cache_dir=config.data.cache_folder, console=console)
+    by_split = features(data, BACKBONE, cache_dir=cache_dir, console=console)
     headers, cameras = _headers(data, console)
     return audit_data(
         data,
         np.concatenate([by_split[name] for name in data.splits]),
+        backbone=BACKBONE,
         headers=headers,
         properties=_properties(data, headers, cameras),
-        seed=config.seed,
+        seed=seed,
         console=console,
     )
 
@@ -82,69 +100,6 @@ def write_audit(audit: Audit, out: Path | None, seconds: float) -> Path:
     folder.write_json("audit.json", audit.to_dict())
     folder.write_text("audit.html", render_audit(audit, seconds))
     return folder.path
-
-
-def render_audit(audit: Audit, seconds: float) -> str:
-    """The page as HTML; it makes no network requests and runs no script."""
-    groups = sorted(audit.near_duplicates, key=lambda group: (not group.leaks, not group.contradicts))
-    kinds = dict.fromkeys(odd.kind for odd in audit.odd_images)
-    figure = plot_learning_curve([(p.images, p.accuracy, p.spread) for p in audit.curve], audit.floor.majority, 4.0)
-    return html_template("audit").render(
-        data=audit.data,
-        backbone=BACKBONE,
-        images=sum(map(len, audit.data.splits.values())),
-        floor=audit.floor,
-        findings=audit.findings,
-        seconds=seconds,
-        groups=len(groups),
-        copies=[_pair(audit, group) for group in groups[:_MOST_PAIRS]],
-        suspect_count=len(audit.suspects),
-        suspects=[
-            {**_shot(audit, one.place), "suggested": audit.label(one.suggested)}
-            for one in audit.suspects[:_MOST_SUSPECTS]
-        ],
-        odd=[
-            {
-                "name": kind,
-                "count": sum(odd.kind == kind for odd in audit.odd_images),
-                "shown": [_shot(audit, odd.place) for odd in audit.odd_images if odd.kind == kind][:_MOST_ODD],
-            }
-            for kind in kinds
-        ],
-        shortcuts=audit.shortcuts,
-        more_images=audit.more_images,
-        curve={
-            "title": "Learning curve",
-            "alt": "accuracy of the probe by number of training images; audit.json has the numbers",
-            "image": chart(figure),
-        },
-        version=versions()["kbaseline"],
-    )
-
-
-def _pair(audit: Audit, group: NearDuplicates) -> dict[str, Any]:
-    """What the page shows of a group."""
-    kind = "leak between splits" if group.leaks else "within one split"
-    return {
-        "halves": [_shot(audit, place) for place in group.pair],
-        "verdict": f"{kind}, different labels" if group.contradicts else kind,
-        "leaks": group.leaks,
-        "contradicts": group.contradicts,
-        "score": group.score,
-        "more": len(group.places) - 2,
-    }
-
-
-def _shot(audit: Audit, place: Place) -> dict[str, Any]:
-    """An image's picture, name, split and label."""
-    image = np.asarray(audit.data.splits[place.split].images[place.row])
-    return {
-        "picture": picture(image),
-        "small": max(image.shape[:2]) <= SMALL,
-        "name": audit.name(place),
-        "split": place.split,
-        "label": audit.label(place.label),
-    }
 
 
 def _headers(data: ImageData, console: Console | None) -> tuple[dict[Place, Header], dict[Place, str]]:
