@@ -13,13 +13,14 @@ from scipy.sparse.csgraph import connected_components
 from kbaseline.audit.floor import CurvePoint, Floor, cross_validate, learning_curve
 from kbaseline.audit.near_duplicates import NearDuplicates, find_near_duplicates, nearest
 from kbaseline.audit.odd_images import Odd, find_odd_images
+from kbaseline.audit.page import render_audit
 from kbaseline.audit.shortcuts import Shortcut, find_shortcuts
 from kbaseline.audit.suspects import Suspect, find_suspects
 from kbaseline.console.format import interval, percent, shortened
 from kbaseline.data import ImageData
 from kbaseline.data.decode import Header
 from kbaseline.data.duplicates import EARLIER, Place
-from kbaseline.render.notebook import fragment, paragraphs
+from kbaseline.render.notebook import fragment, page_html, paragraphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Audit:
         shortcuts: properties outside the picture that tell the class, the best first.
         floor: cross-validated accuracy of a linear probe on all images: what a trained network must beat.
         curve: accuracy of the probe by number of training images.
+        backbone: the network whose features were compared.
     """
 
     data: ImageData
@@ -43,6 +45,7 @@ class Audit:
     shortcuts: tuple[Shortcut, ...]
     floor: Floor
     curve: tuple[CurvePoint, ...]
+    backbone: str = "features"
 
     def __repr__(self) -> str:
         floor = self.floor
@@ -54,7 +57,8 @@ class Audit:
         return "\n".join(shortened(line, 160) for line in lines[:5])
 
     def _repr_html_(self) -> str:
-        return fragment(paragraphs("\n".join([repr(self).splitlines()[1], *self.findings, self.more_images])))
+        said = "\n".join([repr(self).splitlines()[1], *self.findings, self.more_images])
+        return fragment(paragraphs(said) + page_html(render_audit(self), "the whole audit, with its pictures"))
 
     @property
     def leaks(self) -> dict[str, int]:
@@ -179,6 +183,7 @@ def audit_data(
     data: ImageData,
     features: np.ndarray,
     *,
+    backbone: str = "features",
     headers: Mapping[Place, Header] | None = None,
     properties: Mapping[str, np.ndarray] | None = None,
     seed: int = 42,
@@ -189,6 +194,7 @@ def audit_data(
     Args:
         data: the images; those of all splits are looked at.
         features: float `(images, any)`, pooled features of a frozen network, of all splits in their order.
+        backbone: name of that network.
         headers: what is known of the files.
         properties: of the files, for `find_shortcuts`: name -> float `(images, ...)`.
         seed: fixes folds and draws.
@@ -209,7 +215,8 @@ def audit_data(
         find_odd_images(data, places, near.cosines.mean(axis=1), headers or {}, console),
         find_shortcuts({**(properties or {}), **colour}, labels, groups, seed),
         floor,
-        learning_curve(features, labels, classes, groups, seed, console),
+        learning_curve(features, labels, classes, groups, seed, console, floor.strength),
+        backbone,
     )
 
 
