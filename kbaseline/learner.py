@@ -168,6 +168,7 @@ class Learner:
                 settings.backbone,
                 settings.weights,
                 transforms=self.config.transforms.model_dump(),
+                head=settings.head,
                 hidden=settings.hidden,
                 dropout=settings.dropout,
                 bn_momentum=settings.bn_momentum,
@@ -189,8 +190,10 @@ class Learner:
         self.frozen, self._optimizer = True, None
 
     def unfreeze(self) -> None:
-        """Makes every layer trainable."""
-        unfreeze(self.model)
+        """Makes every layer trainable, except the backbone's BatchNorm layers if `model.train_bn` is false."""
+        settings = self.config.model
+        # Random weights have no statistics worth keeping.
+        unfreeze(self.model, settings.train_bn or settings.weights == "none")
         self.frozen, self._optimizer = False, None
 
     def lr_find(self, out: str | Path | None = None, *, title: str = "lr_find") -> LRCurve:
