@@ -205,7 +205,8 @@ class StageConfig(Section):
     name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name shown in tables; must be unique."""
     freeze: bool
-    """Freeze the backbone; its BatchNorm layers too, unless `model.train_bn` is set. Default for `init: probe`: true."""
+    """Freeze the backbone; its BatchNorm layers too, unless `model.train_bn` is set. `true` by default for
+    `init: probe`."""
     epochs: int = Field(ge=0, le=100_000)
     """Passes over the training images. 0, the default for `init: probe`: the head is the probe and is not trained."""
     init: Literal["probe"] | None = None
@@ -318,9 +319,8 @@ class Config(Section):
         min_length=1,
     )
     keep: Literal["last", "best"] = "last"
-    """The model of a run: after the `last` stage, or after the stage with the `best` validation accuracy, the earlier of
-    equals; the linear probe is among them where a stage starts from it. Chosen among so few, the accuracy of the best
-    is hardly too optimistic."""
+    """The model of a run: after the `last` stage, or after the one with the `best` validation accuracy, the earlier of
+    equals; the linear probe is among them where a stage starts from it."""
     probe: bool = True
     """Before training, measure what it must beat: a linear probe on the backbone's frozen features, beside the majority
     class. It is fitted to at most 5,000 training images, a stratified part, or to all where a stage starts from it."""

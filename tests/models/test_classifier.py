@@ -207,7 +207,7 @@ def test_unfrozen(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> 
 
 
 def test_unfrozen_without_batchnorm(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> None:
-    """Invariant: unfrozen with `train_bn` false, the body's BatchNorm stays and its kernels move; so does the head's."""
+    """Invariant: unfrozen with `train_bn` false, the body's BatchNorm stays; its kernels and the head move."""
     unfreeze(small, train_bn=False)
     moved, _ = step(small, photos)
     body = body_paths(small)
