@@ -11,18 +11,23 @@ from rich.console import Console
 
 from kbaseline.config.load import dotted, load_config
 from kbaseline.config.schema import Config, StageConfig
-from kbaseline.console.format import interval
+from kbaseline.console.format import interval, percent
 from kbaseline.data import ImageData
 from kbaseline.data.duplicates import leak_warning
 from kbaseline.data.image_data import load_source
 from kbaseline.devices.multihost import barrier, fail_together, init_distributed, is_first, rank0_console, rank0_first
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import start_jax
-from kbaseline.errors import ConfigError, InputError, LRFinderError, did_you_mean
+from kbaseline.errors import ConfigError, InputError, LRFinderError, RunError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
-from kbaseline.runs.record import RunResult, fitted_temperatures, read_run
+from kbaseline.models.backbones import read_model
+from kbaseline.models.classifier import set_linear_head
+from kbaseline.probe import Probe
+from kbaseline.runs.floor import below_floor, floor_line, measure_floor
+from kbaseline.runs.forecast import forecast_line
+from kbaseline.runs.record import PROBE, RunFloor, RunResult, fitted_temperatures, read_run
 from kbaseline.runs.report import ReportData, write_report
 from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
 from kbaseline.storage.run_folder import RunFolder
@@ -133,7 +138,7 @@ def find_learning_rate(
 
     Args:
         config, out, console, **overrides: as for `run_baseline`. `lr_find.csv` and `lr_find.png` go to the folder.
-        stage: name of the stage, which decides what is frozen; default: the first.
+        stage: name of the stage, which decides what is frozen; default: the first that trains.
 
     Returns:
         The curve; `curve.suggest("valley")` suggests a rate.
@@ -146,7 +151,7 @@ def find_learning_rate(
     stages = {item.name: item for item in settings.stages}
     if stage is not None and stage not in stages:
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
-    chosen = stages[stage] if stage else settings.stages[0]
+    chosen = stages[stage] if stage else next((one for one in settings.stages if one.epochs), settings.stages[0])
     name = f"{settings.name}-find-lr"
     return _Run(settings.model_copy(update={"name": name}), out, console).run_sweep(chosen)
 
@@ -166,6 +171,9 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
+        self.floor: RunFloor | None = None
+        self.kept: str | None = None
+        self._kept_accuracy = 0.0
         if is_first():
             RunFolder.check(None if out is None else Path(out))
         # An existing folder is locked first. A new one is created last, so that a run that fails to start leaves none.
@@ -192,6 +200,8 @@ class _Run:
         """Runs a stage's learning-rate sweep and writes its files."""
         self.session.interrupts.hint = "nothing was trained"
         with self.session:
+            if self.config.stages[0].init == "probe":
+                self._measure_floor()
             self._set_frozen(stage)
             try:
                 self._sweep(stage, needed=True)
@@ -203,8 +213,9 @@ class _Run:
         """Trains every stage, scores and writes the results, and logs them to the trackers."""
         with self.session, tracking(self.folder.path, self.config, self.console) as trackers:
             self.learner.callbacks += trackers
+            earlier = self.session.start.record["history"] if self.session.start else []
             for tracker in trackers:
-                tracker.epochs = len(self.session.start.record["history"]) if self.session.start else 0
+                tracker.epochs = sum(row["epoch"] > 0 for row in earlier)
             evaluations, result = self._train_and_score()
             logged = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
             for tracker in trackers:
@@ -213,8 +224,15 @@ class _Run:
         return result
 
     def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
+        if self.session.start is None:
+            line = forecast_line(self.config, self.data, lambda n: self.learner.predict(self.data.valid.images[:n]))
+            if line:
+                self._print(line, "yellow")
+        if self.config.probe:
+            self._measure_floor()
         for number, stage in enumerate(self.config.stages):
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
+        self._restore_kept()
         evaluations = {"valid": self._evaluate("valid", {})}
         if "test" in self.data.splits:
             evaluations["test"] = self._evaluate("test", fitted_temperatures(evaluations["valid"]))
@@ -228,12 +246,53 @@ class _Run:
             data=data,
             config=config,
             folder=self.folder.path,
+            floor=self.floor,
+            kept=self.kept if config.keep == "best" else None,
         )
         write_results(self.folder, result, evaluations, learner.applied)
         report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied)
         write_report(self.folder, report, self.console)
         self.session.finish()
         return evaluations, result
+
+    def _measure_floor(self) -> None:
+        """Measures or restores the floor, and starts the head from the probe if the first stage does."""
+        probes: list[Probe | None] = []
+
+        def measure() -> dict[str, Any]:
+            work = partial(measure_floor, self.data, self.config, self.console)
+            floor, probe = self._timed(PROBE, lambda: rank0_first("floor", work))
+            probes.append(probe)
+            return floor.model_dump()
+
+        floor = self.floor = RunFloor.model_validate(self.session.floor(measure))
+        images = {name: len(split) for name, split in self.data.splits.items()}
+        self._print(floor_line(floor, images, self.seconds[PROBE]))
+        if self.config.stages[0].init != "probe":
+            return
+        if probes and probes[0] is not None:  # else the checkpoint holds what became of it
+            set_linear_head(self.learner.model, probes[0].weights, probes[0].bias)
+        if floor.probe is not None and self.config.stages[0].epochs:
+            self._keep(PROBE, floor.probe, save=self.config.keep == "best" and bool(probes))
+
+    def _keep(self, step: str, accuracy: float, *, save: bool) -> None:
+        """Makes a step's model the one that is kept, unless it is to be the best and is not; `save` writes it."""
+        if self.config.keep == "best" and self.kept is not None and accuracy <= self._kept_accuracy:
+            return
+        self.kept, self._kept_accuracy = step, accuracy
+        if save and self.folder.writable:
+            # Saved after every stage, so that a failure in a later one loses only that stage.
+            with self.folder.atomic("model.keras") as path:
+                self.learner.save(path)
+
+    def _restore_kept(self) -> None:
+        """Gives the network the weights of the best step, if that is not the last."""
+        if self.kept == self.config.stages[-1].name:
+            return
+        barrier("kept")
+        saved = read_model(self.folder.path / "model.keras", f"run {str(self.folder.path)!r}: model.keras")
+        self.learner.model.set_weights(saved.get_weights())
+        self._print(f"kept: {self.kept}, {percent(self._kept_accuracy)} on validation, the best of the steps")
 
     def _timed(self, name: str, work: Callable[[], T]) -> T:
         begin = time.perf_counter()
@@ -269,6 +328,26 @@ class _Run:
         """Sweeps and trains; if an earlier process `trained` the stage, the learner only restores its history."""
         learner, before = self.learner, len(self.learner.history)
         self._set_frozen(stage)
+        if not stage.epochs:
+            learner.skip_stage(self._probe_row(stage))
+        else:
+            self._train(stage, trained=trained)
+        self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
+        self.accuracy[stage.name] = learner.history[-1]["accuracy"]
+        self._keep(stage.name, self.accuracy[stage.name], save=not trained)
+
+    def _probe_row(self, stage: StageConfig) -> dict[str, Any]:
+        """The line of the history for a stage whose head is the probe, scored with its features."""
+        floor = self.floor
+        if floor is None or floor.probe is None:
+            note = floor.note if floor else ""
+            raise RunError(f"{stage.name}: there is no probe to start from; {note}.")
+        self._print(f"{stage.name}: the head is the linear probe")
+        row = {"stage": stage.name, "epoch": 0, "train_loss": None, "valid_loss": floor.probe_loss}
+        return {**row, "accuracy": floor.probe, "images_per_s": 0.0, "seconds": 0.0}
+
+    def _train(self, stage: StageConfig, *, trained: bool) -> None:
+        learner = self.learner
         if stage.lr_find:
             self._sweep(stage, needed=stage.max_lr == "auto")
         max_lr: Any = self.sweeps[stage.name].chosen if stage.max_lr == "auto" else stage.max_lr
@@ -281,12 +360,6 @@ class _Run:
         finally:
             if not trained:
                 self.folder.write_csv("history.csv", learner.history)
-        self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
-        self.accuracy[stage.name] = learner.history[-1]["accuracy"]
-        if not trained and self.folder.writable:
-            # Saved after every stage, so that a failure in a later one loses only that stage.
-            with self.folder.atomic("model.keras") as path:
-                learner.save(path)
 
     def _evaluate(self, split: str, temperatures: Mapping[str, float]) -> dict[str, Evaluation]:
         """Evaluations of a split by kind of prediction; `temperatures` by kind were fitted on another split."""
@@ -309,4 +382,6 @@ class _Run:
     def _print_accuracies(self, last: Evaluation, result: RunResult) -> None:
         self.console.print(accuracy_table(result.steps))
         self._print(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
+        if line := below_floor(result):
+            self._print(line, "yellow")
         self._print(f"model, plots and report.html: {self.folder.path}")

@@ -18,8 +18,7 @@ from kbaseline.data.batches import ImageBatches
 from kbaseline.data.cache import Decoded, Target, decoded
 from kbaseline.data.fit import Resize
 from kbaseline.data.image_data import ImageData
-from kbaseline.data.pictures import File, FilePictures, pixel_digest
-from kbaseline.data.prepare import Split
+from kbaseline.data.pictures import File, FilePictures
 from kbaseline.data.rows import Rows
 from kbaseline.data.walk import as_image
 from kbaseline.devices.parallel import predict_batches
@@ -122,7 +121,7 @@ def features(
     set_compilation_cache(folder)
     start_jax()
     if isinstance(data, ImageData):
-        splits = {name: Decoded(split.images, _digests(split), {}) for name, split in data.splits.items()}
+        splits = {name: Decoded(split.images, split.digests, {}) for name, split in data.splits.items()}
         size = size or data.size
     else:
         size = size or (ZOO[backbone].size if backbone in ZOO else 224)
@@ -162,13 +161,6 @@ def pooled_features(
             _compute(model, [split.images for split in splits.values()], first, unfinished, batch_size, console)
         stored = read_array(path, mapped=True)
     return {name: stored[np.searchsorted(every, split.digests)] for name, split in splits.items()}
-
-
-def _digests(split: Split) -> np.ndarray:
-    """`pixel_digest` of each image; known already where the images were decoded from files."""
-    if split.provenance is not None:
-        return split.provenance.digests
-    return np.array([pixel_digest(image.tobytes()) for image in split.images], np.uint64)
 
 
 def _decoded_files(

@@ -25,7 +25,7 @@ from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
 from kbaseline.devices.parallel import available_devices, data_parallel, device_summary, on_all_devices
 from kbaseline.devices.settings import check_settings
-from kbaseline.devices.xla import dtype_policy, explain_oom, set_compilation_cache, start_jax
+from kbaseline.devices.xla import explain_oom, set_compilation_cache, start_jax, with_precision
 from kbaseline.errors import InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
@@ -170,22 +170,19 @@ class Learner:
     @on_all_devices
     def _build_model(self) -> keras.Model:
         settings = self.config.model
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(dtype_policy(self.config.runtime.precision))
-        try:
+        with with_precision(self.config.runtime.precision):
             return build_classifier(
                 self.data.num_classes,
                 self.data.size,
                 settings.backbone,
                 settings.weights,
                 transforms=self.config.transforms.model_dump(),
+                head=settings.head,
                 hidden=settings.hidden,
                 dropout=settings.dropout,
                 bn_momentum=settings.bn_momentum,
                 seed=self.config.seed,
             )
-        finally:
-            keras.config.set_dtype_policy(before)
 
     @on_all_devices
     def _train_batches(self, seed: int) -> ImageBatches:
@@ -200,9 +197,18 @@ class Learner:
         self.frozen, self._optimizer, self._compiled = True, None, None
 
     def unfreeze(self) -> None:
-        """Makes every layer trainable."""
-        unfreeze(self.model)
+        """Makes every layer trainable, except the backbone's BatchNorm layers if `model.train_bn` is false."""
+        settings = self.config.model
+        # Random weights have no statistics worth keeping.
+        unfreeze(self.model, settings.train_bn or settings.weights == "none")
         self.frozen, self._optimizer, self._compiled = False, None, None
+
+    def skip_stage(self, row: dict[str, Any]) -> None:
+        """Counts a stage that trains nothing; `row` is its line of the history, or an earlier process's is taken."""
+        start = self.session.start if self.session else None
+        done = start is not None and start.stage > self._fits
+        self.history.append(start.record["history"][len(self.history)] if done and start else row)
+        self._fits += 1
 
     def lr_find(self, out: str | Path | None = None, *, title: str = "lr_find") -> LRCurve:
         """Runs the learning-rate finder with one rate for all layers, prints its suggestions and restores the model.

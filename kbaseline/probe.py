@@ -6,6 +6,7 @@ honest. scikit-learn does the fitting.
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def fit_probe(
     scale = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0).astype(np.float32)
     standard = (features - mean) * scale
     chosen = _choose(standard, labels, seed, groups) if strength is None else strength
-    slopes, offsets = _fit(standard, labels, classes, chosen)
+    slopes, offsets = _fit(_logistic_regression(chosen), standard, labels, classes)
     weights = slopes * scale[:, None]
     return Probe(weights, (offsets - mean @ weights).astype(np.float32), chosen)
 
@@ -86,9 +87,12 @@ def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndar
     if len(np.unique(labels[kept])) < 2 or not len(held):
         return STRENGTHS[len(STRENGTHS) // 2]
     classes = int(labels.max()) + 1
+    model = _logistic_regression()
     losses = []
     for strength in STRENGTHS:
-        probe = Probe(*_fit(standard[kept], labels[kept], classes, strength), strength)
+        # From the last solution on: a path costs little more than its last point.
+        model.set_params(C=strength)
+        probe = Probe(*_fit(model, standard[kept], labels[kept], classes), strength)
         right = probe.probabilities(standard[held])[np.arange(len(held)), labels[held]]
         losses.append(-np.log(right.clip(1e-12)).mean())
         if len(losses) > 1 and losses[-1] > losses[-2]:
@@ -96,12 +100,16 @@ def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndar
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def _fit(standard: np.ndarray, labels: np.ndarray, classes: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and bias by L-BFGS, float32 `(features, classes)` and `(classes,)`."""
-    from sklearn.exceptions import ConvergenceWarning
+def _logistic_regression(strength: float = 1.0) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
+    return LogisticRegression(C=strength, max_iter=200, tol=1e-3, warm_start=True)
+
+
+def _fit(model: Any, standard: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias by L-BFGS, float32 `(features, classes)` and `(classes,)`."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # Enough steps for an accuracy; the last digits of the weights are not needed.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -33,6 +33,7 @@ def save_quickstart(folder: Path, backbone: str) -> None:
     """Writes a file `quickstart`, which comes before the bundled configuration of that name: the same in seconds."""
     small = {"model.backbone": backbone, "model.weights": "auto", "model.hidden": 8, "data.size": 16}
     small |= {"data.limit": 300, "stages.0.lr_find": False, "stages.1.lr_find": False, "tta.views": 1}
+    small["probe"] = False
     (folder / "quickstart").write_text(load_config("quickstart", small).to_yaml())
 
 
@@ -49,6 +50,7 @@ def recipe(backbone: str) -> dict[str, Any]:
             {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2, "lr_find": False},
             {"name": "all", "freeze": False, "epochs": 2, "max_lr": 1e-2},
         ],
+        "probe": False,
         "tta": {"views": 2, "flip": False, "scale": 1.1},
         "runtime": {"checkpoint_minutes": 1e-9},
     }

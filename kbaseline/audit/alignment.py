@@ -13,6 +13,15 @@ _LEVELS = ((4, 12), (2, 10), (1, 8))
 _HOPELESS = 0.5
 """Pairs that agree less than this at the coarsest level are not looked at further."""
 
+_CELL = 6
+"""Side of the cells in which the fine structure is compared, in pixels of a thumbnail."""
+
+_STRUCTURED = 0.5
+"""A cell counts if it has this much of the mean structure of all, in either image; an empty ground agrees by chance."""
+
+_WORST = 0.2
+"""Share of the cells that may agree less than the measure says."""
+
 _LEAST_OVERLAP = 0.45
 _LEAST_SCALE, _MOST_SCALE, _MOST_STRETCH, _MOST_ANGLE = 0.6, 1.7, 1.35, 12.0
 
@@ -35,14 +44,15 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     The second is laid over the first by the affine map that maximises their correlation, as it is and mirrored (the
     enhanced correlation coefficient: Evangelidis and Psarakis 2008, doi 10.1109/TPAMI.2008.113), coarse to fine. The
     measure is the correlation of their fine structure there: without the shading, in which all photos of a thing on one
-    background agree.
+    background agree. It is taken over the whole and in cells; of both the lower counts, for two bottles share their
+    outline and not their label.
 
     Args:
         first: float32 `(pairs, SIDE, SIDE)`.
         second: the same.
 
     Returns:
-        float64 `(pairs,)`, -1 to 1; copies are above 0.8, mostly above 0.9.
+        float64 `(pairs,)`, -1 to 1; copies are above 0.85, mostly above 0.9.
     """
     best = np.full(len(first), -1.0)
     for other in (second, second[:, :, ::-1]):
@@ -63,8 +73,10 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             alive, maps = alive[hopeful], maps[hopeful]
         if not len(alive):
             return found
-    correlation, overlap = _correlation(_fine(first[alive]), _fine(second[alive]), maps)
-    found[alive] = np.where(overlap >= _LEAST_OVERLAP, correlation, -1)
+    a, b = _fine(first[alive]), _fine(second[alive])
+    correlation, overlap = _correlation(a, b, maps)
+    agreed = np.minimum(correlation, _in_cells(a, b, maps))
+    found[alive] = np.where(overlap >= _LEAST_OVERLAP, agreed, -1)
     return found
 
 
@@ -146,6 +158,33 @@ def _correlation(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> tup
     values, inside = _sample(second, x, y)
     a, b = _unit(first.reshape(len(first), -1), inside)[0], _unit(values, inside)[0]
     return (a * b).sum(1), inside.mean(1)
+
+
+def _in_cells(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """The correlation that all but the worst of the structured cells reach; -1 where too few have structure."""
+    x, y, _ = _places(maps, SIDE)
+    values, inside = _sample(second, x, y)
+    (a, length_a), (b, length_b) = (
+        _unit(_cells(part).reshape(-1, _CELL**2), _cells(inside).reshape(-1, _CELL**2)) for part in (first, values)
+    )
+    shape = (len(first), -1)
+    correlation = (a * b).sum(1).reshape(shape)
+    structured = _cells(inside).mean(-1) > 0.8
+    energies = [length.reshape(shape) ** 2 for length in (length_a, length_b)]
+    structured &= np.any([energy > _STRUCTURED * energy.mean(1, keepdims=True) for energy in energies], axis=0)
+    return np.array(
+        [
+            np.quantile(row[used], _WORST) if used.sum() >= 3 else -1.0
+            for row, used in zip(correlation, structured, strict=True)
+        ]
+    )
+
+
+def _cells(images: np.ndarray) -> np.ndarray:
+    """Cuts images into cells, `(pairs, cells, pixels)`."""
+    number = SIDE // _CELL
+    cut = images.reshape(len(images), number, _CELL, number, _CELL).transpose(0, 1, 3, 2, 4)
+    return cut.reshape(len(images), number**2, _CELL**2)
 
 
 def _plausible(maps: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ class Floor:
         interval: its 95 % interval.
         folds: parts of the cross-validation.
         majority: share of the most frequent class, 0 to 1.
+        strength: of the probes' regularisation; see `Probe`.
         probabilities: float64 `(images, classes)`, of the probes that have not seen the image.
     """
 
@@ -35,6 +36,7 @@ class Floor:
     interval: tuple[float, float]
     folds: int
     majority: float
+    strength: float | None
     probabilities: np.ndarray = field(repr=False)
 
 
@@ -105,6 +107,7 @@ def cross_validate(
         accuracy_interval(right, len(labels)),
         len(parts),
         float(np.bincount(labels).max() / len(labels)),
+        strength,
         probabilities,
     )
 
@@ -116,8 +119,12 @@ def learning_curve(
     groups: np.ndarray,
     seed: int = 42,
     console: Console | None = None,
+    strength: float | None = None,
 ) -> tuple[CurvePoint, ...]:
-    """Accuracy of the probe with a part of the training images, on a fifth held out; see `cross_validate`."""
+    """Accuracy of the probe with a part of the training images, on a fifth held out; see `cross_validate`.
+
+    With fewer images the same `strength` regularises more, for the loss is a sum over images.
+    """
     parts = fold_indices(labels, FOLDS, seed, groups)[:_REPEATS]
     points = []
     with Bar(console, "Measuring the learning curve", len(FRACTIONS) * len(parts), "probes") as bar:
@@ -127,7 +134,9 @@ def learning_curve(
                 size = round(fraction * len(kept))
                 part = kept[stratified_sample(labels[kept], size, seed + repeat)] if size < len(kept) else kept
                 if len(np.unique(labels[part])) > 1:
-                    probe = fit_probe(features[part], labels[part], classes, seed=seed, groups=groups[part])
+                    probe = fit_probe(
+                        features[part], labels[part], classes, seed=seed, groups=groups[part], strength=strength
+                    )
                     sizes.append(len(part))
                     scores.append(float((probe.logits(features[held]).argmax(axis=1) == labels[held]).mean()))
                 bar.advance()

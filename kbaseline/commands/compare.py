@@ -160,7 +160,7 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _summary(run: RunRecord, name: str) -> dict[str, Any]:
-    speeds = [row["images_per_s"] for row in run.result.history]
+    speeds = [row["images_per_s"] for row in run.result.history if row["images_per_s"]] or [0.0]
     return {
         "run": name,
         "folder": str(run.folder),

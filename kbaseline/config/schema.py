@@ -130,11 +130,16 @@ class ModelConfig(Section):
     """`auto`: the backbone's own pretrained weights (`imagenet`; `cifar10` for resnet20; those saved in a `.keras`
     model). Or one of these names, `none` for random weights, or the path of a weights file."""
     train_bn: bool = True
-    """Keep training the BatchNorm layers of a frozen backbone, as fastai does."""
+    """Train the backbone's BatchNorm layers in every stage, also while it is frozen, as fastai does. `false` leaves
+    pretrained ones as they are in every stage: on some hundred or thousand photos the statistics of their own batches
+    cost more than they bring."""
     bn_momentum: float = Field(0.9, gt=0, lt=1)
     """Momentum of the running statistics in the backbone's BatchNorm layers; PyTorch calls 0.9 momentum 0.1."""
+    head: Literal["fastai", "linear"] = "fastai"
+    """`fastai`: average and maximum pooling, then two layers with BatchNorm. `linear`: average pooling, then one layer,
+    as a linear probe has."""
     hidden: int = Field(512, ge=1)
-    """Units of the head's hidden layer."""
+    """Units of the hidden layer of fastai's head."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout rate before the last layer; half of it before the hidden layer."""
 
@@ -201,9 +206,13 @@ class StageConfig(Section):
     name: str = Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Name shown in tables; must be unique."""
     freeze: bool
-    """Freeze the backbone; its BatchNorm layers too, unless `model.train_bn` is set."""
-    epochs: int = Field(ge=1, le=100_000)
-    """Passes over the training images."""
+    """Freeze the backbone; its BatchNorm layers too, unless `model.train_bn` is set. `true` by default for
+    `init: probe`."""
+    epochs: int = Field(ge=0, le=100_000)
+    """Passes over the training images. 0, the default for `init: probe`: the head is the probe and is not trained."""
+    init: Literal["probe"] | None = None
+    """`probe`: the head starts as a linear probe, a logistic regression on the frozen features, and not from random
+    numbers; for the first stage and `model.head: linear`."""
     max_lr: Rate | Literal["auto"] | tuple[Rate | None, Rate] = 1e-3
     """Peak learning rate. A number: the same for all layers. `[lo, hi]`: spread geometrically over the layer groups,
     lo for the first, hi for the head. `[null, hi]`: hi for the head and a tenth of it for the body. `auto`: the
@@ -218,6 +227,18 @@ class StageConfig(Section):
     """The first rate is `max_lr / div`."""
     final_div: float = Field(2.5e5, gt=1)
     """The last rate is `max_lr / final_div`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_a_probe(cls, given: Any) -> Any:
+        probe = isinstance(given, Mapping) and given.get("init") == "probe"
+        return {"freeze": True, "epochs": 0, **given} if probe else given
+
+    @model_validator(mode="after")
+    def _epochs_or_probe(self) -> Self:
+        if not self.epochs and self.init is None:
+            raise ValueError(f"epochs of {self.name!r} must be at least 1; only a stage with `init: probe` may have 0")
+        return self
 
     @model_validator(mode="after")
     def _auto_needs_the_finder(self) -> Self:
@@ -298,6 +319,12 @@ class Config(Section):
         ),
         min_length=1,
     )
+    keep: Literal["last", "best"] = "last"
+    """The model of a run: after the `last` stage, or after the one with the `best` validation accuracy, the earlier of
+    equals; the linear probe is among them where a stage starts from it."""
+    probe: bool = True
+    """Before training, measure what it must beat: a linear probe on the backbone's frozen features, beside the majority
+    class. It is fitted to at most 5,000 training images, a stratified part, or to all where a stage starts from it."""
     tta: TTAConfig | None = TTAConfig()
     """`null` turns it off."""
     runtime: RuntimeConfig = RuntimeConfig()
@@ -308,6 +335,22 @@ class Config(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"stage names must differ; {name!r} appears {names.count(name)} times")
+        return self
+
+    @model_validator(mode="after")
+    def _can_start_from_a_probe(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            if stage.init is None:
+                continue
+            key = f"stages.{number}.init 'probe'"
+            if number:
+                raise ValueError(f"{key}: only the first stage can start from a probe; later the features have changed")
+            if self.model.head != "linear":
+                raise ValueError(f"{key}: a probe is a linear head; set model.head to linear, got {self.model.head!r}")
+            if self.model.weights == "none":
+                raise ValueError(f"{key}: features of random weights are random; set model.weights to others than none")
+            if not self.probe:
+                raise ValueError(f"{key}: needs the probe; set probe to true")
         return self
 
     def to_yaml(self) -> str:

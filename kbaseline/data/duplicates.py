@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from kbaseline.data.image_data import ImageData
-from kbaseline.data.pictures import pixel_digest
-from kbaseline.data.prepare import Split
 
 EARLIER = {"valid": "train", "test": "train or valid"}
 """Split -> the splits that must not contain its images, for the warning."""
@@ -49,7 +47,7 @@ def find_duplicates(data: ImageData) -> Duplicates:
     Photos are compared by digests saved when they were decoded, 200,000 in a tenth of a second. Arrays are read once.
     """
     names, splits = list(data.splits), list(data.splits.values())
-    digests = np.concatenate([_digests(split) for split in splits])
+    digests = np.concatenate([split.digests for split in splits])
     order = np.argsort(digests, kind="stable")
     changes = np.flatnonzero(np.diff(digests[order])) + 1
     starts, ends = np.append(0, changes), np.append(changes, len(order))
@@ -77,9 +75,3 @@ def leak_warning(data: ImageData) -> str:
         f"leak: {' and '.join(counts)}, pixel for pixel, so accuracy is too optimistic; "
         f"`kbaseline data {data.source}` lists them"
     )
-
-
-def _digests(split: Split) -> np.ndarray:
-    if split.provenance is not None:
-        return split.provenance.digests
-    return np.array([pixel_digest(image.tobytes()) for image in split.images], np.uint64)

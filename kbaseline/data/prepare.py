@@ -14,7 +14,7 @@ from kbaseline.config.splits import ALL
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.decode import BadImageError, decode, quiet
 from kbaseline.data.fit import fit_batch
-from kbaseline.data.pictures import Provenance
+from kbaseline.data.pictures import Provenance, pixel_digest
 from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.registry import open_source
 from kbaseline.data.splits import choose, number_images
@@ -37,6 +37,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """uint64 `(number,)`, `pixel_digest` of each image; known already where they were decoded from files."""
+        if self.provenance is not None:
+            return self.provenance.digests
+        return np.array([pixel_digest(image.tobytes()) for image in self.images], np.uint64)
 
     def name(self, row: int) -> str:
         """What to call an image: where it came from, or its number."""

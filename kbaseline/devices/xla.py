@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
+import keras
 from jax.experimental.compilation_cache import compilation_cache
 
 from kbaseline.errors import InputError, RunError, one_line
@@ -42,6 +43,17 @@ def dtype_policy(precision: str) -> str:
         capable = device.platform == "gpu" and version is not None and int(version[1]) >= 8
         precision = "bfloat16" if capable else "float32"
     return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+
+
+@contextmanager
+def with_precision(precision: str) -> Iterator[None]:
+    """Sets Keras' dtype policy to that of a `runtime.precision`, and back at the end."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy(precision))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def set_compilation_cache(folder: Path | None) -> None:

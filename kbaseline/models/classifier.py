@@ -4,9 +4,10 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import layers
 
 from kbaseline.errors import ModelError, one_line
@@ -17,6 +18,9 @@ from kbaseline.transforms import RandomTransforms
 
 BACKBONE = "backbone"
 """Name of the backbone layer inside the classifier."""
+
+LOGITS = "head_logits"
+"""Name of the classifier's last layer."""
 
 TORCH_BATCHNORM = {"momentum": 0.9, "epsilon": 1e-5}
 """PyTorch's BatchNorm defaults, in Keras' terms."""
@@ -29,6 +33,7 @@ def build_classifier(
     weights: str = "auto",
     *,
     transforms: Mapping[str, Any] | None = None,
+    head: Literal["fastai", "linear"] = "fastai",
     hidden: int = 512,
     dropout: float = 0.5,
     bn_momentum: float | None = 0.9,
@@ -42,7 +47,8 @@ def build_classifier(
         backbone: a name from the zoo, or the path of a `.keras` model that takes RGB 0-255.
         weights: `"auto"`, `"imagenet"`, `"cifar10"`, `"none"`, or the path of a weights file; see `load_backbone`.
         transforms: arguments of `RandomTransforms`.
-        hidden: units of the head's hidden layer.
+        head: `"fastai"`, average and maximum pooling and two layers; or `"linear"`, average pooling and one.
+        hidden: units of the hidden layer of fastai's head.
         dropout: rate before the last layer; half of it before the hidden layer.
         bn_momentum: momentum of the running statistics in the backbone's BatchNorm; None keeps the backbone's own.
         seed: fixes initial weights, transforms and dropout.
@@ -65,7 +71,7 @@ def build_classifier(
         for layer in leaves(body):
             if isinstance(layer, layers.BatchNormalization):
                 layer.momentum = bn_momentum
-    logits = _head(features, num_classes, hidden, dropout, seeds)
+    logits = _head(features, num_classes, head, hidden, dropout, seeds)
     return keras.Model(images, logits, name="kbaseline")
 
 
@@ -83,7 +89,8 @@ def build_extractor(size: int, backbone: str, weights: str = "auto") -> keras.Mo
         ModelError, DownloadError: see `load_backbone`.
     """
     images = layers.Input((None, None, 3), dtype="uint8", name="images")
-    _, features = _embed(images, size, backbone, weights, {"seed": 0})
+    with _drawing_from(0):
+        _, features = _embed(images, size, backbone, weights, {"seed": 0})
     pooled = layers.GlobalAveragePooling2D(dtype="float32", name="average")(features)
     return keras.Model(images, pooled, name="features")
 
@@ -119,8 +126,8 @@ def _drawing_from(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: Any) -> Any:
-    """fastai's `create_head`, in float32 under any dtype policy."""
+def _head(features: Any, num_classes: int, head: str, hidden: int, dropout: float, seeds: Any) -> Any:
+    """fastai's `create_head`, or one linear layer; in float32 under any dtype policy."""
 
     def dense(units: int, name: str) -> layers.Layer:
         # As PyTorch's kaiming_normal_, which does not truncate.
@@ -130,6 +137,10 @@ def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: A
     def pool(kind: type[layers.Layer], name: str) -> Any:
         return kind(dtype="float32", name=name)(features)
 
+    if head == "linear":
+        x = pool(layers.GlobalAveragePooling2D, "head_average")
+        x = layers.Dropout(dropout, seed=next(seeds), dtype="float32", name="head_dropout")(x)
+        return dense(num_classes, LOGITS)(x)
     x = layers.Concatenate(dtype="float32", name="head_pool")(
         [pool(layers.GlobalMaxPooling2D, "head_max"), pool(layers.GlobalAveragePooling2D, "head_average")]
     )
@@ -138,7 +149,21 @@ def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: A
     x = layers.ReLU(dtype="float32", name="head_relu")(dense(hidden, "head_hidden")(x))
     x = layers.BatchNormalization(**TORCH_BATCHNORM, dtype="float32", name="head_bn2")(x)
     x = layers.Dropout(dropout, seed=next(seeds), dtype="float32", name="head_dropout2")(x)
-    return dense(num_classes, "head_logits")(x)
+    return dense(num_classes, LOGITS)(x)
+
+
+def set_linear_head(model: keras.Model, weights: np.ndarray, bias: np.ndarray) -> None:
+    """Makes a linear head the classifier `features @ weights + bias`, with `build_extractor`'s features.
+
+    Args:
+        model: a classifier from `build_classifier(head="linear")`.
+        weights: float `(features, classes)`.
+        bias: float `(classes,)`; minus infinity for a class that has no image.
+    """
+    layer = model.get_layer(LOGITS)
+    layer.kernel.assign(weights)
+    # Infinity times the weight decay would be no number.
+    layer.bias.assign(np.maximum(bias, -1e4))
 
 
 def freeze(model: keras.Model, train_bn: bool = True) -> None:
@@ -155,9 +180,18 @@ def freeze(model: keras.Model, train_bn: bool = True) -> None:
         layer.trainable = train_bn and isinstance(layer, layers.BatchNormalization)
 
 
-def unfreeze(model: keras.Model) -> None:
-    """Makes all layers trainable. Compile the model afterwards."""
+def unfreeze(model: keras.Model, train_bn: bool = True) -> None:
+    """Makes all layers trainable. Compile the model afterwards.
+
+    Args:
+        model: a classifier from `build_classifier`.
+        train_bn: whether the backbone's BatchNorm is trained too; otherwise it stays in inference mode.
+    """
     model.trainable = True
+    if not train_bn:
+        for layer in leaves(model.get_layer(BACKBONE)):
+            if isinstance(layer, layers.BatchNormalization):
+                layer.trainable = False
 
 
 def classifier_groups(model: keras.Model) -> list[list[str]]:

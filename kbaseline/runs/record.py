@@ -30,6 +30,9 @@ from kbaseline.storage.run_folder import RunFolder
 KINDS = ("plain", "tta")
 """Kinds of prediction: of the plain image, and with test-time augmentation."""
 
+MAJORITY, PROBE = "majority class", "linear probe"
+"""Names of the steps before training."""
+
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 _Kind = Annotated[str, Field(pattern="^(plain|tta)$")]
@@ -37,7 +40,10 @@ _Loss = Annotated[float, Field(allow_inf_nan=True)] | None
 
 
 class Epoch(TypedDict):
-    """One epoch: `epoch` counts from 1, losses are mean cross-entropy in nats, accuracy is on validation."""
+    """One epoch: `epoch` counts from 1, losses are mean cross-entropy in nats, accuracy is on validation.
+
+    A stage without training has one row, of epoch 0.
+    """
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
@@ -48,6 +54,34 @@ class Epoch(TypedDict):
     accuracy: _Fraction
     images_per_s: _NonNegative
     seconds: _NonNegative
+
+
+class RunFloor(BaseModel):
+    """What a run must beat, measured on validation before training.
+
+    Attributes:
+        majority: accuracy of the most frequent training class as the answer to every image, 0 to 1.
+        probe: accuracy of a linear probe on the frozen backbone's features, or None if there is none.
+        probe_loss: its mean cross-entropy, in nats.
+        train_images: images it was fitted to, all or a stratified part of them.
+        valid_images: images it was scored on, likewise.
+        note: why there is no probe.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    majority: _Fraction
+    probe: _Fraction | None = None
+    probe_loss: _NonNegative | None = None
+    train_images: int = 0
+    valid_images: int = 0
+    note: str = ""
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """Name and accuracy of the better of the two."""
+        found = [(MAJORITY, self.majority)] + ([] if self.probe is None else [(PROBE, self.probe)])
+        return max(found, key=lambda one: one[1])
 
 
 class DataSummary(BaseModel):
@@ -65,10 +99,10 @@ class DataSummary(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a run's accuracy by step: a stage, test-time augmentation, or a score on the test split.
+    """One line of a run's accuracy by step: the floor, a stage, test-time augmentation, a score on the test split.
 
     Attributes:
-        name: name of the stage, or `tta`, `test plain`, `test tta`.
+        name: name of the stage, or `majority class`, `linear probe`, `tta`, `test plain`, `test tta`.
         accuracy: 0 to 1.
         images: number of images scored.
         seconds: duration of the step, or None if it was measured with another step.
@@ -100,7 +134,10 @@ class RunResult(BaseModel):
 
     Attributes:
         accuracy: final accuracy, 0 to 1 as every accuracy here: with test-time augmentation if the recipe has it,
-            else of the last stage. On the test split if the data has one besides validation, else on validation.
+            else of the model that is kept. On the test split if the data has one besides validation, else on
+            validation.
+        floor: what the run must beat, or None if it was not measured.
+        kept: the step after which the model was kept, with `keep: best`; None for the last stage's.
         stages: validation accuracy after each stage, by name, in training order.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
         test_accuracy: accuracy on a separate test split, scored once: `plain` and, if configured, `tta`; or None.
@@ -119,6 +156,8 @@ class RunResult(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
     accuracy: _Fraction
+    floor: RunFloor | None = None
+    kept: str | None = None
     stages: dict[str, _Fraction]
     tta_accuracy: _Fraction | None
     test_accuracy: dict[_Kind, _Fraction] | None
@@ -141,6 +180,15 @@ class RunResult(BaseModel):
         return self
 
     @property
+    def final_valid_accuracy(self) -> float:
+        """Validation accuracy of the kept model, with test-time augmentation if the recipe has it."""
+        if self.tta_accuracy is not None:
+            return self.tta_accuracy
+        if self.kept == PROBE and self.floor and self.floor.probe is not None:
+            return self.floor.probe
+        return self.stages[self.kept] if self.kept else list(self.stages.values())[-1]
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """Height and width, in pixels, that every image is fitted to before the network, in training and after."""
         if self.data.image_size is None:
@@ -150,12 +198,16 @@ class RunResult(BaseModel):
 
     @property
     def steps(self) -> list[Step]:
-        """Accuracy by step: all stages and test-time augmentation on validation, then the test split."""
+        """Accuracy by step: floor, stages and test-time augmentation on validation, then the test split."""
         images, seconds = self.data.images, self.seconds
         steps = []
+        if self.floor is not None:
+            steps.append(Step(MAJORITY, self.floor.majority, images["valid"]))
+            if self.floor.probe is not None:
+                steps.append(Step(PROBE, self.floor.probe, self.floor.valid_images, seconds.get(PROBE)))
         for stage, accuracy in self.stages.items():
             speed = median(row["images_per_s"] for row in self.history if row["stage"] == stage)
-            steps.append(Step(stage, accuracy, images["valid"], seconds.get(stage), speed))
+            steps.append(Step(stage, accuracy, images["valid"], seconds.get(stage), speed or None))
         if self.tta_accuracy is not None:
             steps.append(Step("tta", self.tta_accuracy, images["valid"], seconds.get("valid tta")))
         for kind, accuracy in (self.test_accuracy or {}).items():

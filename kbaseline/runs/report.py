@@ -23,7 +23,7 @@ from kbaseline.render.images import chart
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
 from kbaseline.render.templates import html_template
 from kbaseline.runs.examples import examples, explained_examples
-from kbaseline.runs.record import RunResult
+from kbaseline.runs.record import MAJORITY, RunResult
 from kbaseline.runs.results import Sweep
 from kbaseline.storage.run_folder import RunFolder
 
@@ -101,9 +101,12 @@ def render_report(report: ReportData) -> str:
 
 def _steps(result: RunResult) -> list[dict[str, Any]]:
     """Accuracy by step, with the error rate (0 to 1) and the length of its bar in percent."""
-    worst = max(*(1 - step.accuracy for step in result.steps), 1e-9)
+    wrong = [1 - step.accuracy for step in result.steps]
+    # Beside the errors of the majority class all others would look alike.
+    longest = max([one for one, step in zip(wrong, result.steps, strict=True) if step.name != MAJORITY] + [1e-9])
     return [
-        {**asdict(step), "wrong": 1 - step.accuracy, "bar": 100 * (1 - step.accuracy) / worst} for step in result.steps
+        {**asdict(step), "wrong": one, "bar": min(100, 100 * one / longest)}
+        for one, step in zip(wrong, result.steps, strict=True)
     ]
 
 

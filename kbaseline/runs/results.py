@@ -16,7 +16,7 @@ from kbaseline.devices.environment import environment
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.render.plots import plot_confusion, plot_history, plot_lr_find, plot_schedule
-from kbaseline.runs.record import DataSummary, RunResult, Step
+from kbaseline.runs.record import DataSummary, RunFloor, RunResult, Step
 from kbaseline.storage.run_folder import RunFolder
 
 
@@ -49,6 +49,8 @@ def build_result(
     data: ImageData,
     config: Config,
     folder: Path,
+    floor: RunFloor | None = None,
+    kept: str | None = None,
 ) -> RunResult:
     """The result of a finished run.
 
@@ -61,10 +63,14 @@ def build_result(
         data: the data of the run.
         config: the configuration of the run.
         folder: the run folder.
+        floor: what the run must beat.
+        kept: the step whose model is kept; None for the last.
     """
     valid, test = evaluations["valid"], evaluations.get("test")
     return RunResult(
         accuracy=final_evaluation(test or valid).accuracy,
+        floor=floor,
+        kept=kept,
         stages=stages,
         tta_accuracy=valid["tta"].accuracy if "tta" in valid else None,
         test_accuracy={kind: one.accuracy for kind, one in test.items()} if test else None,

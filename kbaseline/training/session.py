@@ -55,6 +55,7 @@ class _CheckpointRecord(BaseModel):
     sweeps: dict[str, _Curve]
     history: list[dict[str, str | float | None]]
     elapsed: float
+    floor: dict[str, float | int | str | None] | None = None
 
 
 class Session:
@@ -117,6 +118,7 @@ class Session:
             "environment": environment(),
             "seconds": seconds,
             "sweeps": {},
+            "floor": None,
         }
         if self._resumed:
             self._go_on(data, seconds)
@@ -134,6 +136,7 @@ class Session:
         earlier = self.start.record
         self._check_unchanged(self._checked_config(self.start), earlier, data)
         self._record["sweeps"] |= earlier["sweeps"]
+        self._record["floor"] = earlier.get("floor")
         for part, spent in earlier["seconds"].items():
             seconds.setdefault(part, spent)
         stage, epoch, batch = self._config.stages[self.start.stage], self.start.epoch, self.start.batch
@@ -182,6 +185,12 @@ class Session:
             curves[stage] = {**arrays, "planned": curve.planned}
         kept = curves[stage]
         return LRCurve(planned=kept["planned"], **{name: np.array(kept[name]) for name in _CURVE})
+
+    def floor(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The run's floor as JSON types: saved by an earlier process, or found by `measure` and saved."""
+        self._record["floor"] = self._record["floor"] or measure()
+        found: dict[str, Any] = self._record["floor"]
+        return found
 
     def checkpoint_due(self) -> bool:
         """Whether to save a checkpoint after this step."""

@@ -187,6 +187,27 @@ def test_a_config_is_frozen() -> None:
             "'auto' needs the finder",
         ),
         ({"stages": [{"name": "a", "freeze": True, "epochs": 1}] * 2}, "stage names must differ; 'a' appears 2 times"),
+        (
+            {"stages": [{"name": "a", "freeze": True, "epochs": 0}]},
+            "stages.0.*only a stage with `init: probe` may have 0",
+        ),
+        (
+            {"stages": [{"name": "a", "init": "probe"}]},
+            "a probe is a linear head; set model.head to linear, got 'fastai'",
+        ),
+        (
+            {"model": {"head": "linear", "weights": "none"}, "stages": [{"name": "a", "init": "probe"}]},
+            "features of random weights are random",
+        ),
+        (
+            {"model": {"head": "linear"}, "probe": False, "stages": [{"name": "a", "init": "probe"}]},
+            "needs the probe; set probe to true",
+        ),
+        (
+            {"model": {"head": "linear"}}
+            | {"stages": [{"name": "a", "freeze": True, "epochs": 1}, {"name": "b", "init": "probe"}]},
+            "stages.1.init.*only the first stage",
+        ),
     ],
 )
 def test_bad_values_are_named_with_rule_and_remedy(tree: dict[str, Any], said: str) -> None:

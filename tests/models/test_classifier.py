@@ -13,7 +13,14 @@ import pytest
 from keras import layers
 
 from kbaseline.errors import ModelError
-from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
+from kbaseline.models.classifier import (
+    build_classifier,
+    build_extractor,
+    classifier_groups,
+    freeze,
+    set_linear_head,
+    unfreeze,
+)
 from kbaseline.optimizer import LayerwiseAdamW
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -197,6 +204,29 @@ def test_unfrozen(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> 
     unfreeze(small)
     moved, _ = step(small, photos)
     assert body_paths(small) - moved == set()
+
+
+def test_unfrozen_without_batchnorm(small: keras.Model, photos: tuple[np.ndarray, np.ndarray]) -> None:
+    """Invariant: unfrozen with `train_bn` false, the body's BatchNorm stays; its kernels and the head move."""
+    unfreeze(small, train_bn=False)
+    moved, _ = step(small, photos)
+    body = body_paths(small)
+    assert {last_part(path) for path in body & moved} == {"kernel"}
+    assert {last_part(path) for path in body - moved} == NORM_PARTS
+    assert "head_bn1/moving_mean" in moved
+
+
+def test_a_linear_head_is_the_probe(rng: np.random.Generator, tiny_backbone: str) -> None:
+    """Reference: a linear head set to a probe gives its logits; a class the probe never saw gets a number, not -inf."""
+    images = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    features = build_extractor(16, tiny_backbone).predict(images, verbose=0)
+    weights, bias = rng.normal(size=(32, 4)), np.array([0.5, -1, 2, -np.inf])
+    model = build_classifier(4, 16, tiny_backbone, head="linear", dropout=0.5)
+    set_linear_head(model, weights, bias)
+    logits = model.predict(images, verbose=0)
+    np.testing.assert_allclose(logits[:, :3], (features @ weights + bias)[:, :3], rtol=1e-4, atol=1e-4)
+    assert (logits[:, 3] < -9000).all()
+    assert [layer.name for layer in model.layers if layer.trainable_variables][1:] == ["head_logits"]
 
 
 def test_it_takes_raw_pixels_of_any_size(small: keras.Model, rng: np.random.Generator) -> None:

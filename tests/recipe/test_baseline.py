@@ -36,6 +36,7 @@ def recipe(tiny_backbone) -> dict:
         "transforms": {"max_zoom": 1.0},
         "lr_find": {"steps": 40},
         "stages": STAGES,
+        "probe": False,
         "tta": {"flip": False, "scale": 1.1},
     }
 

@@ -107,12 +107,22 @@ def test_the_seed_fixes_the_weights_and_the_finder_moves_nothing(digits, tiny_ba
 
 
 def test_train_bn_false_leaves_the_body_alone(digits, tiny_backbone):
-    """With `train_bn: false` no variable of a frozen body moves, and its groups may be empty (invariant)."""
+    """With `train_bn: false` no variable of a frozen body moves, and its groups may be empty (invariant).
+
+    Unfrozen, its BatchNorm still stays as it was pretrained; random weights have nothing to keep.
+    """
     learn = learner(digits, tiny_backbone, model={"train_bn": False})
     body = [keras.ops.convert_to_numpy(v).copy() for v in learn.model.get_layer("backbone").variables]
     learn.fit_one_cycle(1, slice(1e-3, 1e-2))
     after = [keras.ops.convert_to_numpy(v) for v in learn.model.get_layer("backbone").variables]
     assert all((a == b).all() for a, b in zip(body, after, strict=True))
+    learn.unfreeze()
+    names = [v.path.split("/")[-1] for v in learn.model.get_layer("backbone").trainable_variables]
+    assert "kernel" in names
+    assert "gamma" not in names
+    scratch = Learner(digits, tiny_backbone, "none", config={"model": {"train_bn": False}}, console=QUIET)
+    scratch.unfreeze()
+    assert any(v.path.endswith("gamma") for v in scratch.model.get_layer("backbone").trainable_variables)
 
 
 def test_predict_gives_probabilities_of_uint8_images(digits, tiny_backbone):

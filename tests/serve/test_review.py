@@ -36,7 +36,7 @@ def audit(tmp_path) -> Audit:
         Image.fromarray(rng.integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(file)
     data = load_source(DataConfig(source=str(tmp_path / "photos"), size=80, cache_dir=tmp_path / "cache"), 3)
     a, b, c = Place("train", 0, 0), Place("train", 3, 1), Place("valid", 1, 1)
-    floor = Floor(0.5, (0.2, 0.8), 5, 0.5, np.full((8, 2), 0.5))
+    floor = Floor(0.5, (0.2, 0.8), 5, 0.5, 0.1, np.full((8, 2), 0.5))
     copies = (NearDuplicates((b, c), 0.97, (b, c)),)
     odd = (Odd(Place("valid", 0, 0), "dark", 0.1),)
     return Audit(data, copies, (Suspect(a, 1, -0.9),), odd, (), floor, (CurvePoint(8, (0.5, 0.6)),))
@@ -88,7 +88,7 @@ def test_csv_reads_the_table(audit, tmp_path):
 
 def test_images_that_are_no_files_cannot_be_named(tmp_path):
     data = ImageData.from_arrays((np.zeros((8, 16, 16, 3), np.uint8), np.arange(8) % 2), class_names=("a", "b"))
-    audit = Audit(data, (), (), (), (), Floor(0.5, (0.2, 0.8), 5, 0.5, np.full((8, 2), 0.5)), ())
+    audit = Audit(data, (), (), (), (), Floor(0.5, (0.2, 0.8), 5, 0.5, 0.1, np.full((8, 2), 0.5)), ())
     with pytest.raises(InputError, match="--fix needs folder:PATH or csv:PATH"):
         Review(audit, RunFolder.create(tmp_path / "out", "out"))
 

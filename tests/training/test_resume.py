@@ -49,6 +49,7 @@ def recipe(tiny_backbone) -> dict:
             {"name": "again", "freeze": True, "epochs": 1, "max_lr": 1e-3, "schedule": "constant", "lr_find": False},
             {"name": "all", "freeze": False, "epochs": 2, "max_lr": "auto"},
         ],
+        "probe": False,
         "tta": {"views": 2, "flip": False, "scale": 1.1},
         "runtime": {"checkpoint_minutes": 1e-9},
     }

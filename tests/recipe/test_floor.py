@@ -1,0 +1,216 @@
+"""What a run must beat is measured before it trains; the head starts from the probe; the better of the two is kept."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.linear_model import LogisticRegression
+
+from kbaseline import ImageData, baseline, resume_run, run_baseline
+from kbaseline.config.load import load_config
+from kbaseline.errors import RunError
+from kbaseline.runs import floor, forecast
+from kbaseline.runs.floor import below_floor, floor_line, measure_floor
+from kbaseline.runs.forecast import forecast_line
+from kbaseline.runs.record import RunFloor, read_run
+from kbaseline.runs.run import load
+from kbaseline.training.checkpoint import Checkpoint, Checkpoints
+
+QUIET = Console(quiet=True)
+
+
+class Cut(Exception):
+    """The end of a process, for a test."""
+
+
+def cut_at(monkeypatch: pytest.MonkeyPatch, *place: int) -> None:
+    """Makes a run end right after it has saved a checkpoint of this stage, epoch and batch."""
+    save = Checkpoints.save
+
+    def last(self, checkpoint: Checkpoint) -> None:
+        save(self, checkpoint)
+        if (checkpoint.stage, checkpoint.epoch, checkpoint.batch) == place:
+            raise Cut
+
+    monkeypatch.setattr(Checkpoints, "save", last)
+
+
+def small(tiny_backbone: str, *stages: dict, **changes) -> dict:
+    return {
+        "seed": 3,
+        "data": {"source": "digits", "size": 8, "limit": 171, "limit_valid": 83, "batch_size": 32},
+        "model": {"backbone": tiny_backbone, "head": "linear", "train_bn": False},
+        "stages": list(stages),
+        "tta": None,
+        "runtime": {"checkpoint_minutes": 1e-9},
+        **changes,
+    }
+
+
+def facts(folder: Path) -> dict:
+    """`result.json` without times."""
+    text = (folder / "result.json").read_text()
+    times = ("seconds", "images_per_s")
+    return json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k not in times})
+
+
+def scored_again(folder: Path) -> float:
+    """Validation accuracy of the model in the folder."""
+    record = read_run(folder)
+    valid = ImageData.from_source("digits", 8, seed=3, limit=171, limit_valid=83).valid
+    assert (valid.labels == record.arrays["valid_labels"]).all()
+    return float((load(folder).predict(valid.images).argmax(axis=1) == valid.labels).mean())
+
+
+def test_a_run_of_the_probe_alone(tiny_backbone, tmp_path):
+    """A stage of no epochs is the probe: its accuracy, its model, and no step of training (reference, smoke)."""
+    result = run_baseline(small(tiny_backbone, {"name": "head", "init": "probe"}), out=tmp_path / "run", console=QUIET)
+    assert result.floor.probe == result.accuracy == result.stages["head"] == pytest.approx(scored_again(result.folder))
+    assert result.floor.probe > 0.5 > result.floor.majority
+    assert [(row["epoch"], row["valid_loss"]) for row in result.history] == [(0, result.floor.probe_loss)]
+    assert result.figures["valid"]["plain"]["loss"] == pytest.approx(result.floor.probe_loss, abs=1e-4)
+    assert [step.name for step in result.steps] == ["majority class", "linear probe", "head"]
+    assert "linear probe" in (result.folder / "report.html").read_text()
+
+
+def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, monkeypatch):
+    """A rate that ruins the network leaves the probe as the model; cut twice, the run ends as one that was not."""
+    recipe = small(
+        tiny_backbone,
+        {"name": "head", "init": "probe", "epochs": 1, "max_lr": 3.0, "lr_find": False},
+        {"name": "all", "freeze": False, "epochs": 1, "max_lr": 3.0, "lr_find": False},
+        keep="best",
+    )
+    whole = run_baseline(recipe, out=tmp_path / "whole", console=QUIET)
+    assert whole.kept == "linear probe"
+    assert whole.floor.probe > max(whole.stages.values())
+    assert whole.accuracy == whole.floor.probe == pytest.approx(scored_again(whole.folder))
+    run, screen = tmp_path / "run", io.StringIO()
+    for place, work in (
+        ((0, 0, 2), lambda: run_baseline(recipe, out=run, console=QUIET)),
+        ((1, 0, 1), lambda: resume_run(run, console=QUIET)),
+    ):
+        with monkeypatch.context() as patch:
+            cut_at(patch, *place)
+            with pytest.raises(Cut):
+                work()
+    monkeypatch.setattr(baseline, "measure_floor", lambda *_: pytest.fail("measured again"))
+    resume_run(run, console=Console(file=screen, width=200))
+    assert facts(run) == facts(whole)
+    with np.load(run / "predictions.npz") as mine, np.load(whole.folder / "predictions.npz") as other:
+        for name in other:
+            np.testing.assert_array_equal(mine[name], other[name])
+    said = screen.getvalue()
+    assert "to beat: majority class" in said
+    assert f"kept: linear probe, {100 * whole.floor.probe:.2f} %" in said
+    assert "below its floor" not in said
+
+
+@pytest.fixture
+def clouds(monkeypatch: pytest.MonkeyPatch) -> tuple[ImageData, list[dict[str, int]]]:
+    """Images of three classes of 60, 30 and 10, features that follow the labels; how many images were asked for."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    images = rng.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.tile(labels, 2)
+    data = ImageData.from_arrays((images[:100], labels), (images[100:], labels))
+    asked: list[dict[str, int]] = []
+
+    def found(splits, *_args):
+        asked.append({name: len(split.images) for name, split in splits.items()})
+        noise = {name: split.images[:, 1, :4, 0] / 128.0 for name, split in splits.items()}
+        return {name: noise[name] + np.eye(4)[split.images[:, 0, 0, 0]] for name, split in splits.items()}
+
+    monkeypatch.setattr(floor, "pooled_features", found)
+    return data, asked
+
+
+def test_the_floor_is_scikit_learns(clouds):
+    """Accuracy and loss on validation agree with a logistic regression on the same features (reference)."""
+    data, _ = clouds
+    measured, probe = measure_floor(data, load_config(), QUIET)
+    features = {
+        name: split.images[:, 1, :4, 0] / 128.0 + np.eye(4)[split.images[:, 0, 0, 0]]
+        for name, split in data.splits.items()
+    }
+    mean, spread = features["train"].mean(axis=0), features["train"].std(axis=0)
+    model = LogisticRegression(C=probe.strength).fit((features["train"] - mean) / spread, data.train.labels)
+    expected = model.score((features["valid"] - mean) / spread, data.valid.labels)
+    assert measured.probe == pytest.approx(expected, abs=0.011)
+    assert measured.majority == 0.6
+    assert (measured.train_images, measured.valid_images) == (100, 100)
+    assert floor_line(measured, {"train": 100, "valid": 100}, 61).endswith(
+        f"linear probe {100 * measured.probe:.2f} % (01:01)"
+    )
+
+
+def test_of_many_images_a_stated_part(clouds, monkeypatch):
+    """More images than the cap: a stratified part that the line states; where a stage starts from the probe, all."""
+    data, asked = clouds
+    monkeypatch.setattr(floor, "MOST", 40)
+    measured, _ = measure_floor(data, load_config(), QUIET)
+    assert (measured.train_images, measured.valid_images) == (40, 40)
+    said = floor_line(measured, {"train": 100, "valid": 100}, 2)
+    assert "(fitted to 40 of 100 images and scored on 40 of 100, 00:02)" in said
+    needed = load_config({"model": {"head": "linear"}, "stages": [{"name": "a", "init": "probe"}]})
+    assert measure_floor(data, needed, QUIET)[0].train_images == 100
+    assert asked == [{"train": 40, "valid": 40}, {"train": 100, "valid": 100}]
+
+
+def test_without_a_probe_the_reason(clouds, monkeypatch):
+    """Random weights have no probe; a failure costs the probe, and the run only where a stage needs it."""
+    data, _ = clouds
+    measured, probe = measure_floor(data, load_config({"model": {"weights": "none"}}), QUIET)
+    assert probe is measured.probe is None
+    assert (
+        floor_line(measured, {}, 1)
+        == "to beat: majority class 60.00 %; no linear probe, for features of random weights are random"
+    )
+
+    def full(*_args):
+        raise RunError("cache folder: the disk is full.")
+
+    monkeypatch.setattr(floor, "pooled_features", full)
+    assert measure_floor(data, load_config(), QUIET)[0].note == "no linear probe: cache folder: the disk is full."
+    with pytest.raises(RunError, match="disk is full"):
+        measure_floor(
+            data, load_config({"model": {"head": "linear"}, "stages": [{"name": "a", "init": "probe"}]}), QUIET
+        )
+
+
+def test_a_run_below_its_floor_says_so(finished_run):
+    """One line where the kept model is worse than probe or majority, with the remedy; else none."""
+    result = read_run(finished_run("run", images=100, right=80)).result  # 81 with TTA
+    assert below_floor(result) == ""
+    for floor_, expected in (
+        (RunFloor(majority=0.3, probe=0.81), ""),
+        (
+            RunFloor(majority=0.3, probe=0.9),
+            "below its floor: 81.00 % on validation, the linear probe has 90.00 %; `k",
+        ),
+        (RunFloor(majority=0.85, probe=0.5), "below its floor: 81.00 % on validation, the majority class has 85.00 %"),
+    ):
+        said = below_floor(result.model_copy(update={"floor": floor_}))
+        assert said.startswith(expected)
+        assert bool(said) == bool(expected)
+
+
+def test_the_articles_recipe_on_a_cpu_is_forecast(clouds, monkeypatch):
+    """Time of the second prediction, times the passes of the recipe (reference); said of the article's recipe alone."""
+    data, _ = clouds
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(forecast.jax, "default_backend", lambda: "cpu")
+    asked: list[int] = []
+    # 100 images in 2 seconds; two stages of 3 epochs of 3 x 100 + 100, 100 steps of 64 in each sweep, 9 x 100 at last.
+    said = forecast_line(load_config({"data": {"source": "folder:photos"}}), data, asked.append)
+    assert f"takes about {round(0.02 * (2 * (3 * 400 + 3 * 6400) + 900) / 60)} minutes; `--config light`" in said
+    assert asked == [100, 100]
+    assert forecast_line(load_config(), data, asked.append) == ""
+    assert forecast_line(load_config("light", {"data.source": "folder:photos"}), data, asked.append) == ""
+    monkeypatch.setattr(forecast.jax, "default_backend", lambda: "gpu")
+    assert forecast_line(load_config({"data": {"source": "folder:photos"}}), data, asked.append) == ""
+    assert asked == [100, 100]
