@@ -1,7 +1,7 @@
 """Executes the notebooks in docs/ and writes their outputs into them; needs nbclient and ipykernel.
 
-python docs/notebooks.py            # docs/article.ipynb, in about two minutes
-python docs/notebooks.py FOLDER     # elsewhere
+python docs/notebooks.py                      # docs/article.ipynb and docs/own-photos.ipynb, two minutes each
+python docs/notebooks.py --only own-photos    # one of them
 """
 
 import os
@@ -12,7 +12,7 @@ import click
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOKS = (Path(__file__).parent / "article.ipynb",)
+NOTEBOOKS = ("article", "own-photos")
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
@@ -37,14 +37,15 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path(__file__).parent)
-def write(folder: Path) -> None:
-    """Execute the notebooks and write them to FOLDER; default: docs/."""
-    for path in NOTEBOOKS:
+@click.option("--only", type=click.Choice(NOTEBOOKS), help="One of them. Default: all.")
+def write(only: str | None) -> None:
+    """Execute the notebooks in place."""
+    for name in [only] if only else NOTEBOOKS:
+        path = Path(__file__).parent / f"{name}.ipynb"
         with tempfile.TemporaryDirectory() as scratch:
             done = execute(nbformat.read(path, as_version=4), Path(scratch))
         text = nbformat.writes(done)
-        (folder / path.name).write_text(text if text.endswith("\n") else text + os.linesep, encoding="utf-8")
+        path.write_text(text if text.endswith("\n") else text + os.linesep, encoding="utf-8")
 
 
 if __name__ == "__main__":
