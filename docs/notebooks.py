@@ -44,7 +44,8 @@ def write(only: str | None) -> None:
         path = Path(__file__).parent / f"{name}.ipynb"
         with tempfile.TemporaryDirectory() as scratch:
             done = execute(nbformat.read(path, as_version=4), Path(scratch))
-        text = nbformat.writes(done)
+        # A run records absolute paths; the scratch folder is nobody's.
+        text = nbformat.writes(done).replace(f"{os.path.realpath(scratch)}/", "")
         path.write_text(text if text.endswith("\n") else text + os.linesep, encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """Label suspects: images whose label a probe that has not seen them finds unlikely."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,11 @@ def find_suspects(places: Sequence[Place], probabilities: np.ndarray) -> tuple[S
         places: every image.
         probabilities: float64 `(images, classes)`, each row from a model that has not seen that image.
     """
-    # cleanlab imports pandas, which takes a second.
-    from cleanlab.filter import find_label_issues
+    with warnings.catch_warnings():
+        # Of tqdm in a notebook without ipywidgets; no bar of it is shown.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        # It imports pandas, which takes a second.
+        from cleanlab.filter import find_label_issues
 
     labels = np.array([place.label for place in places])
     suggested = probabilities.argmax(axis=1)
