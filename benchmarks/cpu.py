@@ -44,6 +44,14 @@ HEADINGS = {
 @click.option("--size", default=128, show_default=True, help="Pixels of the network's input.")
 @click.option("--rounds", default=5, show_default=True, help="Measurements of each; the median counts.")
 @click.option("--images", multiple=True, type=int, default=(1_000, 10_000, 50_000, 200_000), show_default=True)
+@click.option(
+    "--network",
+    "names",
+    multiple=True,
+    type=click.Choice(list(networks.NETWORKS)),
+    default=list(networks.NETWORKS),
+    show_default=True,
+)
 @click.option("--out", type=click.Path(path_type=Path), default=HERE.parent / "docs" / "performance.md")
 def main(
     parts: tuple[str, ...],
@@ -53,6 +61,7 @@ def main(
     size: int,
     rounds: int,
     images: tuple[int, ...],
+    names: tuple[str, ...],
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
@@ -64,7 +73,7 @@ def main(
     ):
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),
-            "networks": lambda: networks.section(batch, size, rounds, timm),
+            "networks": lambda: networks.section(names, batch, size, rounds, timm),
             "profile": lambda: shares.section(batch, size),
             "feed": lambda: feeding.section(batch, size, rounds, fastai),
             "start": lambda: starting.section(batch, size),

@@ -1,6 +1,6 @@
 """Networks with depthwise convolutions, beside the same ones in PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from speed.measure import side_by_side, table
@@ -15,16 +15,16 @@ NETWORKS = {"mobilenet_v2": "MobileNetV2", "efficientnetv2_b0": "EfficientNetV2-
 WORK = {"head": "head, BatchNorm trained", "everything": "everything", "predict": "predict"}
 
 
-def section(batch: int, size: int, rounds: int, peer: Timm | None) -> str:
+def section(names: Sequence[str], batch: int, size: int, rounds: int, peer: Timm | None) -> str:
     """Images/s of training and predicting."""
     rows = []
-    for network, title in NETWORKS.items():
+    for network in names:
         for work, what in WORK.items():
             steps = {"here": _step(network, work, batch, size)}
             if peer:
                 steps["PyTorch"] = lambda n=network, w=work: peer.step(n, w)
             seconds = side_by_side(steps, rounds)
-            row = [f"{title}: {what}", *(f"{batch / found:.1f}" for found in seconds.values())]
+            row = [f"{NETWORKS[network]}: {what}", *(f"{batch / found:.1f}" for found in seconds.values())]
             rows.append([*row, f"{seconds['PyTorch'] / seconds['here']:.2f}"] if peer else row)
             # As it is done: a network takes minutes to compile.
             print(*rows[-1], sep=" | ", flush=True)
@@ -40,7 +40,11 @@ def _step(network: str, work: str, batch: int, size: int) -> Callable[[], Any]:
     model = build_classifier(10, size, network, "none")
     if work == "head":
         freeze(model)
-    prepared(model, LayerwiseAdamW(1e-4, classifier_groups(model), [0.01, 0.1, 1.0]))
+    # A group without a trainable variable is an error: of a ConvNeXt, which has no BatchNorm, only the head is left.
+    trained = {name for variable in model.trainable_variables for name in variable.path.split("/")}
+    groups = zip(classifier_groups(model), [0.01, 0.1, 1.0], strict=True)
+    names, rates = zip(*((group, rate) for group, rate in groups if trained.intersection(group)), strict=True)
+    prepared(model, LayerwiseAdamW(1e-4, names, rates))
     if work != "predict":
         return one_step(model, batch)
     images, _ = images_and_labels(batch)
