@@ -24,9 +24,9 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.models.backbones import read_model
 from kbaseline.models.classifier import set_linear_head
-from kbaseline.probe import Probe
-from kbaseline.runs.floor import below_floor, floor_line, measure_floor
+from kbaseline.runs.floor import Measured, below_floor, floor_line, measure_floor
 from kbaseline.runs.forecast import forecast_line
+from kbaseline.runs.leaks import find_leaked, leak_line
 from kbaseline.runs.record import PROBE, RunFloor, RunResult, fitted_temperatures, read_run
 from kbaseline.runs.report import ReportData, write_report
 from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
@@ -172,6 +172,7 @@ class _Run:
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
         self.floor: RunFloor | None = None
+        self.leaked: dict[str, list[int]] | None = None
         self.kept: str | None = None
         self._kept_accuracy = 0.0
         if is_first():
@@ -220,7 +221,8 @@ class _Run:
             logged = {"final_accuracy": result.accuracy, "tta_accuracy": result.tta_accuracy}
             for tracker in trackers:
                 tracker.log({name: value for name, value in logged.items() if value is not None})
-        self._print_accuracies(final_evaluation(evaluations.get("test") or evaluations["valid"]), result)
+        split = "test" if "test" in evaluations else "valid"
+        self._print_accuracies(split, final_evaluation(evaluations[split]), result)
         return result
 
     def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
@@ -247,6 +249,7 @@ class _Run:
             config=config,
             folder=self.folder.path,
             floor=self.floor,
+            leaked=self.leaked,
             kept=self.kept if config.keep == "best" else None,
         )
         write_results(self.folder, result, evaluations, learner.applied)
@@ -257,23 +260,26 @@ class _Run:
 
     def _measure_floor(self) -> None:
         """Measures or restores the floor, and starts the head from the probe if the first stage does."""
-        probes: list[Probe | None] = []
+        found: Measured | None = None
 
         def measure() -> dict[str, Any]:
+            nonlocal found
             work = partial(measure_floor, self.data, self.config, self.console)
-            floor, probe = self._timed(PROBE, lambda: rank0_first("floor", work))
-            probes.append(probe)
-            return floor.model_dump()
+            found = self._timed(PROBE, lambda: rank0_first("floor", work))
+            return found.floor.model_dump()
 
-        floor = self.floor = RunFloor.model_validate(self.session.floor(measure))
+        floor = self.floor = RunFloor.model_validate(self.session.once("floor", measure))
         images = {name: len(split) for name, split in self.data.splits.items()}
         self._print(floor_line(floor, images, self.seconds[PROBE]))
+        features = found.features if found is not None else {}
+        seek = partial(find_leaked, self.data, features, self.console) if features else lambda: None
+        self.leaked = self.session.once("leaked", seek)
         if self.config.stages[0].init != "probe":
             return
-        if probes and probes[0] is not None:  # else the checkpoint holds what became of it
-            set_linear_head(self.learner.model, probes[0].weights, probes[0].bias)
+        if found is not None and found.probe is not None:  # else the checkpoint holds what became of it
+            set_linear_head(self.learner.model, found.probe.weights, found.probe.bias)
         if floor.probe is not None and self.config.stages[0].epochs:
-            self._keep(PROBE, floor.probe, save=self.config.keep == "best" and bool(probes))
+            self._keep(PROBE, floor.probe, save=self.config.keep == "best" and found is not None)
 
     def _keep(self, step: str, accuracy: float, *, save: bool) -> None:
         """Makes a step's model the one that is kept, unless it is to be the best and is not; `save` writes it."""
@@ -379,9 +385,10 @@ class _Run:
         for line in filter(None, [*lines, leak_warning(self.data)]):
             self._print(line, "yellow")
 
-    def _print_accuracies(self, last: Evaluation, result: RunResult) -> None:
+    def _print_accuracies(self, split: str, last: Evaluation, result: RunResult) -> None:
         self.console.print(accuracy_table(result.steps))
         self._print(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
-        if line := below_floor(result):
+        leak = leak_line(split, (result.leaked or {}).get(split, []), last)
+        for line in filter(None, [leak, below_floor(result)]):
             self._print(line, "yellow")
         self._print(f"model, plots and report.html: {self.folder.path}")

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from kbaseline.audit.floor import CurvePoint, Floor, cross_validate, learning_curve
-from kbaseline.audit.near_duplicates import NearDuplicates, find_near_duplicates, nearest
+from kbaseline.audit.near_duplicates import NearDuplicates, find_near_duplicates, leaked_rows, nearest
 from kbaseline.audit.odd_images import Odd, find_odd_images
 from kbaseline.audit.page import render_audit
 from kbaseline.audit.shortcuts import Shortcut, find_shortcuts
@@ -63,14 +63,8 @@ class Audit:
     @property
     def leaks(self) -> dict[str, int]:
         """Split -> number of its images that have a copy in an earlier split: train, or for test, train or valid."""
-        rows: dict[str, set[int]] = {}
-        order = list(self.data.splits)
-        for group in self.near_duplicates:
-            first = min(order.index(place.split) for place in group.places)
-            for place in group.places:
-                if order.index(place.split) > first:
-                    rows.setdefault(place.split, set()).add(place.row)
-        return {split: len(rows[split]) for split in order if split in rows}
+        found = leaked_rows(self.near_duplicates, list(self.data.splits))
+        return {split: len(rows) for split, rows in found.items()}
 
     def name(self, place: Place) -> str:
         """Name of an image: its file, from the source's folder, or its split and number."""

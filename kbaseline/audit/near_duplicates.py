@@ -108,6 +108,17 @@ def find_near_duplicates(
     return _groups(data, pairs, scores)
 
 
+def leaked_rows(groups: Sequence[NearDuplicates], splits: Sequence[str]) -> dict[str, list[int]]:
+    """Split -> rows of its images that have a copy in an earlier one of `splits`; without splits that have none."""
+    rows: dict[str, set[int]] = {}
+    for group in groups:
+        first = min(splits.index(place.split) for place in group.places)
+        for place in group.places:
+            if splits.index(place.split) > first:
+                rows.setdefault(place.split, set()).add(place.row)
+    return {split: sorted(rows[split]) for split in splits if split in rows}
+
+
 def nearest(features: np.ndarray, console: Console | None = None) -> Neighbours:
     """The nearest images of every image.
 

@@ -76,7 +76,7 @@ def fit(
 @click.command("find-lr")
 @settings
 @out
-@click.option("--stage", metavar="NAME", help="Stage whose layers the sweep trains. Default: the first.")
+@click.option("--stage", metavar="NAME", help="Stage whose layers the sweep trains. Default: the first that trains.")
 def find_lr(
     config: str | None, source: str | None, assignments: tuple[str, ...], out: Path | None, stage: str | None
 ) -> None:

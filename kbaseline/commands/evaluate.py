@@ -1,7 +1,7 @@
 """Evaluates a finished run on its saved predictions, or on the labelled images of another source."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kbaseline.devices.environment import environment, versions
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, PairedComparison, compare_paired, evaluate_predictions, final_evaluation
 from kbaseline.render.plots import plot_confusion
+from kbaseline.runs.leaks import accuracy_without
 from kbaseline.runs.record import RunRecord, fitted_temperatures, read_run
 from kbaseline.storage.run_folder import RunFolder
 
@@ -38,6 +39,7 @@ class EvaluationReport:
         seconds: duration of each kind of prediction; empty for predictions saved by the run.
         skipped: one line for each unreadable image.
         environment: versions, and the devices if images were predicted.
+        leaked: rows of the images that are known to have a near-duplicate in an earlier split of the run.
         seen_in_training: whether some of these images are known to have been used for training.
     """
 
@@ -49,6 +51,7 @@ class EvaluationReport:
     skipped: tuple[str, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=versions)
     seen_in_training: bool = False
+    leaked: Sequence[int] = ()
 
     @property
     def last(self) -> Evaluation:
@@ -74,6 +77,12 @@ class EvaluationReport:
             "seconds": dict(self.seconds),
             "skipped": list(self.skipped),
             "seen_in_training": self.seen_in_training,
+            "near_duplicates": {
+                "images": len(self.leaked),
+                "accuracy_without": {
+                    kind: accuracy_without(one, self.leaked) for kind, one in self.evaluations.items()
+                },
+            },
             "environment": dict(self.environment),
         }
 
@@ -133,7 +142,8 @@ def evaluate_kept(run: RunRecord, split: str | None = None, tta: bool | None = N
     if tta and "tta" not in kept:
         raise InputError(f"run {str(run.folder)!r}: has no predictions with test-time augmentation; omit --tta.")
     wanted = {kind: evaluation for kind, evaluation in kept.items() if kind == "plain" or tta is not False}
-    return EvaluationReport(run.folder, run.config.data.source, chosen, wanted)
+    leaked = (run.result.leaked or {}).get(chosen, [])
+    return EvaluationReport(run.folder, run.config.data.source, chosen, wanted, leaked=leaked)
 
 
 def evaluate_source(

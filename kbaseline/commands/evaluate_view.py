@@ -10,6 +10,7 @@ from kbaseline.commands.evaluate import EvaluationReport
 from kbaseline.config.splits import ALL, DISPLAY_NAMES
 from kbaseline.console.format import interval, percent, plain_table
 from kbaseline.metrics import Evaluation
+from kbaseline.runs.leaks import leak_line
 
 _MOST_ROWS = 30
 """Most classes shown; of more, only the worst."""
@@ -32,6 +33,8 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
     if report.seen_in_training:
         line = "Some of these images were used for training; the scores are optimistic."
         console.print(Text(line, style="yellow"))
+    if line := leak_line(report.split, report.leaked, report.last):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     console.print("", _scores_table(report.evaluations), "")
     for note in _notes(report):
         console.print(Text(note, style="dim"))

@@ -1,6 +1,7 @@
 """The floor: what a run must beat, measured before training; the majority class, and a linear probe on its features."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +22,22 @@ MOST = 5000
 training; where a stage starts from it, it takes all."""
 
 
-def measure_floor(data: ImageData, config: Config, console: Console | None) -> tuple[RunFloor, Probe | None]:
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured before training.
+
+    Attributes:
+        floor: the floor.
+        probe: the probe, on the features of the run's own backbone at the run's size; None where the floor has none.
+        features: split -> float32 `(images, channels)`, of all images of all splits; empty where only a part was taken.
+    """
+
+    floor: RunFloor
+    probe: Probe | None = None
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def measure_floor(data: ImageData, config: Config, console: Console | None) -> Measured:
     """Measures the floor of a run.
 
     Args:
@@ -29,29 +45,25 @@ def measure_floor(data: ImageData, config: Config, console: Console | None) -> t
         config: its configuration.
         console: where to show progress; None shows nothing.
 
-    Returns:
-        The floor, and the probe on the features of the run's own backbone at the run's size. Without a probe the
-        floor's `note` says why.
-
     Raises:
         RunError: a stage starts from the probe, and its features cannot be computed or kept.
     """
     most_frequent = int(np.bincount(data.train.labels).argmax())
     majority = float((data.valid.labels == most_frequent).mean())
     if config.model.weights == "none":
-        return RunFloor(majority=majority, note="no linear probe, for features of random weights are random"), None
+        return Measured(RunFloor(majority=majority, note="no linear probe, for features of random weights are random"))
     needed = config.stages[0].init == "probe"
     parts = {name: part if needed else _sample(part, config.seed) for name, part in data.splits.items()}
     if len(parts["train"]) < len(data.train) or len(parts["valid"]) < len(data.valid):
         parts.pop("test", None)
     if len(np.unique(parts["train"].labels)) < 2:
-        return RunFloor(majority=majority, note="no linear probe, for it needs images of two classes"), None
+        return Measured(RunFloor(majority=majority, note="no linear probe, for it needs images of two classes"))
     try:
         found = _features(parts, data.size, config, console)
     except RunError as error:
         if needed:
             raise
-        return RunFloor(majority=majority, note=f"no linear probe: {error}"), None
+        return Measured(RunFloor(majority=majority, note=f"no linear probe: {error}"))
     train, valid = parts["train"], parts["valid"]
     probe = fit_probe(found["train"], train.labels, data.num_classes, seed=config.seed)
     probabilities = probe.probabilities(found["valid"])
@@ -63,7 +75,8 @@ def measure_floor(data: ImageData, config: Config, console: Console | None) -> t
         train_images=len(train),
         valid_images=len(valid),
     )
-    return floor, probe
+    whole = all(len(part) == len(parts.get(name, ())) for name, part in data.splits.items())
+    return Measured(floor, probe, found if whole else {})
 
 
 def floor_line(floor: RunFloor, images: Mapping[str, int], seconds: float) -> str:

@@ -137,6 +137,7 @@ class RunResult(BaseModel):
             else of the model that is kept. On the test split if the data has one besides validation, else on
             validation.
         floor: what the run must beat, or None if it was not measured.
+        leaked: split -> rows of its images that have a near-duplicate in an earlier split; None if not looked for.
         kept: the step after which the model was kept, with `keep: best`; None for the last stage's.
         stages: validation accuracy after each stage, by name, in training order.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
@@ -157,6 +158,7 @@ class RunResult(BaseModel):
 
     accuracy: _Fraction
     floor: RunFloor | None = None
+    leaked: dict[str, list[Annotated[int, Field(ge=0)]]] | None = None
     kept: str | None = None
     stages: dict[str, _Fraction]
     tta_accuracy: _Fraction | None
@@ -177,6 +179,8 @@ class RunResult(BaseModel):
             raise ValueError("a stage has no epoch in the history")
         if not {"valid", *(["test"] if self.test_accuracy else [])} <= set(self.data.images):
             raise ValueError("a split that was scored has no images")
+        if any(row >= self.data.images.get(split, 0) for split, rows in (self.leaked or {}).items() for row in rows):
+            raise ValueError("a near-duplicate is no image of its split")
         return self
 
     @property

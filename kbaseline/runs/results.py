@@ -50,6 +50,7 @@ def build_result(
     config: Config,
     folder: Path,
     floor: RunFloor | None = None,
+    leaked: Mapping[str, list[int]] | None = None,
     kept: str | None = None,
 ) -> RunResult:
     """The result of a finished run.
@@ -64,12 +65,14 @@ def build_result(
         config: the configuration of the run.
         folder: the run folder.
         floor: what the run must beat.
+        leaked: split -> rows of its images that have a near-duplicate in an earlier split; None if not looked for.
         kept: the step whose model is kept; None for the last.
     """
     valid, test = evaluations["valid"], evaluations.get("test")
     return RunResult(
         accuracy=final_evaluation(test or valid).accuracy,
         floor=floor,
+        leaked=None if leaked is None else dict(leaked),
         kept=kept,
         stages=stages,
         tta_accuracy=valid["tta"].accuracy if "tta" in valid else None,

@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -56,6 +56,7 @@ class _CheckpointRecord(BaseModel):
     history: list[dict[str, str | float | None]]
     elapsed: float
     floor: dict[str, float | int | str | None] | None = None
+    leaked: dict[str, list[int]] | None = None
 
 
 class Session:
@@ -118,7 +119,6 @@ class Session:
             "environment": environment(),
             "seconds": seconds,
             "sweeps": {},
-            "floor": None,
         }
         if self._resumed:
             self._go_on(data, seconds)
@@ -136,7 +136,7 @@ class Session:
         earlier = self.start.record
         self._check_unchanged(self._checked_config(self.start), earlier, data)
         self._record["sweeps"] |= earlier["sweeps"]
-        self._record["floor"] = earlier.get("floor")
+        self._record |= {name: earlier[name] for name in ("floor", "leaked") if name in earlier}
         for part, spent in earlier["seconds"].items():
             seconds.setdefault(part, spent)
         stage, epoch, batch = self._config.stages[self.start.stage], self.start.epoch, self.start.batch
@@ -186,11 +186,11 @@ class Session:
         kept = curves[stage]
         return LRCurve(planned=kept["planned"], **{name: np.array(kept[name]) for name in _CURVE})
 
-    def floor(self, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The run's floor as JSON types: saved by an earlier process, or found by `measure` and saved."""
-        self._record["floor"] = self._record["floor"] or measure()
-        found: dict[str, Any] = self._record["floor"]
-        return found
+    def once(self, name: Literal["floor", "leaked"], work: Callable[[], Any]) -> Any:
+        """What was found before training, as JSON types: saved by an earlier process, or found by `work` and saved."""
+        if name not in self._record:
+            self._record[name] = work()
+        return self._record[name]
 
     def checkpoint_due(self) -> bool:
         """Whether to save a checkpoint after this step."""

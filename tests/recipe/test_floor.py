@@ -10,11 +10,13 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from kbaseline import ImageData, baseline, resume_run, run_baseline
+from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.config.load import load_config
 from kbaseline.errors import RunError
 from kbaseline.runs import floor, forecast
 from kbaseline.runs.floor import below_floor, floor_line, measure_floor
 from kbaseline.runs.forecast import forecast_line
+from kbaseline.runs.leaks import find_leaked, leak_line
 from kbaseline.runs.record import RunFloor, read_run
 from kbaseline.runs.run import load
 from kbaseline.training.checkpoint import Checkpoint, Checkpoints
@@ -131,7 +133,8 @@ def clouds(monkeypatch: pytest.MonkeyPatch) -> tuple[ImageData, list[dict[str, i
 def test_the_floor_is_scikit_learns(clouds):
     """Accuracy and loss on validation agree with a logistic regression on the same features (reference)."""
     data, _ = clouds
-    measured, probe = measure_floor(data, load_config(), QUIET)
+    found = measure_floor(data, load_config(), QUIET)
+    measured, probe = found.floor, found.probe
     features = {
         name: split.images[:, 1, :4, 0] / 128.0 + np.eye(4)[split.images[:, 0, 0, 0]]
         for name, split in data.splits.items()
@@ -142,6 +145,7 @@ def test_the_floor_is_scikit_learns(clouds):
     assert measured.probe == pytest.approx(expected, abs=0.011)
     assert measured.majority == 0.6
     assert (measured.train_images, measured.valid_images) == (100, 100)
+    assert found.features["valid"].shape == (100, 4)
     assert floor_line(measured, {"train": 100, "valid": 100}, 61).endswith(
         f"linear probe {100 * measured.probe:.2f} % (01:01)"
     )
@@ -151,20 +155,23 @@ def test_of_many_images_a_stated_part(clouds, monkeypatch):
     """More images than the cap: a stratified part that the line states; where a stage starts from the probe, all."""
     data, asked = clouds
     monkeypatch.setattr(floor, "MOST", 40)
-    measured, _ = measure_floor(data, load_config(), QUIET)
+    found = measure_floor(data, load_config(), QUIET)
+    measured = found.floor
+    assert not found.features
     assert (measured.train_images, measured.valid_images) == (40, 40)
     said = floor_line(measured, {"train": 100, "valid": 100}, 2)
     assert "(fitted to 40 of 100 images and scored on 40 of 100, 00:02)" in said
     needed = load_config({"model": {"head": "linear"}, "stages": [{"name": "a", "init": "probe"}]})
-    assert measure_floor(data, needed, QUIET)[0].train_images == 100
+    assert measure_floor(data, needed, QUIET).floor.train_images == 100
     assert asked == [{"train": 40, "valid": 40}, {"train": 100, "valid": 100}]
 
 
 def test_without_a_probe_the_reason(clouds, monkeypatch):
     """Random weights have no probe; a failure costs the probe, and the run only where a stage needs it."""
     data, _ = clouds
-    measured, probe = measure_floor(data, load_config({"model": {"weights": "none"}}), QUIET)
-    assert probe is measured.probe is None
+    found = measure_floor(data, load_config({"model": {"weights": "none"}}), QUIET)
+    measured = found.floor
+    assert found.probe is measured.probe is None
     assert (
         floor_line(measured, {}, 1)
         == "to beat: majority class 60.00 %; no linear probe, for features of random weights are random"
@@ -174,7 +181,7 @@ def test_without_a_probe_the_reason(clouds, monkeypatch):
         raise RunError("cache folder: the disk is full.")
 
     monkeypatch.setattr(floor, "pooled_features", full)
-    assert measure_floor(data, load_config(), QUIET)[0].note == "no linear probe: cache folder: the disk is full."
+    assert measure_floor(data, load_config(), QUIET).floor.note == "no linear probe: cache folder: the disk is full."
     with pytest.raises(RunError, match="disk is full"):
         measure_floor(
             data, load_config({"model": {"head": "linear"}, "stages": [{"name": "a", "init": "probe"}]}), QUIET
@@ -214,3 +221,25 @@ def test_the_articles_recipe_on_a_cpu_is_forecast(clouds, monkeypatch):
     monkeypatch.setattr(forecast.jax, "default_backend", lambda: "gpu")
     assert forecast_line(load_config({"data": {"source": "folder:photos"}}), data, asked.append) == ""
     assert asked == [100, 100]
+
+
+def test_leaks_and_the_accuracy_without_them(rng, finished_run):
+    """A mirrored copy of a training image in validation is found; the accuracy is said with and without it."""
+    images = rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    images[25] = images[3][:, ::-1]
+    data = ImageData.from_arrays((images[:20], np.arange(20) % 2), (images[20:], np.arange(20) % 2))
+    features = rng.normal(size=(40, 8))
+    features[25] = features[3] + 0.01
+    assert find_leaked(data, {"train": features[:20], "valid": features[20:]}, None) == {"valid": [5]}
+    folder = finished_run("run", images=50, right=40, tta=False)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "leaked": {"valid": list(range(10))}}))
+    report = evaluate_kept(read_run(folder))
+    assert report.to_dict()["near_duplicates"] == {"images": 10, "accuracy_without": {"plain": 0.75}}
+    said = leak_line("valid", report.leaked, report.last)
+    assert said == (
+        "near-duplicates: 10 of 50 validation images have a copy in train; "
+        "accuracy without them 75.00 %, with them 80.00 %"
+    )
+    assert leak_line("valid", [], report.last) == ""
+    assert "accuracy" not in leak_line("valid", range(50), report.last)
