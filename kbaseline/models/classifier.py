@@ -16,6 +16,9 @@ from kbaseline.transforms import RandomTransforms
 BACKBONE = "backbone"
 """Name of the backbone layer inside the classifier."""
 
+AVERAGE = "head_average"
+"""Name of the layer that averages the backbone's feature map over all places."""
+
 TORCH_BATCHNORM = {"momentum": 0.9, "epsilon": 1e-5}
 """PyTorch's BatchNorm defaults, in Keras' terms."""
 
@@ -129,7 +132,7 @@ def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: A
         return kind(dtype="float32", name=name)(features)
 
     x = layers.Concatenate(dtype="float32", name="head_pool")(
-        [pool(layers.GlobalMaxPooling2D, "head_max"), pool(layers.GlobalAveragePooling2D, "head_average")]
+        [pool(layers.GlobalMaxPooling2D, "head_max"), pool(layers.GlobalAveragePooling2D, AVERAGE)]
     )
     x = layers.BatchNormalization(**TORCH_BATCHNORM, dtype="float32", name="head_bn1")(x)
     x = layers.Dropout(dropout / 2, seed=next(seeds), dtype="float32", name="head_dropout1")(x)
@@ -137,6 +140,19 @@ def _head(features: Any, num_classes: int, hidden: int, dropout: float, seeds: A
     x = layers.BatchNormalization(**TORCH_BATCHNORM, dtype="float32", name="head_bn2")(x)
     x = layers.Dropout(dropout, seed=next(seeds), dtype="float32", name="head_dropout2")(x)
     return dense(num_classes, "head_logits")(x)
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """A classifier that also gives the averages of its backbone's feature map.
+
+    Args:
+        model: a classifier from `build_classifier`, or loaded from a file.
+
+    Returns:
+        A model of the same layers, from images to float32 `(batch, classes + channels)`: logits, then features.
+    """
+    both = layers.Concatenate(dtype="float32")([model.output, model.get_layer(AVERAGE).output])
+    return keras.Model(model.input, both)
 
 
 def freeze(model: keras.Model, train_bn: bool = True) -> None:
