@@ -71,8 +71,8 @@ class FilePredictions:
     def to_csv(self, top: int) -> str:
         """CSV with a header and one line per file: the image, then class and probability of its `top` classes.
 
-        Then `set`, its classes one a line, `unfamiliarity` and `unfamiliar` (0 or 1), unless an older version made the
-        run.
+        Then `set`, its classes with ` | ` between them, `unfamiliarity` and `unfamiliar` (0 or 1), unless an older
+        version made the run.
         """
         top = min(top, len(self.class_names))
         text = io.StringIO(newline="")
@@ -81,7 +81,7 @@ class FilePredictions:
         doubtful = self.answer.sets is not None
         writer.writerow(columns + (["set", "unfamiliarity", "unfamiliar"] if doubtful else []))
         for row in self.rows(top):
-            doubts = ["\n".join(row["set"]), row["unfamiliarity"], int(row["unfamiliar"])] if doubtful else []
+            doubts = [" | ".join(row["set"]), row["unfamiliarity"], int(row["unfamiliar"])] if doubtful else []
             writer.writerow([row["image"], *(value for entry in row["top"] for value in entry.values()), *doubts])
         return text.getvalue()
 

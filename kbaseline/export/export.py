@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -117,7 +118,7 @@ def export_run(
     images, source = _real_images(saved)
     height, width = input_size or saved.image_size
     images = fit_batch(images, height, width, "squish")
-    metadata = {
+    metadata: dict[str, Any] = {
         "class_names": list(saved.class_names),
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
         "output": f"float32 (batch, {len(saved.class_names)}), probabilities",
