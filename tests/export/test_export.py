@@ -75,7 +75,9 @@ def exported(kind: str, path: Path) -> tuple[Callable[[np.ndarray], Any], dict[s
         assert (strange.name, strange.type, strange.shape[1:]) == ("unfamiliarity", "tensor(float)", [])
         texts = session.get_modelmeta().custom_metadata_map
         facts = {name: json.loads(texts[name]) for name in ("class_names", "doubt")}
-        return lambda images: dict(zip((given.name, strange.name), session.run(None, {"images": images}))), facts
+        return lambda images: dict(
+            zip((given.name, strange.name), session.run(None, {"images": images}), strict=True)
+        ), facts
     import jax.export
 
     with zipfile.ZipFile(path) as archive:
