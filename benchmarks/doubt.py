@@ -68,7 +68,8 @@ def crops(side: int, rng: np.random.Generator) -> np.ndarray:
 
 def tables(run: SavedRun, images: np.ndarray, labels: np.ndarray, strange: dict[str, np.ndarray]) -> str:
     """Markdown: coverage of the sets on held-out images, and the share of every kind of images that is flagged."""
-    assert run.doubt
+    if run.doubt is None:
+        raise click.ClickException(f"{run.folder}: an older version made this run; run it again.")
     rows = ["| held-out images | wanted | sets with the true class | 95 % interval | classes in a set, mean |"]
     rows += ["|---|---|---|---|---|"]
     calibration = ["| calibration error (ECE) | as predicted | calibrated |", "|---|---|---|"]
@@ -90,8 +91,7 @@ def tables(run: SavedRun, images: np.ndarray, labels: np.ndarray, strange: dict[
     flagged += ["|---|---|---|---|"]
     for name, shown in {"held-out images of the classes": images, **strange}.items():
         answer = run.answer(shown)
-        assert answer.unfamiliarity is not None
-        share, sure = (answer.unfamiliarity > 1).mean(), answer.probabilities.max(axis=1).mean()
+        share, sure = np.mean(answer.unfamiliarity > 1), answer.probabilities.max(axis=1).mean()
         flagged.append(f"| {name} | {len(shown):,} | {100 * share:.1f} % | {100 * sure:.0f} % |")
     return "\n".join([*rows, "", *calibration, "", *flagged])
 
