@@ -219,10 +219,11 @@ def _gaussian(features: NDArray[np.float64], labels: np.ndarray) -> _Terms:
     around = features - np.stack(classes)[np.unique(labels, return_inverse=True)[1]]
     _, lengths, axes = np.linalg.svd(around, full_matrices=False)
     variances = lengths**2 / len(around)
-    number = min(_DIRECTIONS, len(variances) - 1)
-    rest = variances[number:].sum() / max(1, features.shape[1] - number)
-    # Where every class is one image repeated there is no variance: then distances count in parts of the features' size.
-    rest = max(rest, 1e-6 * float(np.square(features).mean()), np.finfo(np.float32).tiny)
+    # Few images show variance in few directions, and the mean variance of all others must not be 0.
+    number = min(_DIRECTIONS, len(variances) // 2)
+    rest = variances[number:].sum() / (features.shape[1] - number)
+    # In float32 a square must not vanish in another. Without variance, distances count in parts of the features' size.
+    rest = max(rest, 1e-4 * variances[0], 1e-6 * float(np.square(features).mean()), np.finfo(np.float32).tiny)
     shrunk = np.sqrt(np.maximum(1 - rest / np.maximum(variances[:number], rest), 0))
     directions = axes[:number].T * shrunk
     scale = np.full_like(mean, 1 / math.sqrt(rest))

@@ -66,7 +66,8 @@ def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] |
     """Export a finished run's network as one file that does not need kbaseline, with a model card.
 
     Input: uint8 pixels, in batches of any size. Outputs: calibrated probabilities, and how unfamiliar an image is.
-    Resize and normalisation are part of the network. The file is first compared with the run on real images, and is not written if they disagree.
+    Resize and normalisation are part of the network. The file is first compared with the run on real images, and is
+    not written if they disagree.
     """
     start_keras()
     from rich.console import Console
