@@ -18,6 +18,7 @@ from kbaseline.data.image_data import load_source
 from kbaseline.devices.multihost import barrier, fail_together, init_distributed, is_first, rank0_console, rank0_first
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import start_jax
+from kbaseline.doubt import FILE as DOUBT
 from kbaseline.errors import ConfigError, InputError, LRFinderError, RunError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
@@ -239,6 +240,10 @@ class _Run:
         if "test" in self.data.splits:
             evaluations["test"] = self._evaluate("test", fitted_temperatures(evaluations["valid"]))
         learner, data, config = self.learner, self.data, self.config
+        # Of images that were trained on, nothing can be learnt about others.
+        if config.data.fold is None or config.data.fold[0]:
+            doubt = self._timed("doubt", lambda: learner.doubt(evaluations["valid"]))
+            self.folder.write_npz(DOUBT, **doubt.arrays())
         result = build_result(
             stages=self.accuracy,
             evaluations=evaluations,

@@ -21,11 +21,13 @@ from kbaseline.data.batches import ImageBatches
 from kbaseline.data.class_weights import class_weights
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images
+from kbaseline.data.splits import stratified_sample
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
 from kbaseline.devices.parallel import available_devices, data_parallel, device_summary, on_all_devices
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import explain_oom, set_compilation_cache, start_jax, with_precision
+from kbaseline.doubt import IMAGES, Doubt, fit_doubt
 from kbaseline.errors import InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
@@ -35,8 +37,8 @@ from kbaseline.models.zoo import BackboneName
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
 from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
 from kbaseline.runs.examples import example_gallery
-from kbaseline.runs.inference import TTAResult, predict_plain, predict_views
-from kbaseline.runs.record import read_run
+from kbaseline.runs.inference import TTAResult, predict_plain, predict_views, predict_with_features
+from kbaseline.runs.record import fitted_temperatures, read_run
 from kbaseline.runs.results import Sweep, write_sweeps
 from kbaseline.runs.run import load, read_data
 from kbaseline.schedules import CosineCycle, OneCycle
@@ -493,6 +495,31 @@ class Learner:
 
     def _repr_html_(self) -> str:
         return fragment(paragraphs(repr(self)), self.summary().html())
+
+    @on_all_devices
+    def doubt(self, valid: Mapping[str, Evaluation]) -> Doubt:
+        """What to doubt of the model's answers, from validation and from features of some training images.
+
+        Args:
+            valid: evaluations of the validation split, by kind of prediction.
+        """
+        features, labels = {}, {}
+        for name in ("train", "valid"):
+            split = self.data.split(name)
+            if len(split) > IMAGES:
+                split = split.take(stratified_sample(split.labels, IMAGES, self.config.seed))
+            with self._stoppable() as stop:
+                found = predict_with_features(self.model, split.images, self.config, self.console, callbacks=stop)
+            features[name], labels[name] = found[1], split.labels
+        probabilities = {kind: one.probabilities for kind, one in valid.items()}
+        return fit_doubt(
+            fitted_temperatures(valid),
+            probabilities,
+            self.data.valid.labels,
+            features["train"],
+            labels["train"],
+            features["valid"],
+        )
 
     def save(self, path: str | Path) -> Self:
         """Saves the model, including the optimizer, as a `.keras` file."""

@@ -20,6 +20,9 @@ from kbaseline.cli.options import as_json, start_keras
 def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bool, as_csv: bool) -> None:
     """Predict IMAGES (files, folders, patterns) with a finished run.
 
+    Probabilities are calibrated. The last column is the set that holds the class of 90 % of images, or "none of these,
+    probably" for an image unlike the training images (docs/doubt.md).
+
     Only predictions go to standard output. Unreadable files are reported on standard error and skipped; if no file can
     be read, the exit code is 2.
     """
@@ -62,8 +65,9 @@ def predict(run: Path, images: tuple[str, ...], tta: bool, top: int, as_json: bo
 def export(run: Path, kind: str, out: Path | None, input_size: tuple[int, int] | None) -> None:
     """Export a finished run's network as one file that does not need kbaseline, with a model card.
 
-    Input: uint8 pixels, in batches of any size. Output: probabilities. Resize and normalisation are part of
-    the network. The file is first compared with the run on real images, and is not written if they disagree.
+    Input: uint8 pixels, in batches of any size. Outputs: calibrated probabilities, and how unfamiliar an image is.
+    Resize and normalisation are part of the network. The file is first compared with the run on real images, and is
+    not written if they disagree.
     """
     start_keras()
     from rich.console import Console

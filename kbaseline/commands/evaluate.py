@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,8 @@ def evaluate_source(
     # Keras takes seconds to import, and saved predictions are scored without it.
     from kbaseline.runs.run import load
 
-    saved = load(run.folder)
+    # Scores are of the probabilities as predicted, like those that the run saved; calibration is one of them.
+    saved = replace(load(run.folder), doubt=None)
     fitted, seconds, evaluations = fitted_temperatures(run.evaluations["valid"]), {}, {}
     for kind in ("plain", "tta") if tta is not False and run.config.tta else ("plain",):
         begin = time.perf_counter()

@@ -18,8 +18,12 @@ from kbaseline.console.format import percent, plain_table
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.pictures import File, FilePictures
 from kbaseline.data.walk import NO_IMAGE, is_rubbish, nearest_path, walk
+from kbaseline.doubt import LEVELS
 from kbaseline.errors import DataError, InputError
-from kbaseline.runs.run import SavedRun
+from kbaseline.runs.run import Answer, SavedRun
+
+UNFAMILIAR = "none of these, probably"
+"""What is said of an image with an unfamiliarity above 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,37 +32,57 @@ class FilePredictions:
 
     Attributes:
         files: the readable files, in the given order.
-        probabilities: float32 `(number, classes)`, one row for each of `files`.
         class_names: names of the columns.
         bad: unreadable file -> reason.
+        answer: with the sets and the unfamiliarity of each of `files`.
     """
 
     files: list[Path]
-    probabilities: np.ndarray
+    answer: Answer
     class_names: tuple[str, ...]
     bad: dict[Path, str]
 
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Float32 `(number, classes)`, one row for each of `files`."""
+        return self.answer.probabilities
+
     def rows(self, top: int) -> list[dict[str, Any]]:
-        """For each file `image`, `class`, `probability` (0 to 1) and `top`, its `top` most probable classes."""
-        rows = []
+        """For each file `image`, `class`, `probability` (0 to 1) and `top`, its `top` most probable classes.
+
+        Also `set`, the classes of its 90 % prediction set, `unfamiliarity` and `unfamiliar`, whether that is above 1,
+        unless an older version made the run.
+        """
+        rows: list[dict[str, Any]] = []
         for file, p in zip(self.files, self.probabilities, strict=True):
             best = np.argsort(-p, kind="stable")[: max(top, 1)]
             ranked = [{"class": self.class_names[i], "probability": float(p[i])} for i in best]
             # A name that is not UTF-8 is no text for JSON or CSV.
             name = os.fsencode(file).decode("utf-8", "replace")
             rows.append({"image": name, **ranked[0], "top": ranked})
+        if self.answer.sets is not None and self.answer.unfamiliarity is not None:
+            for row, p, inside, strange in zip(
+                rows, self.probabilities, self.answer.sets, self.answer.unfamiliarity, strict=True
+            ):
+                chosen = [self.class_names[i] for i in np.argsort(-p, kind="stable") if inside[i]]
+                row |= {"set": chosen, "unfamiliarity": float(strange), "unfamiliar": bool(strange > 1)}
         return rows
 
     def to_csv(self, top: int) -> str:
-        """CSV with a header and one line per file: the image, then class and probability of its `top` classes."""
+        """CSV with a header and one line per file: the image, then class and probability of its `top` classes.
+
+        Then `set`, its classes with ` | ` between them, `unfamiliarity` and `unfamiliar` (0 or 1), unless an older
+        version made the run.
+        """
         top = min(top, len(self.class_names))
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))]
-        )
+        columns = ["image", *(f"{name}_{rank}" for rank in range(1, top + 1) for name in ("class", "probability"))]
+        doubtful = self.answer.sets is not None
+        writer.writerow(columns + (["set", "unfamiliarity", "unfamiliar"] if doubtful else []))
         for row in self.rows(top):
-            writer.writerow([row["image"], *(value for entry in row["top"] for value in entry.values())])
+            doubts = [" | ".join(row["set"]), row["unfamiliarity"], int(row["unfamiliar"])] if doubtful else []
+            writer.writerow([row["image"], *(value for entry in row["top"] for value in entry.values()), *doubts])
         return text.getvalue()
 
 
@@ -124,18 +148,22 @@ def predict_files(
             done = decoded(pictures, chosen, target, Path(scratch), console)["given"]
         except DataError as error:
             raise DataError(str(error).replace("given images: ", "")) from None
-        probabilities = run.predict(done.images, tta=tta)
+        answer = run.answer(done.images, tta=tta)
     kept = [file for position, file in enumerate(files) if position not in done.bad]
-    return FilePredictions(kept, probabilities, run.class_names, {files[i]: why for i, why in done.bad.items()})
+    return FilePredictions(kept, answer, run.class_names, {files[i]: why for i, why in done.bad.items()})
 
 
 def print_predictions(predictions: FilePredictions, top: int, console: Console) -> None:
-    """Prints a table: one line per file, its most probable classes with their probabilities."""
+    """Prints a table: one line per file, its most probable classes with their probabilities, its prediction set."""
     table = plain_table("image")
     for rank in range(min(top, len(predictions.class_names))):
         table.add_column("class" if rank == 0 else f"{rank + 1}.", overflow="fold")
         table.add_column("", justify="right")
+    if predictions.answer.sets is not None:
+        table.add_column(f"{LEVELS[0]:.0%} set".replace("%", " %"), overflow="fold")
     for row in predictions.rows(top):
         cells = [cell for entry in row["top"] for cell in (Text(entry["class"]), percent(entry["probability"]))]
+        if "set" in row:
+            cells.append(Text(UNFAMILIAR, "yellow") if row["unfamiliar"] else Text(", ".join(row["set"])))
         table.add_row(Text(row["image"]), *cells)
     console.print(table)

@@ -8,12 +8,19 @@ from rich.filesize import decimal
 from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.config.splits import DISPLAY_NAMES
 from kbaseline.devices.environment import environment
+from kbaseline.doubt import LEVELS, Doubt
 from kbaseline.render.templates import markdown_template
 from kbaseline.runs.record import RunRecord
 
 
 def render_card(
-    run: RunRecord, kind: str, file: Path, size: tuple[int, int], agreement: str, rounded: bool = False
+    run: RunRecord,
+    kind: str,
+    file: Path,
+    size: tuple[int, int],
+    agreement: str,
+    rounded: bool = False,
+    doubt: Doubt | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -24,6 +31,7 @@ def render_card(
         size: height and width of its input images, in pixels.
         agreement: result of the comparison with the run.
         rounded: whether the run computed in bfloat16; the file computes in float32.
+        doubt: of the run.
     """
     report = evaluate_kept(run)
     return markdown_template("model_card").render(
@@ -42,6 +50,9 @@ def render_card(
         draft=2 * max(run.result.image_size),
         agreement=agreement,
         rounded=rounded,
+        doubt=doubt,
+        levels=LEVELS,
+        summary=doubt and doubt.summary(),
         report=report,
         split=DISPLAY_NAMES[report.split],
         stages=[stage.model_dump() for stage in run.config.stages],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,7 +19,7 @@ from kbaseline.devices.environment import version
 from kbaseline.errors import InputError, KBaselineError, RunError, one_line, with_kind
 from kbaseline.export.card import render_card
 from kbaseline.export.formats import Format, get_format
-from kbaseline.export.network import compute_in_float32, stock_network
+from kbaseline.export.network import OUTPUT, UNFAMILIARITY, compute_in_float32, stock_network
 from kbaseline.models.cpu import restore
 from kbaseline.runs.record import read_run
 from kbaseline.runs.run import SavedRun, load
@@ -26,6 +27,9 @@ from kbaseline.storage.run_folder import RunFolder
 
 TOLERANCE = 1e-4
 """Largest allowed difference between a probability of the exported file and of the run."""
+
+UNFAMILIARITY_TOLERANCE = 1e-3
+"""Largest allowed difference between an unfamiliarity of both, as a part of it where it is above 1."""
 
 CARD = "model_card.md"
 """File name of the model card."""
@@ -87,6 +91,7 @@ def export_run(
 ) -> Exported:
     """Exports a run's network: from raw uint8 pixels, with resize and normalisation inside, to float32 probabilities.
 
+    The probabilities are calibrated, and a second output is the unfamiliarity, unless an older version made the run.
     The file takes batches of any size, of images of one height and width. It is written to a temporary folder, read
     by the reader of its format and compared with the run's network on real images; only then is it published.
 
@@ -113,25 +118,24 @@ def export_run(
     images, source = _real_images(saved)
     height, width = input_size or saved.image_size
     images = fit_batch(images, height, width, "squish")
-    metadata = {
+    metadata: dict[str, Any] = {
         "class_names": list(saved.class_names),
         "input": f"uint8 (batch, {height}, {width}, 3), RGB, 0-255",
         "output": f"float32 (batch, {len(saved.class_names)}), probabilities",
         "run": saved.config.name,
         "kbaseline": version("kbaseline"),
     }
+    if saved.doubt:
+        metadata |= {"output": f"{metadata['output']}; float32 (batch,), unfamiliarity", "doubt": saved.doubt.summary()}
     with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         draft = Path(scratch) / fmt.file
         rounded = compute_in_float32(saved.model)
         with _one_line_errors(fmt, saved):
             with status(console, f"{fmt.file}: converting"):
-                fmt.write(
-                    stock_network(saved.model, (height, width), saved.image_size, saved.config.data.resize),
-                    metadata,
-                    draft,
-                )
+                sizes = (height, width), saved.image_size, saved.config.data.resize
+                fmt.write(stock_network(saved.model, *sizes, saved.doubt), metadata, draft)
             agreement = _check_agreement(fmt, draft, saved, images, source)
-        card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded)
+        card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded, saved.doubt)
         folder = RunFolder.create(out, kind, under=saved.folder / "exports")
         with folder.atomic(fmt.file) as path:
             shutil.copyfile(draft, path)
@@ -156,20 +160,32 @@ def _check_agreement(fmt: Format, draft: Path, saved: SavedRun, images: np.ndarr
     """Compares the draft file with the run's network, at two batch sizes.
 
     Raises:
-        RunError: a probability differs by more than `TOLERANCE`, or a predicted class or a class name differs.
+        RunError: a probability differs by more than `TOLERANCE` or an unfamiliarity by more than its own, or a
+            predicted class or a class name differs.
     """
-    expected = saved.predict(images)
+    answer = saved.answer(images)
+    expected, strange = answer.probabilities, answer.unfamiliarity
     predict, metadata = fmt.read(draft)
     single, several = min(_SINGLE, len(images)), min(_BATCH, len(images))
-    difference, changed = 0.0, 0
+    difference, changed, off = 0.0, 0, 0.0
     with Bar(saved.console, "Checking", single + len(images)) as bar:
         for size, end in ((1, single), (several, len(images))):
             for start in range(0, end, size):
-                actual, wanted = predict(images[start : start + size]), expected[start : start + size]
+                outputs, wanted = predict(images[start : start + size]), expected[start : start + size]
+                actual = outputs[OUTPUT]
                 # NumPy's maximum keeps NaN, and NaN fails every comparison.
                 difference = np.maximum(difference, np.abs(actual - wanted).max())
                 changed += int((actual.argmax(axis=1) != wanted.argmax(axis=1)).sum())
+                if strange is not None:
+                    known = strange[start : start + size]
+                    off = np.maximum(off, (np.abs(outputs[UNFAMILIARITY] - known) / np.maximum(known, 1)).max())
                 bar.advance(size)
+    if not off <= UNFAMILIARITY_TOLERANCE:
+        raise RunError(
+            f"export of run {str(saved.folder)!r}: {fmt.file} gives an unfamiliarity that differs from the run's by up "
+            f"to {off:.1e} of it on {len(images)} {source}, more than the allowed {UNFAMILIARITY_TOLERANCE:.0e}; "
+            "nothing was written. Try another format."
+        )
     if not (difference <= TOLERANCE and not changed and metadata["class_names"] == list(saved.class_names)):
         raise RunError(
             f"export of run {str(saved.folder)!r}: {fmt.file} disagrees with the run's network on {len(images)} "

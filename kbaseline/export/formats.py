@@ -30,7 +30,8 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _OPSET = 18
 """The oldest ONNX operator set that suffices for a classifier; an older set runs in more runtimes."""
 
-Predict = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""From uint8 `(batch, height, width, 3)` to the outputs by name, float32."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Format:
         file: the file name.
         packages: optional modules it needs; `kbaseline[FORMAT]` installs them.
         write: writes a network and its metadata to a path.
-        read: reads a path; returns a function from uint8 `(batch, height, width, 3)` to float32 `(batch, classes)`,
-            and the metadata.
+        read: reads a path; returns a function from images to outputs, and the metadata.
     """
 
     file: str
@@ -74,7 +74,7 @@ def _read_keras(path: Path) -> tuple[Predict, dict[str, Any]]:
     network = read_model(path, path.name)
     with zipfile.ZipFile(path) as archive:
         metadata = json.loads(archive.read(METADATA))
-    return lambda images: np.asarray(network.predict_on_batch(images)), metadata
+    return lambda images: _named(network.predict_on_batch(images)), metadata
 
 
 def _write_stablehlo(network: keras.Model, metadata: Mapping[str, Any], path: Path) -> None:
@@ -90,7 +90,7 @@ def _read_stablehlo(path: Path) -> tuple[Predict, dict[str, Any]]:
     with zipfile.ZipFile(path) as archive:
         network = jax.jit(jax_export.deserialize(bytearray(archive.read(_STABLEHLO))).call)
         metadata = json.loads(archive.read(METADATA))
-    return lambda images: np.asarray(network(images)), metadata
+    return lambda images: _named(network(images)), metadata
 
 
 def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -> None:
@@ -100,7 +100,8 @@ def _write_onnx(network: keras.Model, metadata: Mapping[str, Any], path: Path) -
     # Keras' `model.export` calls the same converter, but puts large weights into a second file and does not let us
     # name the output.
     images = jax.ShapeDtypeStruct(("batch", *network.input_shape[1:]), np.uint8)
-    names = {"input_names": [INPUT], "output_names": [OUTPUT], "model_name": network.name}
+    outputs = sorted(network.output) if isinstance(network.output, dict) else [OUTPUT]  # as JAX sorts a dictionary
+    names = {"input_names": [INPUT], "output_names": outputs, "model_name": network.name}
     with _pooling_by_flax(network):
         converted = to_onnx(_inference(network), [images], opset=_OPSET, **names)
     onnx.helper.set_model_props(
@@ -141,8 +142,16 @@ def _read_onnx(path: Path) -> tuple[Predict, dict[str, Any]]:
     options.log_severity_level = 4  # errors are raised and need not be logged too
     session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
     texts = session.get_modelmeta().custom_metadata_map
-    metadata = {**texts, "class_names": json.loads(texts["class_names"])}
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0], metadata
+    decoded = {name: json.loads(texts[name]) for name in ("class_names", "doubt") if name in texts}
+    metadata = {**texts, **decoded}
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {INPUT: images}), strict=True)), metadata
+
+
+def _named(outputs: Any) -> dict[str, np.ndarray]:
+    """The outputs of a network by name; one output alone has none."""
+    by_name = outputs if isinstance(outputs, dict) else {OUTPUT: outputs}
+    return {name: np.asarray(values) for name, values in by_name.items()}
 
 
 def _inference(network: keras.Model) -> Callable[[Any], Any]:

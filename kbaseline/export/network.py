@@ -6,11 +6,13 @@ import keras
 import numpy as np
 
 from kbaseline.data.fit import HALF_BITS, Resize, resize_matrices
+from kbaseline.doubt import Doubt
 from kbaseline.models.backbones import ImageNetPreprocessing, leaves
+from kbaseline.models.classifier import AVERAGE
 from kbaseline.transforms import RandomTransforms
 
-INPUT, OUTPUT = "images", "probabilities"
-"""Names of input and output, in formats that have names."""
+INPUT, OUTPUT, UNFAMILIARITY = "images", "probabilities", "unfamiliarity"
+"""Names of input and outputs, in formats that have names."""
 
 
 def compute_in_float32(model: keras.Model) -> bool:
@@ -22,7 +24,11 @@ def compute_in_float32(model: keras.Model) -> bool:
 
 
 def stock_network(
-    model: keras.Model, input_size: tuple[int, int], image_size: tuple[int, int], resize: Resize
+    model: keras.Model,
+    input_size: tuple[int, int],
+    image_size: tuple[int, int],
+    resize: Resize,
+    doubt: Doubt | None = None,
 ) -> keras.Model:
     """A classifier in which kbaseline's own layers are replaced by the operations they consist of.
 
@@ -33,9 +39,11 @@ def stock_network(
         input_size: height and width of the images it will take, in pixels.
         image_size: those that the run fits its images to; where they differ, `data.fit` is part of the network.
         resize: how the run fits them.
+        doubt: of the run.
 
     Returns:
-        A functional model from uint8 `(batch, height, width, 3)` to float32 probabilities `(batch, classes)`.
+        A functional model from uint8 `(batch, height, width, 3)` to float32 probabilities `(batch, classes)`; with a
+        doubt, to a dictionary of calibrated `probabilities` and of `unfamiliarity`, float32 `(batch,)`.
     """
     images = keras.Input((*input_size, 3), dtype="uint8", name=INPUT)
     own, pixels = model.inputs[0], images
@@ -47,9 +55,27 @@ def stock_network(
         if isinstance(layer, RandomTransforms | ImageNetPreprocessing) and layer.input is own:
             # `layer.call`, not `layer(...)`, adds the layer's operations to the graph in place of the layer.
             own, pixels = layer.output, layer.call(pixels)
-    logits = keras.Model(own, model.output, name="network")(pixels)
-    probabilities = keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits)
-    return keras.Model(images, probabilities, name="classifier")
+    softmax = keras.layers.Softmax(dtype="float32", name=OUTPUT)
+    if doubt is None:
+        return keras.Model(images, softmax(keras.Model(own, model.output, name="network")(pixels)), name="classifier")
+    logits, features = keras.Model(own, [model.output, model.get_layer(AVERAGE).output], name="network")(pixels)
+    logits = keras.layers.Rescaling(1 / doubt.temperatures["plain"], dtype="float32", name="calibration")(logits)
+    outputs = {OUTPUT: softmax(logits), UNFAMILIARITY: _unfamiliarity(features, doubt)}
+    return keras.Model(images, outputs, name="classifier")
+
+
+def _unfamiliarity(features: Any, doubt: Doubt) -> Any:
+    """`Doubt.unfamiliarity` of stock layers: constants in their weights, for a graph would spell them out as text."""
+    shifted = keras.layers.BatchNormalization(epsilon=0, center=False, scale=False, dtype="float32", name="familiar")
+    directions = keras.layers.Dense(doubt.directions.shape[1], use_bias=False, dtype="float32", name="directions")
+    classes = keras.layers.Dense(len(doubt.offsets), dtype="float32", name="class_distances")
+    x = shifted(features)
+    around, nearest = directions(x), keras.ops.min(classes(x), axis=1)
+    shifted.set_weights([doubt.mean, 1 / np.square(doubt.scale)])
+    directions.set_weights([doubt.directions])
+    classes.set_weights([doubt.slopes, doubt.offsets])
+    squared = keras.ops.sum(keras.ops.square(x), axis=1) - keras.ops.sum(keras.ops.square(around), axis=1) + nearest
+    return keras.ops.sqrt(keras.ops.maximum(squared, 0.0))
 
 
 def _resampled(pixels: Any, halves: tuple[np.ndarray, np.ndarray], along: str) -> Any:

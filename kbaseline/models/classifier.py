@@ -21,6 +21,8 @@ BACKBONE = "backbone"
 
 LOGITS = "head_logits"
 """Name of the classifier's last layer."""
+AVERAGE = "head_average"
+"""Name of the layer that averages the backbone's feature map over all places."""
 
 TORCH_BATCHNORM = {"momentum": 0.9, "epsilon": 1e-5}
 """PyTorch's BatchNorm defaults, in Keras' terms."""
@@ -138,11 +140,11 @@ def _head(features: Any, num_classes: int, head: str, hidden: int, dropout: floa
         return kind(dtype="float32", name=name)(features)
 
     if head == "linear":
-        x = pool(layers.GlobalAveragePooling2D, "head_average")
+        x = pool(layers.GlobalAveragePooling2D, AVERAGE)
         x = layers.Dropout(dropout, seed=next(seeds), dtype="float32", name="head_dropout")(x)
         return dense(num_classes, LOGITS)(x)
     x = layers.Concatenate(dtype="float32", name="head_pool")(
-        [pool(layers.GlobalMaxPooling2D, "head_max"), pool(layers.GlobalAveragePooling2D, "head_average")]
+        [pool(layers.GlobalMaxPooling2D, "head_max"), pool(layers.GlobalAveragePooling2D, AVERAGE)]
     )
     x = layers.BatchNormalization(**TORCH_BATCHNORM, dtype="float32", name="head_bn1")(x)
     x = layers.Dropout(dropout / 2, seed=next(seeds), dtype="float32", name="head_dropout1")(x)
@@ -164,6 +166,19 @@ def set_linear_head(model: keras.Model, weights: np.ndarray, bias: np.ndarray) -
     layer.kernel.assign(weights)
     # Infinity times the weight decay would be no number.
     layer.bias.assign(np.maximum(bias, -1e4))
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """A classifier that also gives the averages of its backbone's feature map.
+
+    Args:
+        model: a classifier from `build_classifier`, or loaded from a file.
+
+    Returns:
+        A model of the same layers, from images to float32 `(batch, classes + channels)`: logits, then features.
+    """
+    both = layers.Concatenate(dtype="float32")([model.output, model.get_layer(AVERAGE).output])
+    return keras.Model(model.input, both)
 
 
 def freeze(model: keras.Model, train_bn: bool = True) -> None:

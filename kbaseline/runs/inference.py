@@ -15,9 +15,11 @@ from kbaseline.console.training import PredictBar
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
 from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.programs import kept, values
 from kbaseline.devices.xla import explain_oom
 from kbaseline.errors import InputError
 from kbaseline.metrics import Evaluation, compare_paired, score_rows
+from kbaseline.models.classifier import with_features
 from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
 from kbaseline.tta import tta_predict
 
@@ -112,12 +114,43 @@ def predict_plain(
         DataError: there are no images, or values outside 0-255.
         RunError: the accelerator runs out of memory.
     """
+    return np.asarray(keras.ops.softmax(_outputs(model, images, config, console, batch_size, callbacks)))
+
+
+def predict_with_features(
+    model: keras.Model,
+    images: np.ndarray,
+    config: Config,
+    console: Console,
+    batch_size: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities and the averages of the backbone's feature map, in one pass.
+
+    Args, errors: as `predict_plain`.
+
+    Returns:
+        Float32 `(number, classes)` and float32 `(number, channels)`.
+    """
+    both = kept(model, "features", None, lambda: with_features(model))
+    values(model, ())  # within a fit, brings back what the two share
+    outputs, classes = _outputs(both, images, config, console, batch_size, callbacks), model.output_shape[-1]
+    return np.asarray(keras.ops.softmax(outputs[:, :classes])), outputs[:, classes:]
+
+
+def _outputs(
+    model: keras.Model,
+    images: np.ndarray,
+    config: Config,
+    console: Console,
+    batch_size: int | None,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> np.ndarray:
     images = checked_images("prediction", images)
     size = min(batch_size or 2 * config.data.batch, len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
     with PredictBar("predict", len(batches), console) as bar, explain_oom("prediction", config.data.batch):
-        logits = predict_batches(model, batches, [bar, *callbacks])
-    return np.asarray(keras.ops.softmax(logits))
+        return predict_batches(model, batches, [bar, *callbacks])
 
 
 def predict_views(

@@ -16,13 +16,29 @@ from kbaseline.data.fit import fit_batch
 from kbaseline.data.image_data import checked_images, load_source
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import set_compilation_cache, start_jax
+from kbaseline.doubt import Doubt
 from kbaseline.errors import DataError, InputError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.render.notebook import Gallery, fragment, paragraphs
 from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
-from kbaseline.runs.inference import predict_plain, predict_views
+from kbaseline.runs.inference import predict_plain, predict_views, predict_with_features
 from kbaseline.runs.record import RunRecord, RunResult, read_run
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a run says of images, and how far to believe it.
+
+    Attributes:
+        probabilities: float32 `(number, classes)`, calibrated if the run has a `Doubt`.
+        sets: bool `(number, classes)`: the classes of each image's 90 % prediction set; None without a `Doubt`.
+        unfamiliarity: float32 `(number,)`, above 1 for an image unlike the training images; None without a `Doubt`.
+    """
+
+    probabilities: np.ndarray
+    sets: np.ndarray | None = None
+    unfamiliarity: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +57,7 @@ class SavedRun:
         class_names: names by label.
         result: its result.
         console: where progress is shown.
+        doubt: what calibrates its probabilities; None for a run of an older version, which predicts without.
     """
 
     folder: Path
@@ -49,9 +66,10 @@ class SavedRun:
     class_names: tuple[str, ...]
     result: RunResult
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    doubt: Doubt | None = None
 
     def predict(self, images: np.ndarray, *, tta: bool = False, batch_size: int | None = None) -> np.ndarray:
-        """Class probabilities.
+        """Class probabilities, calibrated if the run has a `doubt`.
 
         Args:
             images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size; fitted like the run's own.
@@ -67,16 +85,37 @@ class SavedRun:
                 outside 0-255.
             InputError: `tta` is true, but the run's configuration turns it off; or `batch_size` is below 1.
         """
+        images, source = self._fitted(images, batch_size), self.result.data.source
+        if tta:
+            found = predict_views(self.model, images, self.config, source, self.console, batch_size)[1]
+        elif self.doubt is None:
+            found = predict_plain(self.model, images, self.config, self.console, batch_size)
+        else:
+            # The program of `answer`: another could round the last bit otherwise.
+            found = predict_with_features(self.model, images, self.config, self.console, batch_size)[0]
+        return found if self.doubt is None else self.doubt.calibrated(found, "tta" if tta else "plain")
+
+    def answer(self, images: np.ndarray, *, tta: bool = False, batch_size: int | None = None) -> Answer:
+        """Class probabilities, prediction sets, and how unfamiliar the images are.
+
+        Args, errors: as `predict`. The unfamiliarity is that of the plain image.
+        """
+        if self.doubt is None:
+            return Answer(self.predict(images, tta=tta, batch_size=batch_size))
+        images, kind = self._fitted(images, batch_size), "tta" if tta else "plain"
+        size = None if tta else batch_size  # with TTA, it counts the views of an image too
+        plain, features = predict_with_features(self.model, images, self.config, self.console, size)
+        found = self.predict(images, tta=True, batch_size=batch_size) if tta else self.doubt.calibrated(plain, kind)
+        return Answer(found, self.doubt.sets(found, kind), self.doubt.unfamiliarity(features))
+
+    def _fitted(self, images: np.ndarray, batch_size: int | None) -> np.ndarray:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: must be at least 1; got {batch_size}.")
-        images = fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
-        if not tta:
-            return predict_plain(self.model, images, self.config, self.console, batch_size)
-        return predict_views(self.model, images, self.config, self.result.data.source, self.console, batch_size)[1]
+        return fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A console holds locks, and the model's convolutions belong to this machine's device.
-        return _restored, (self.folder, self.config, self.model, self.class_names, self.result)
+        return _restored, (self.folder, self.config, self.model, self.class_names, self.result, self.doubt)
 
     def show(self, images: Picture | Sequence[Picture], *, top: int = 3, tta: bool = False) -> Gallery:
         """Predicts images and shows them with their most probable classes, in a notebook.
@@ -131,7 +170,8 @@ def load(run: str | Path) -> SavedRun:
     Returns:
         The run, with `model`, `class_names`, `config`, `result` and `predict(images, tta=False)`. `predict` takes
         uint8 or float images `(number, height, width, 3)`, 0-255, of any one size, and returns float32 probabilities
-        `(number, classes)`.
+        `(number, classes)`, calibrated on the run's validation images; `answer` also gives prediction sets and says
+        how unfamiliar an image is.
 
     Raises:
         InputError: the folder holds no finished run, or Keras or JAX is set to what it cannot use.
@@ -145,7 +185,7 @@ def load(run: str | Path) -> SavedRun:
     _prepare(read.config)
     model = read_model(path, f"run {str(run)!r}: model.keras")
     adapt_to_cpu(model)
-    return SavedRun(read.folder, read.config, model, read.class_names, read.result)
+    return SavedRun(read.folder, read.config, model, read.class_names, read.result, doubt=Doubt.read(read.folder))
 
 
 def _prepare(config: Config) -> None:
@@ -154,12 +194,17 @@ def _prepare(config: Config) -> None:
 
 
 def _restored(
-    folder: Path, config: Config, model: keras.Model, class_names: tuple[str, ...], result: RunResult
+    folder: Path,
+    config: Config,
+    model: keras.Model,
+    class_names: tuple[str, ...],
+    result: RunResult,
+    doubt: Doubt | None,
 ) -> SavedRun:
     """A run from its pickle, made ready for this machine."""
     _prepare(config)
     adapt_to_cpu(model)
-    return SavedRun(folder, config, model, class_names, result)
+    return SavedRun(folder, config, model, class_names, result, doubt=doubt)
 
 
 def read_data(run: RunRecord, console: Console | None = None) -> ImageData:

@@ -6,9 +6,13 @@
 parameters: `tta=true|false` (default: whether the run has test-time augmentation) and `top=K` (default: 5). Response:
 
     {"classes": [{"name": "cat", "probability": 0.93}, ...],        the K most probable, most probable first; 0 to 1
-     "tta": {"classes": [...]},                                     null without TTA
+     "set": ["cat", "lynx"],                                        the 90 % prediction set
+     "tta": {"classes": [...], "set": [...]},                       null without TTA
+     "unfamiliarity": 0.71, "unfamiliar": false,                    above 1 and true: none of these, probably
      "image": {"format": "JPEG", "height": 3000, "width": 4000},    in pixels, after EXIF rotation
      "milliseconds": {"decode": 41.2, "plain": 12.0, "tta": 98.7}}  without time spent in the queue
+
+`set`, `unfamiliarity` and `unfamiliar` are null for a run of an older version, whose probabilities are not calibrated.
 
 An error is one line, `{"error": "..."}`, with status 400 (query, form or an empty body), 403 (a request from a page of
 another site), 413 (too large), 422 (not an image, truncated, or too many pixels) or 503 (too many connections, or

@@ -41,21 +41,23 @@ class Predictor:
 
     def about(self) -> dict[str, Any]:
         """The run as plain Python: name, classes, accuracies (0 to 1) by split, TTA settings, input of the network."""
-        config, result = self._run.config, self._run.result
+        config, result, doubt = self._run.config, self._run.result, self._run.doubt
         valid = {"plain": list(result.stages.values())[-1], "tta": result.tta_accuracy}
         return {
             "run": self._run.folder.resolve().name,
             "classes": list(self._run.class_names),
             "accuracy": {"valid": valid, "test": result.test_accuracy},
             "tta": config.tta.model_dump(mode="json") if config.tta else None,
+            "doubt": doubt.summary("tta" if config.tta else "plain") if doubt else None,
             "input": {"size": config.data.size, "resize": config.data.resize},
         }
 
     def warm_up(self) -> None:
         """Compiles the programs."""
         black = np.zeros((1, *self._run.image_size, 3), np.uint8)
-        for tta in (False, True) if self.has_tta else (False,):
-            self._run.predict(black, tta=tta)
+        self._run.answer(black)
+        if self.has_tta:
+            self._run.predict(black, tta=True)
 
     async def predict(self, encoded: bytes, tta: bool, top: int) -> dict[str, Any]:
         """The response of `POST /predict`; see `kbaseline.serve.app`.
@@ -77,18 +79,29 @@ class Predictor:
             header = probe(file)
             pixels = decode(file, *self._run.image_size, self._run.config.data.resize)[None]
         times.append(time.perf_counter())
-        rankings = []
-        for augmented in (False, True) if tta else (False,):
-            rankings.append({"classes": self._ranked(self._run.predict(pixels, tta=augmented)[0], top)})
+        answer = self._run.answer(pixels)
+        rankings = [self._ranked(answer.probabilities, "plain", top)]
+        times.append(time.perf_counter())
+        if tta:
+            rankings.append(self._ranked(self._run.predict(pixels, tta=True), "tta", top))
             times.append(time.perf_counter())
+        strange = None if answer.unfamiliarity is None else float(answer.unfamiliarity[0])
         spent = [round(1000 * seconds, 1) for seconds in np.diff(times).tolist()]
         return {
             **rankings[0],
             "tta": rankings[1] if tta else None,
+            "unfamiliarity": strange,
+            "unfamiliar": None if strange is None else strange > 1,
             "image": {"format": header.format, "height": header.height, "width": header.width},
             "milliseconds": {"decode": spent[0], "plain": spent[1], "tta": spent[2] if tta else None},
         }
 
-    def _ranked(self, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        return [{"name": self._run.class_names[i], "probability": float(probabilities[i])} for i in best]
+    def _ranked(self, probabilities: np.ndarray, kind: str, top: int) -> dict[str, Any]:
+        """The `top` most probable classes of one image, and its 90 % prediction set."""
+        names, doubt, p = self._run.class_names, self._run.doubt, probabilities[0]
+        order = np.argsort(-p, kind="stable")
+        inside = None if doubt is None else doubt.sets(probabilities, kind)[0]
+        return {
+            "classes": [{"name": names[i], "probability": float(p[i])} for i in order[:top]],
+            "set": None if inside is None else [names[i] for i in order if inside[i]],
+        }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from small_run import save_doubt
 
 from kbaseline.cli import main
 from kbaseline.commands.predict import find_images, predict_files
@@ -23,7 +24,7 @@ def run(finished_run) -> Path:
     """A finished run whose network knows cat, dog and emu by red, green and blue."""
     folder = finished_run("run", tta=False)
     image = keras.Input((None, None, 3), dtype="uint8")
-    mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 16)(image))
+    mean = keras.layers.GlobalAveragePooling2D(name="head_average")(keras.layers.Rescaling(1 / 16)(image))
     keras.Model(image, mean).save(folder / "model.keras")
     return folder
 
@@ -153,3 +154,25 @@ def test_the_command_prints_json_and_csv(run: Path, photos: Path) -> None:
     assert CliRunner().invoke(main, ["predict", str(run), str(photos), "--csv", "--json"]).exit_code == 2
     gone = CliRunner().invoke(main, ["predict", str(run), "gone.png"])
     assert (gone.exit_code, gone.stderr.count("\n")) == (2, 1)
+
+
+def test_what_the_classes_do_not_cover_is_said(run: Path, photos: Path) -> None:
+    """Golden: with a doubt every format gives the 90 % set and says of what is unlike the training images, "none of
+    these, probably"; without one, as in runs of older versions, nothing of it is there."""
+    old = json.loads(CliRunner().invoke(main, ["predict", str(run), str(photos), "--json"]).stdout)
+    assert set(old[0]) == {"image", "class", "probability", "top"}
+    save_doubt(run, 3)  # of features around 0.5, a grey of 8
+    photo(photos / "familiar.png", (8, 10, 7))
+    rows = json.loads(CliRunner().invoke(main, ["predict", str(run), str(photos), "--json"]).stdout)
+    assert [row["class"] for row in rows[:1]] == [row["class"] for row in old[:1]]
+    assert {Path(row["image"]).name for row in rows if not row["unfamiliar"]} == {"familiar.png"}
+    assert all(row["unfamiliar"] == (row["unfamiliarity"] > 1) for row in rows)
+    assert all(row["set"] == [one["class"] for one in row["top"]][: len(row["set"])] for row in rows)
+    text = CliRunner().invoke(main, ["predict", str(run), str(photos), "--csv"]).stdout
+    assert [(row["set"].split(" | "), row["unfamiliar"]) for row in csv.DictReader(io.StringIO(text))] == [
+        (row["set"], str(int(row["unfamiliar"]))) for row in rows
+    ]
+    shown = CliRunner().invoke(main, ["predict", str(run), str(photos)], env={"COLUMNS": "200"}).stdout
+    assert shown.count("none of these, probably") == 3
+    (line,) = (line for line in shown.splitlines() if "familiar.png" in line)
+    assert ", ".join(next(row["set"] for row in rows if row["image"].endswith("familiar.png"))) in line

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from small_run import save_doubt
 
 import kbaseline
 from kbaseline.cli import main
@@ -58,52 +59,65 @@ def run(finished_run: Callable[..., Path], network: Path) -> Path:
     return folder
 
 
-def exported(kind: str, path: Path) -> tuple[Callable[[np.ndarray], np.ndarray], list[str]]:
+def exported(kind: str, path: Path) -> tuple[Callable[[np.ndarray], Any], dict[str, Any]]:
     """An exported file as somebody without kbaseline reads it."""
     if kind == "keras":
-        names = json.loads(zipfile.ZipFile(path).read("kbaseline.json"))["class_names"]
-        return keras.models.load_model(path).predict_on_batch, names
+        return keras.models.load_model(path).predict_on_batch, json.loads(zipfile.ZipFile(path).read("kbaseline.json"))
     if kind == "onnx":
         import onnx
         import onnxruntime
 
         assert [(used.domain, used.version) for used in onnx.load(path).opset_import] == [("", 18)]
         session = onnxruntime.InferenceSession(path)
-        (taken,), (given,) = session.get_inputs(), session.get_outputs()
+        (taken,), (given, strange) = session.get_inputs(), session.get_outputs()
         assert (taken.name, taken.type, taken.shape[1:]) == ("images", "tensor(uint8)", [8, 8, 3])
         assert (given.name, given.type, given.shape[1:]) == ("probabilities", "tensor(float)", [3])
-        names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
-        return lambda images: session.run(None, {"images": images})[0], names
+        assert (strange.name, strange.type, strange.shape[1:]) == ("unfamiliarity", "tensor(float)", [])
+        texts = session.get_modelmeta().custom_metadata_map
+        facts = {name: json.loads(texts[name]) for name in ("class_names", "doubt")}
+        return lambda images: dict(
+            zip((given.name, strange.name), session.run(None, {"images": images}), strict=True)
+        ), facts
     import jax.export
 
     with zipfile.ZipFile(path) as archive:
         network = jax.export.deserialize(bytearray(archive.read("network.jax_export")))
-        names = json.loads(archive.read("kbaseline.json"))["class_names"]
+        facts = json.loads(archive.read("kbaseline.json"))
     assert str(network.in_avals) == "(ShapedArray(uint8[batch,8,8,3]),)"
-    return network.call, names
+    return network.call, facts
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_answers_as_the_run(kind: str, run: Path, rng: np.random.Generator, tmp_path: Path) -> None:
-    """Reference: read without kbaseline, every format gives the run's probabilities for batches of 1 and 3, its class
-    names, and, by its card's own lines in a process that cannot import kbaseline, the run's answer to a photo."""
+    """Reference: read without kbaseline, every format gives the run's calibrated probabilities and unfamiliarity for
+    batches of 1 and 3, its class names and thresholds, and, by its card's own lines in a process that cannot import
+    kbaseline, the run's answer to a photo."""
+    doubt = save_doubt(run, 32)
     done = export_run(run, kind)
     assert sorted(path.name for path in done.path.parent.iterdir()) == sorted([FORMATS[kind].file, "model_card.md"])
     assert done.agreement.source == "validation images of digits"
     assert (done.agreement.images, done.agreement.batches) == (100, (1, 25))
-    predict, names = exported(kind, done.path)
-    assert names == NAMES
+    predict, facts = exported(kind, done.path)
+    assert (facts["class_names"], facts["doubt"]) == (NAMES, doubt.summary())
     images = rng.integers(0, 256, size=(3, 8, 8, 3), dtype=np.uint8)
-    expected = load(run).predict(images)
+    saved = load(run)
+    answer = saved.answer(images)
+    expected = answer.probabilities
+    raw = replace(saved, doubt=None).predict(images)
+    np.testing.assert_allclose(expected, raw**0.5 / (raw**0.5).sum(axis=1, keepdims=True), atol=1e-6)  # temperature 2
     assert np.ptp(expected, axis=0).max() > 1e-3  # they do depend on the image
     for count in (1, 3):
-        found = np.asarray(predict(images[:count]))
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+        found = predict(images[:count])
+        assert {name: np.asarray(one).dtype for name, one in found.items()} == dict.fromkeys(found, np.float32)
+        np.testing.assert_allclose(found["probabilities"], expected[:count], atol=1e-5)
+        np.testing.assert_allclose(found["unfamiliarity"], answer.unfamiliarity[:count], rtol=1e-4)
 
     Image.fromarray(images[0]).save(done.path.parent / "photo.jpg", format="PNG")  # whose pixels stay what they are
     (lines,) = re.findall(r"```python\n(.*?)```", done.card.read_text(encoding="utf-8"), re.DOTALL)
-    name, probability = alone(lines, done.path.parent).split()
+    said = alone(lines, done.path.parent).splitlines()
+    assert said[0] == " ".join(["90 % set:", *(NAMES[i] for i in (-expected[0]).argsort() if answer.sets[0][i])])
+    assert ("none of these, probably" in said) == (answer.unfamiliarity[0] > 1)
+    name, probability = said[-1].split()
     assert name == NAMES[expected[0].argmax()]
     assert float(probability) == pytest.approx(expected[0].max(), abs=1e-5)
 
@@ -114,7 +128,7 @@ def alone(code: str, folder: Path) -> str:
     code = f"import sys; sys.modules['kbaseline'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return done.stdout
 
 
 @pytest.mark.parametrize(("mode", "size"), [("caffe", (5, 9)), ("tf", (40, 36)), ("torch", (16, 16))])
@@ -147,7 +161,7 @@ def test_max_pooling_reaches_onnx_runtime(rng: np.random.Generator, tmp_path: Pa
     expected = np.asarray(model(images))
     FORMATS["onnx"].write(model, {"class_names": []}, tmp_path / "model.onnx")
     predict, _ = FORMATS["onnx"].read(tmp_path / "model.onnx")
-    np.testing.assert_allclose(predict(images), expected, atol=1e-6)
+    np.testing.assert_allclose(predict(images)["probabilities"], expected, atol=1e-6)
     np.testing.assert_array_equal(model(images), expected)
 
 
@@ -176,23 +190,27 @@ def damaged(damage: str) -> export_formats.Format:
         if damage == "names":
             return predict, {**facts, "class_names": NAMES[::-1]}
         if damage == "nan":
-            return lambda images: predict(images) * np.nan, facts
-        if damage == "batch":  # right for one image, wrong for more
-            return lambda images: predict(images) + 2e-4 * (len(images) > 1), facts
-        return lambda images: predict(images) + 2e-4 * (len(images) == 1), facts
+            return lambda images: {name: one * np.nan for name, one in predict(images).items()}, facts
+        name = "unfamiliarity" if damage == "strange" else "probabilities"
+        wrong, size = (0.02, 1) if damage == "strange" else (2e-4, 25 if damage == "batch" else 1)
+        # Right at one size of batch, wrong at the other.
+        return lambda images: (found := predict(images)) | {name: found[name] + wrong * (len(images) == size)}, facts
 
     return replace(FORMATS["keras"], read=read)
 
 
-@pytest.mark.parametrize("damage", ["names", "nan", "batch", "single"])
+@pytest.mark.parametrize("damage", ["names", "nan", "batch", "single", "strange"])
 def test_a_file_that_disagrees_is_never_seen(damage: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariant: other names, NaN, or 2e-4 of a probability at one batch size end the export with exit code 1, one
-    line, and nothing in the run folder."""
+    """Invariant: other names, NaN, 2e-4 of a probability or 0.02 of an unfamiliarity at one batch size end the export
+    with exit code 1, one line, and nothing in the run folder."""
+    if damage == "strange":
+        save_doubt(run, 32)
     before = sorted(run.rglob("*"))
     monkeypatch.setattr(export, "get_format", lambda name: damaged(damage))
     done = CliRunner().invoke(main, ["export", str(run), "--format", "keras"])
     assert (done.exit_code, done.stdout) == (1, "")
-    assert re.search(r"model\.keras disagrees with .* nothing was written\. Try another format\.\n$", done.stderr)
+    said = "gives an unfamiliarity that differs" if damage == "strange" else "disagrees with"
+    assert re.search(rf"model\.keras {said} .* nothing was written\. Try another format\.\n$", done.stderr)
     assert sorted(run.rglob("*")) == before
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,8 +15,10 @@ from rich.console import Console
 
 from kbaseline import BaselineResult, ImageData, Learner, run_baseline
 from kbaseline.baseline import find_learning_rate
+from kbaseline.calibration import at_temperature
 from kbaseline.config.load import load_config
 from kbaseline.errors import ConfigError, DataError, InputError, LRFinderError, ModelError, RunError
+from kbaseline.runs.record import fitted_temperatures, read_run
 from kbaseline.runs.run import load
 
 QUIET = Console(quiet=True)
@@ -56,7 +59,7 @@ def test_run_folder_holds_every_file_and_no_other(run):
     assert sorted(path.name for path in run.folder.iterdir()) == sorted(
         [
             *("config.yaml", "history.csv", "lr_find.csv", "lr_find.png", "schedule.png", "history.png"),
-            *("confusion.png", "model.keras", "predictions.npz", "result.json", "report.html"),
+            *("confusion.png", "model.keras", "predictions.npz", "result.json", "report.html", "doubt.npz"),
         ]
     )
     for picture in run.folder.glob("*.png"):
@@ -173,14 +176,25 @@ def test_a_run_that_fails_late_keeps_what_it_had(recipe, tmp_path):
 
 
 def test_a_loaded_run_predicts_as_it_did(run):
-    """Reference: the predictions the run kept, plain and with test-time augmentation, from the same images."""
+    """Reference: the predictions the run kept, plain and with test-time augmentation, from the same images, at the
+    temperature of each; without its doubt, uncalibrated. Its threshold parts these images from noise."""
     saved = load(run.folder)
+    temperatures = fitted_temperatures(read_run(run.folder).evaluations["valid"])
+    assert saved.doubt.temperatures == temperatures
     assert saved.class_names == tuple("0123456789")
     images = ImageData.from_source("digits", size=16, seed=3).valid.images
     with np.load(run.folder / "predictions.npz") as kept:
         for kind in ("plain", "tta"):
             expected = kept[f"valid_{kind}_probabilities"]
-            np.testing.assert_allclose(saved.predict(images, tta=kind == "tta"), expected, atol=1e-5)
+            scaled = at_temperature(expected.astype(float), temperatures[kind])
+            np.testing.assert_allclose(saved.predict(images, tta=kind == "tta"), scaled, atol=1e-5)
+            plain = replace(saved, doubt=None).predict(images, tta=kind == "tta")
+            np.testing.assert_allclose(plain, expected, atol=1e-5)
+        answer, labels = saved.answer(images), kept["valid_labels"]
+    assert answer.sets[np.arange(len(labels)), labels].mean() >= 0.9
+    assert (answer.unfamiliarity > 1).mean() <= saved.doubt.false_alarms < 0.01
+    noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
+    assert (saved.answer(noise).unfamiliarity > 1).mean() > 0.9
 
 
 def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small_run import save_doubt
 
 import kbaseline
 from kbaseline.commands.predict import predict_files
@@ -65,6 +66,8 @@ def run(request: Any, shared_run: Callable[..., Path], tiny_backbone: str) -> kb
     changes = {"data.size": SIDE, "data.resize": request.param, "data.batch_size": 4}
     folder = shared_run(request.param, image_size=(SIDE, SIDE), **changes)
     build_classifier(3, SIDE, tiny_backbone, hidden=16, seed=5).save(folder / "model.keras")
+    if request.param == "crop":  # with and without
+        save_doubt(folder, 32)
     return kbaseline.load(folder)
 
 
@@ -86,6 +89,9 @@ def test_alone_in_company_and_served(run, photos: list[Path], tta: bool, tmp_pat
             ranked = (answer["tta"] if tta else answer)["classes"]
             by_name = {one["name"]: one["probability"] for one in ranked}
             assert [by_name[name] for name in run.class_names] == [float(p) for p in alone], photo.name
+            (row,) = predict_files(run, [photo], tta=tta).rows(3)
+            assert (answer["tta"] if tta else answer)["set"] == row.get("set"), photo.name
+            assert answer["unfamiliarity"] == row.get("unfamiliarity"), photo.name
     pair = predict_files(run, [photos[-1], tmp_path / "elsewhere.png"], tta=tta).probabilities[1]
     np.testing.assert_allclose(pair, together.probabilities[3], atol=1e-6)
 
@@ -117,7 +123,7 @@ def test_an_export_with_its_cards_code(kind: str, run, photos: list[Path], tmp_p
     for photo, wanted in zip(photos, expected, strict=True):
         pixels = functions["load_photo"](photo)
         np.testing.assert_array_equal(pixels, decode(photo, SIDE, SIDE, run.config.data.resize), err_msg=photo.name)
-        np.testing.assert_allclose(np.asarray(predict(pixels[None]))[0], wanted, atol=1e-4, err_msg=photo.name)
+        np.testing.assert_allclose(predict(pixels[None])["probabilities"][0], wanted, atol=1e-4, err_msg=photo.name)
 
 
 @pytest.mark.parametrize("kind", list(FORMATS))
@@ -134,7 +140,7 @@ def test_an_export_for_another_size_fits_photos_itself(
     pixels = np.stack(
         [np.asarray(Image.open(io.BytesIO(save_bytes(*size)))), rng.integers(0, 256, (*size, 3), dtype=np.uint8)]
     )
-    np.testing.assert_allclose(np.asarray(predict(pixels)), run.predict(pixels), atol=1e-4)
+    np.testing.assert_allclose(predict(pixels)["probabilities"], run.predict(pixels), atol=1e-4)
 
 
 def save_bytes(height: int, width: int) -> bytes:

@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from small_run import save_doubt
 
 from kbaseline.cli import main
 from kbaseline.commands.predict import predict_files
-from kbaseline.runs.run import SavedRun, load
+from kbaseline.runs.run import Answer, SavedRun, load
 from kbaseline.serve.app import application
 from kbaseline.serve.predictor import Predictor
 from kbaseline.serve.server import listen, server
@@ -39,15 +40,17 @@ def with_model(folder: Path) -> Path:
     image = keras.Input((None, None, 3), dtype="uint8")
     x = keras.layers.Rescaling(1 / 64)(RandomTransforms(SIZE, name="transforms")(image))
     x = keras.layers.Conv2D(8, 3, 2, activation="relu")(x)
-    logits = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    logits = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D(name="head_average")(x))
     keras.Model(image, logits).save(folder / "model.keras")
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(shared_run) -> Path:
-    """A finished run with test-time augmentation."""
-    return with_model(shared_run("pets", **{"data.size": SIZE, "tta.views": 2}))
+    """A finished run with test-time augmentation and a doubt; that of `plain_port` is of an older version."""
+    folder = with_model(shared_run("pets", **{"data.size": SIZE, "tta.views": 2}))
+    save_doubt(folder, 8)
+    return folder
 
 
 @contextmanager
@@ -156,7 +159,9 @@ def test_a_served_picture_has_the_bits_of_a_predicted_file(port, run, tmp_path):
 def test_the_answer_is_what_was_asked_for(port):
     """Golden: the keys, `top`, `tta`, and the picture's size right side up."""
     found = ask(port, PICTURES["a photo on its side"], "?tta=false&top=2")
-    assert set(found) == {"classes", "tta", "image", "milliseconds"}
+    assert set(found) == {"classes", "set", "tta", "unfamiliarity", "unfamiliar", "image", "milliseconds"}
+    assert found["unfamiliar"] == (found["unfamiliarity"] > 1)
+    assert found["set"][:2] == [one["name"] for one in found["classes"]][: len(found["set"])]
     assert [set(one) for one in found["classes"]] == [{"name", "probability"}] * 2
     assert found["tta"] is None
     assert found["image"] == {"format": "JPEG", "height": 50, "width": 90}
@@ -349,11 +354,14 @@ def test_nothing_of_a_picture_is_written(port, monkeypatch):
 class Slow(SavedRun):
     """A run whose predictions wait for each other's end, if they ever meet."""
 
-    def predict(self, images: np.ndarray, **_: object) -> np.ndarray:
+    def answer(self, images: np.ndarray, **_: object) -> Answer:
         type(self).log.append("begins")
         assert type(self).go.wait(20)
         type(self).log.append("ends")
-        return np.full((1, 3), 1 / 3, np.float32)
+        return Answer(np.full((1, 3), 1 / 3, np.float32))
+
+    def predict(self, images: np.ndarray, **_: object) -> np.ndarray:
+        return self.answer(images).probabilities
 
 
 def test_one_at_a_time_and_the_server_goes_on_answering(run):
@@ -404,6 +412,7 @@ def test_without_tta_the_answer_says_so(plain_port):
     """Golden: `tta` is null in answer and description, and asking for it is a line that says why not."""
     found = ask(plain_port, PICTURES["alpha"])
     assert (found["tta"], found["milliseconds"]["tta"]) == (None, None)
+    assert (found["set"], found["unfamiliarity"], found["unfamiliar"]) == (None, None, None)
     assert json.loads(request(plain_port, "GET", "/about")[2])["tta"] is None
     status, line = refusal(plain_port, "POST", "/predict?tta=true", PICTURES["alpha"])
     assert (status, "turns it off" in line) == (400, True)
@@ -440,7 +449,9 @@ def test_a_real_browser_shows_the_classes(port, plain_port, tmp_path):
         for name, classes in (("plain", found["classes"]), ("tta", found["tta"]["classes"])):
             shown = [f"{one['name']}{100 * one['probability']:.2f} %" for one in classes]
             assert page.run(rows.format(name)) == shown
-        assert said.startswith(found["tta"]["classes"][0]["name"])
+        assert ("None of these, probably" in said) == found["unfamiliar"]
+        assert f"{found['tta']['classes'][0]['name']}, " in said
+        assert page.run("return document.getElementById('set').hidden") == found["unfamiliar"]
         assert page.run("return document.getElementById('preview').naturalWidth") == 12
         for gesture, holder in (("drop", "dataTransfer"), ("paste", "clipboardData")):
             page.run("document.querySelectorAll('ol').forEach(list => list.replaceChildren())")

@@ -1,7 +1,7 @@
 "use strict";
 const at = (id) => document.getElementById(id);
-const [form, input, drop, preview, answer, status, facts] =
-  ["form", "image", "drop", "preview", "answer", "status", "facts"].map(at);
+const [form, input, drop, preview, answer, status, set, facts] =
+  ["form", "image", "drop", "preview", "answer", "status", "set", "facts"].map(at);
 const percent = (p) => (100 * p).toFixed(2) + " %";
 let latest = 0;
 
@@ -30,6 +30,7 @@ function fill(list, classes) {
 
 function clear() {
   for (const id of ["plain", "tta"]) if (at(id)) fill(at(id), []);
+  set.hidden = true;
   facts.textContent = "";
 }
 
@@ -39,7 +40,11 @@ function show(prediction) {
   if (tta) fill(at("tta"), tta.classes);
   const best = (tta || prediction).classes[0];
   const other = tta && classes[0].name !== best.name ? `; plain: ${classes[0].name}` : "";
-  setStatus(`${best.name}, ${percent(best.probability)}${tta ? " with TTA" : ""}${other}`);
+  const named = `${best.name}, ${percent(best.probability)}${tta ? " with TTA" : ""}${other}`;
+  setStatus(prediction.unfamiliar ? `None of these, probably. If one of them: ${named}` : named);
+  const likely = (tta || prediction).set;
+  set.hidden = !likely || prediction.unfamiliar;
+  if (likely) set.textContent = `One of these in 90 % of cases: ${likely.join(", ")}`;
   const times = [["decoding", ms.decode], ["plain", ms.plain], ["TTA", ms.tta]].filter(([, t]) => t !== null);
   facts.textContent = `${image.format}, ${image.width} × ${image.height} pixels; ` +
     times.map(([what, t]) => `${what} ${t < 10 ? t.toFixed(1) : t.toFixed(0)} ms`).join(", ");
