@@ -8,7 +8,7 @@ from rich.console import Console
 from kbaseline.console.bars import Bar
 from kbaseline.data.splits import fold_indices, stratified_sample
 from kbaseline.metrics import accuracy_interval
-from kbaseline.probe import fit_probe
+from kbaseline.models.probe import fit_probe
 
 FOLDS = 5
 """Parts of the cross-validation."""

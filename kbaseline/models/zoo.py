@@ -75,6 +75,8 @@ BackboneName = Literal[
     "mobilenet_v2",
     "mobilenet_v3_large",
     "efficientnet_b0",
+    "efficientnet_lite0",
+    "efficientnet_lite2",
     "efficientnetv2_b0",
     "efficientnetv2_s",
     "convnext_tiny",

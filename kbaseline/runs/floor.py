@@ -14,7 +14,7 @@ from kbaseline.data.splits import stratified_sample
 from kbaseline.devices.xla import with_precision
 from kbaseline.errors import RunError
 from kbaseline.feature_extraction import pooled_features
-from kbaseline.probe import Probe, fit_probe
+from kbaseline.models.probe import Probe, fit_probe
 from kbaseline.runs.record import PROBE, RunFloor, RunResult
 
 MOST = 5000

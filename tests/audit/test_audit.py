@@ -14,7 +14,7 @@ from kbaseline.audit.suspects import find_suspects
 from kbaseline.data import ImageData
 from kbaseline.data.decode import Header
 from kbaseline.data.splits import fold_indices
-from kbaseline.probe import Probe, fit_probe
+from kbaseline.models.probe import Probe, fit_probe
 
 SIZE = 96
 CLASSES = ("disc", "square", "cross")
