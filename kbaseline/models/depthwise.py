@@ -49,18 +49,31 @@ def _depthwise(inputs: Any, weights: Any, strides: Pair, margins: tuple[Pair, Pa
 def _shifted_sum(inputs: Any, weights: Any, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair) -> Any:
     exact = jnp.promote_types(inputs.dtype, jnp.float32)
     weights = weights.astype(exact)
-    shifted = _shifted(inputs, weights.shape[:2], strides, margins, dilation)
-    return sum(view.astype(exact) * weights[at] for at, view in shifted.items()).astype(inputs.dtype)
+    shifted = _shifted(inputs, weights, strides, margins, dilation)
+    total = sum(view.astype(exact) * weights[at] for at, view in shifted.items())
+    return _materialised(total.astype(inputs.dtype), weights)
 
 
-def _shifted(
-    inputs: Any, kernel_size: Pair, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair
-) -> dict[Pair, Any]:
+def _materialised(values: Any, weights: Any) -> Any:
+    """The same values, written to memory.
+
+    XLA's CPU backend computes a cheap expression anew wherever it is used, here in every loop over a shift: all 25
+    products of a 5x5 kernel for each of 25 sums. It removes `lax.optimization_barrier` before it decides that. But it
+    cannot see through a loop whose number of turns depends on data: one turn, times one.
+    """
+    first = weights[(0,) * weights.ndim]
+    one = first == first  # Not known to XLA, for a NaN is not: then there is no turn, and all is NaN anyway.
+    turns, factor = one.astype(jnp.int32), one.astype(values.dtype)
+    return lax.while_loop(
+        lambda state: state[0] < turns, lambda state: (state[0] + 1, state[1] * factor), (jnp.int32(0), values)
+    )[1]
+
+
+def _shifted(inputs: Any, weights: Any, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair) -> dict[Pair, Any]:
     """What each weight of the kernel is multiplied with: (row, column) -> `(batch, output height, width, channels)`."""
     padded = jnp.pad(inputs, ((0, 0), *margins, (0, 0)))
-    # Without the barrier XLA recomputes the inputs for each of the shifts.
-    padded = lax.optimization_barrier(padded)
-    (rows, columns), (height, width) = kernel_size, padded.shape[1:3]
+    padded = _materialised(padded, weights)
+    (rows, columns), (height, width) = weights.shape[:2], padded.shape[1:3]
     last_row, last_column = height - (rows - 1) * dilation[0], width - (columns - 1) * dilation[1]
     return {
         (row, column): padded[
@@ -81,6 +94,7 @@ def _backward(
     strides: Pair, margins: tuple[Pair, Pair], dilation: Pair, seen: tuple[Any, Any], gradient: Any
 ) -> tuple[Any, Any]:
     inputs, weights = seen
+    gradient = _materialised(gradient, weights)
     geometry = strides, margins, dilation
     return (
         _gradient_of_inputs(inputs, weights, gradient, *geometry),
@@ -115,7 +129,7 @@ def _gradient_of_inputs(
     by_phase = by_phase.reshape(axes[0].taps, strides[0], axes[1].taps, strides[1], -1)
     zero = jnp.zeros((), gradient.dtype)
     padded = lax.pad(gradient, zero, ((0, 0, 0), *((*axis.margins, 0) for axis in axes), (0, 0, 0)))
-    padded = lax.optimization_barrier(padded)
+    padded = _materialised(padded, weights)
     rows, columns = ([axis.view(tap) for tap in range(axis.taps)] for axis in axes)
     blocks = sum(
         padded[:, row, None, column, None].astype(exact) * by_phase[at_row, :, at_column][:, None]
@@ -123,7 +137,7 @@ def _gradient_of_inputs(
         for at_column, column in enumerate(columns)
     )
     whole = blocks.reshape(len(inputs), axes[0].blocks * strides[0], axes[1].blocks * strides[1], -1)
-    return whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype)
+    return _materialised(whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype), weights)
 
 
 class _Phases:
@@ -164,7 +178,7 @@ def _gradient_of_weights(
         table = jnp.reshape(partial_sums, (-1, partial_sums.shape[-1]))
         return jnp.ones((1, len(table)), exact) @ table
 
-    shifted = _shifted(inputs, weights.shape[:2], strides, margins, dilation)
+    shifted = _shifted(inputs, weights, strides, margins, dilation)
     totals = jnp.concatenate([total(view) for view in shifted.values()])
     return jnp.reshape(totals, weights.shape).astype(weights.dtype)
 
