@@ -76,7 +76,7 @@ class Neighbours:
 
 
 def find_near_duplicates(
-    data: ImageData, near: Neighbours, console: Console | None = None
+    data: ImageData, near: Neighbours, console: Console | None = None, *, across: bool = False
 ) -> tuple[NearDuplicates, ...]:
     """Groups of copies within and across splits, most certain first; identical images are copies too.
 
@@ -84,11 +84,16 @@ def find_near_duplicates(
         data: the images, at least `SMALLEST` pixels a side; of smaller ones only identical images are found.
         near: the neighbours of all images, of all splits in their order.
         console: where to show progress; None shows nothing.
+        across: compare images of different splits only, which takes a fraction of the time; identical ones are found
+            within a split, too.
     """
     rows = np.repeat(np.arange(len(near.numbers)), near.numbers.shape[1])
     likely = near.cosines.ravel() >= SIMILAR
     pairs = np.stack([rows, near.numbers.ravel()], 1)[likely]
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
+    if across:
+        split = np.repeat(np.arange(len(data.splits)), [len(part) for part in data.splits.values()])
+        pairs = pairs[split[pairs[:, 0]] != split[pairs[:, 1]]]
     scores = _agreements(data, pairs, console) if min(data.image_size) >= SMALLEST else np.full(len(pairs), -1.0)
     same = scores >= SAME
     identical = _identical(data)
