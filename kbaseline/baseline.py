@@ -277,8 +277,8 @@ class _Run:
         images = {name: len(split) for name, split in self.data.splits.items()}
         self._print(floor_line(floor, images, self.seconds[PROBE]))
         features = found.features if found is not None else {}
-        seek = partial(find_leaked, self.data, features, self.console) if features else lambda: None
-        self.leaked = self.session.once("leaked", seek)
+        seek = partial(find_leaked, self.data, features, self.console)
+        self.leaked = self.session.once("leaked", lambda: self._timed("near-duplicates", seek) if features else None)
         if self.config.stages[0].init != "probe":
             return
         if found is not None and found.probe is not None:  # else the checkpoint holds what became of it

@@ -87,7 +87,7 @@ class Neighbours:
 
 
 def find_near_duplicates(
-    data: ImageData, near: Neighbours, console: Console | None = None
+    data: ImageData, near: Neighbours, console: Console | None = None, *, across: bool = False
 ) -> tuple[NearDuplicates, ...]:
     """Groups of copies within and across splits, most certain first; identical images are copies too.
 
@@ -95,6 +95,8 @@ def find_near_duplicates(
         data: the images, at least `SMALLEST` pixels a side; of smaller ones only identical images are found.
         near: the neighbours of all images, of all splits in their order.
         console: where to show progress; None shows nothing.
+        across: compare images of different splits only, which takes a fraction of the time; identical ones are found
+            within a split, too.
     """
     pairs = _identical(data)
     scores = np.ones(len(pairs))
@@ -102,6 +104,9 @@ def find_near_duplicates(
         small = _thumbnails(data, console)
         likely = np.concatenate([near.pairs(SIMILAR), nearest(_shades(small)).pairs(SHADED_ALIKE)])
         likely = np.unique(np.sort(likely, axis=1), axis=0)
+        if across:
+            split = np.repeat(np.arange(len(data.splits)), [len(part) for part in data.splits.values()])
+            likely = likely[split[likely[:, 0]] != split[likely[:, 1]]]
         agreed = _agreements(small, likely, console)
         pairs = np.concatenate([pairs, likely[agreed >= SAME]])
         scores = np.concatenate([scores, agreed[agreed >= SAME]])

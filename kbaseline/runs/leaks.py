@@ -22,7 +22,8 @@ def find_leaked(data: ImageData, features: Mapping[str, np.ndarray], console: Co
         console: where to show progress; None shows nothing.
     """
     every = np.concatenate([features[name] for name in data.splits])
-    return leaked_rows(find_near_duplicates(data, nearest(every, console), console), list(data.splits))
+    groups = find_near_duplicates(data, nearest(every, console), console, across=True)
+    return leaked_rows(groups, list(data.splits))
 
 
 def accuracy_without(evaluation: Evaluation, rows: Sequence[int]) -> float | None:

@@ -101,7 +101,7 @@ def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, m
                 work()
     monkeypatch.setattr(baseline, "measure_floor", lambda *_: pytest.fail("measured again"))
     resume_run(run, console=Console(file=screen, width=200))
-    assert facts(run) == facts(whole)
+    assert facts(run) == facts(whole.folder)
     with np.load(run / "predictions.npz") as mine, np.load(whole.folder / "predictions.npz") as other:
         for name in other:
             np.testing.assert_array_equal(mine[name], other[name])
