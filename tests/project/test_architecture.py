@@ -56,7 +56,7 @@ def test_light_imports() -> None:
 def test_the_public_names_are_the_promised_ones() -> None:
     """Golden: the surface is these names, each of which loads."""
     entries = {"run_baseline", "resume_run", "BaselineResult", "Learner", "ImageData", "load"}
-    parts = {"LRFinder", "OneCycle", "LayerwiseAdamW", "RandomTransforms", "tta_predict", "features"}
+    parts = {"LRFinder", "OneCycle", "LayerwiseAdamW", "RandomTransforms", "tta_predict", "features", "audit_images"}
     assert set(kbaseline.__all__) == set(dir(kbaseline)) == entries | parts
     assert all(callable(getattr(kbaseline, name)) for name in kbaseline.__all__)
 
