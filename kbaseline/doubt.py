@@ -5,7 +5,8 @@ Fitted once, on images that were not trained on, and kept with the run. Works on
 Prediction sets: split conformal prediction with the score of Sadinle et al. 2019, "Least Ambiguous Set-Valued
 Classifiers With Bounded Error Levels" (https://arxiv.org/abs/1609.00451), and the most probable class always in the
 set. Unfamiliarity: the Mahalanobis distance of Lee et al. 2018, "A Simple Unified Framework for Detecting
-Out-of-Distribution Samples" (https://arxiv.org/abs/1807.03888), its covariance that of probabilistic PCA.
+Out-of-Distribution Samples" (https://arxiv.org/abs/1807.03888), its covariance that of probabilistic PCA, of features of unit
+length: an image that excites the network little would otherwise lie near the middle of everything.
 """
 
 import math
@@ -33,7 +34,7 @@ FALSE_ALARMS = 0.01
 IMAGES = 2000
 """Most training images, and most validation images, whose features are computed."""
 
-_DIRECTIONS = 64
+_DIRECTIONS = 16
 """Directions in which the features' variance is measured; in all others it is taken to be the same."""
 
 Floats = NDArray[np.float32]
@@ -48,7 +49,7 @@ class Doubt:
         thresholds: by kind, then by level: a class is in the set of that level if its calibrated probability is at
             least this, and so is the most probable class. 1: that class alone. 0: every class, for want of images.
         false_alarms: share of images of the known classes with an unfamiliarity above 1, at most; 0 to 1.
-        mean, scale: float32 `(features,)`; features are shifted and scaled to `(features - mean) * scale`.
+        mean, scale: float32 `(features,)`; features of unit length become `x = (features - mean) * scale`.
         directions: float32 `(features, directions)`, whose squared coordinates are taken off the squared length.
         slopes, offsets: float32 `(features, classes)` and `(classes,)`, the term that depends on the class.
 
@@ -171,11 +172,12 @@ def fit_doubt(
         for kind, temperature in temperatures.items()
     }
     thresholds = {kind: {level: set_threshold(p, labels, level) for level in LEVELS} for kind, p in scaled.items()}
-    terms = _gaussian(familiar.astype(np.float64), familiar_labels)
+    terms = _gaussian(_unit(familiar), familiar_labels)
     distances = np.sort(_squared_distances(held_out, *terms))
     # The largest of them, where they are too few for the share: then fewer are called unfamiliar, and that is said.
     count = min(len(distances), math.ceil((len(distances) + 1) * (1 - FALSE_ALARMS)))
-    limit = max(float(distances[count - 1]), 1e-6)  # distances are counted in standard deviations
+    # That image itself is familiar, also where the features are rounded otherwise.
+    limit = max(float(distances[count - 1]) * (1 + 1e-4), 1e-6)
     mean, scale, directions, slopes, offsets = terms
     return Doubt(
         dict(temperatures),
@@ -235,7 +237,14 @@ def _gaussian(features: NDArray[np.float64], labels: np.ndarray) -> _Terms:
 
 def _squared_distances(features: np.ndarray, *terms: NDArray[Any]) -> NDArray[np.float64]:
     mean, scale, directions, slopes, offsets = (np.asarray(term, np.float64) for term in terms)
-    x = (features.astype(np.float64) - mean) * scale
+    x = (_unit(features) - mean) * scale
     nearest = (x @ slopes + offsets).min(axis=1)
     squared: NDArray[np.float64] = np.square(x).sum(axis=1) - np.square(x @ directions).sum(axis=1) + nearest
     return squared
+
+
+def _unit(features: np.ndarray) -> NDArray[np.float64]:
+    """Each row divided by its length, unless that is 0."""
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    scaled: NDArray[np.float64] = features / np.maximum(lengths, 1e-12)
+    return scaled
