@@ -5,8 +5,8 @@ Fitted once, on images that were not trained on, and kept with the run. Works on
 Prediction sets: split conformal prediction with the score of Sadinle et al. 2019, "Least Ambiguous Set-Valued
 Classifiers With Bounded Error Levels" (https://arxiv.org/abs/1609.00451), and the most probable class always in the
 set. Unfamiliarity: the Mahalanobis distance of Lee et al. 2018, "A Simple Unified Framework for Detecting
-Out-of-Distribution Samples" (https://arxiv.org/abs/1807.03888), its covariance that of probabilistic PCA, of features of unit
-length: an image that excites the network little would otherwise lie near the middle of everything.
+Out-of-Distribution Samples" (https://arxiv.org/abs/1807.03888), its covariance that of probabilistic PCA. Features
+have unit length: an image that excites the network little would otherwise lie near the middle of everything.
 """
 
 import math
