@@ -60,7 +60,7 @@ def crops(side: int, rng: np.random.Generator) -> np.ndarray:
     photographs, found = load_sample_images().images, []
     for number in range(MANY):
         photograph = photographs[number % 2]
-        length = int(rng.integers(32, min(photograph.shape[:2])))
+        length = int(rng.integers(128, min(photograph.shape[:2])))
         top, left = (int(rng.integers(0, size - length)) for size in photograph.shape[:2])
         found.append(fit_batch(photograph[None, top : top + length, left : left + length], side, side, "squish")[0])
     return np.stack(found)
@@ -87,12 +87,14 @@ def tables(run: SavedRun, images: np.ndarray, labels: np.ndarray, strange: dict[
         predicted = raw.predict(images, tta=kind == "tta")
         errors = [100 * expected_calibration_error(q.astype(float), labels) for q in (predicted, p)]
         calibration.append(f"| {kind} | {errors[0]:.1f} % | {errors[1]:.1f} % |")
-    flagged = ["| images | number | called “none of these, probably” | most probable class, mean probability |"]
-    flagged += ["|---|---|---|---|"]
+    shares = [f"{100 * share:.0f} % wanted" for share in run.doubt.limits]
+    flagged = [f"| flagged as unfamiliar | images | {' | '.join(shares)} | most probable class, mean probability |"]
+    flagged += ["|---|---|---|---|---|"]
     for name, shown in {"held-out images of the classes": images, **strange}.items():
         answer = run.answer(shown)
-        share, sure = np.mean(answer.unfamiliarity > 1), answer.probabilities.max(axis=1).mean()
-        flagged.append(f"| {name} | {len(shown):,} | {100 * share:.1f} % | {100 * sure:.0f} % |")
+        found = [f"{100 * np.mean(answer.unfamiliarity > limit):.1f} %" for limit in run.doubt.limits.values()]
+        sure = 100 * answer.probabilities.max(axis=1).mean()
+        flagged.append(f"| {name} | {len(shown):,} | {' | '.join(found)} | {sure:.0f} % |")
     return "\n".join([*rows, "", *calibration, "", *flagged])
 
 

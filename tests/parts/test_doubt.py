@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_run import save_doubt
 
-from kbaseline.doubt import FILE, LEVELS, Doubt, fit_doubt, set_threshold
+from kbaseline.doubt import FALSE_ALARMS, FILE, LEVELS, Doubt, fit_doubt, set_threshold
 from kbaseline.errors import InputError
 
 
@@ -57,7 +57,7 @@ def test_sets_of_few_images_and_of_a_classifier_that_is_right() -> None:
 
 def test_the_distance_is_mahalanobis(rng: np.random.Generator) -> None:
     """Reference: the square is the distance to the nearest mean by the inverse of the covariance within classes, the
-    smaller half of its variances replaced by their mean; and one held-out image in a hundred lies above 1."""
+    smaller half of its variances replaced by their mean; and as many held-out images as stated lie above each limit."""
     mix = rng.normal(size=(9, 9))
     labels = np.arange(3000) % 3
     features = (rng.normal(size=(3000, 9)) @ mix + 5 * rng.normal(size=(3, 9))[labels]).astype(np.float32)
@@ -73,8 +73,10 @@ def test_the_distance_is_mahalanobis(rng: np.random.Generator) -> None:
     expected = np.sqrt(np.einsum("icf,fg,icg->ic", gaps, inverse, gaps).min(axis=1))
     found = doubt.unfamiliarity(features[1500:])
     np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-4)
-    assert (found > 1).mean() == pytest.approx(0.01, abs=1e-3)
-    assert doubt.false_alarms <= 0.01
+    assert next(iter(doubt.limits.values())) == 1
+    for (share, limit), wanted in zip(doubt.limits.items(), FALSE_ALARMS, strict=True):
+        assert (found > limit).mean() == pytest.approx(wanted, abs=1e-3)
+        assert share <= wanted
     np.testing.assert_allclose(doubt.unfamiliarity(7 * features), doubt.unfamiliarity(features), rtol=1e-3)
 
 
@@ -84,7 +86,8 @@ def test_features_that_say_little(features: np.ndarray) -> None:
     images give the smallest share of false alarms that they can show."""
     p = np.full((6, 3), 1 / 3, np.float32)
     doubt = fitted(p, np.zeros(6, int), features.astype(np.float32), features.astype(np.float32))
-    assert doubt.false_alarms == pytest.approx(1 / 7)
+    ((share, limit),) = doubt.limits.items()
+    assert (share, limit) == (pytest.approx(1 / 7), 1)
     assert (doubt.unfamiliarity(features) <= 1 + 1e-4).all()
     far = doubt.unfamiliarity(-np.arange(1.0, 1 + features.size).reshape(features.shape))
     assert np.isfinite(far).all()
