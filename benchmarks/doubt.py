@@ -22,9 +22,9 @@ from kbaseline.commands.predict import find_images
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.pictures import File, FilePictures
-from kbaseline.doubt import LEVELS
+from kbaseline.doubt import LEVELS, Doubt, set_threshold
 from kbaseline.metrics import accuracy_interval
-from kbaseline.runs.record import read_run
+from kbaseline.runs.record import RunRecord, read_run
 from kbaseline.runs.run import SavedRun, load, read_data
 
 MANY = 300
@@ -60,18 +60,42 @@ def crops(side: int, rng: np.random.Generator) -> np.ndarray:
     photographs, found = load_sample_images().images, []
     for number in range(MANY):
         photograph = photographs[number % 2]
-        length = int(rng.integers(32, min(photograph.shape[:2])))
+        length = int(rng.integers(128, min(photograph.shape[:2])))
         top, left = (int(rng.integers(0, size - length)) for size in photograph.shape[:2])
         found.append(fit_batch(photograph[None, top : top + length, left : left + length], side, side, "squish")[0])
     return np.stack(found)
 
 
-def tables(run: SavedRun, images: np.ndarray, labels: np.ndarray, strange: dict[str, np.ndarray]) -> str:
+def redrawn(doubt: Doubt, record: RunRecord, kind: str, level: float, rng: np.random.Generator) -> float:
+    """Mean share of sets with the true class over 200 random divisions of the two splits' saved predictions."""
+    arrays = record.arrays
+    p = np.concatenate([arrays[f"{split}_{kind}_probabilities"] for split in ("valid", "test")])
+    labels = np.concatenate([arrays[f"{split}_labels"] for split in ("valid", "test")])
+    p, first, shares = doubt.calibrated(p, kind), len(arrays["valid_labels"]), []
+    for _ in range(200):
+        order = rng.permutation(len(labels))
+        fit, held = order[:first], order[first:]
+        threshold = set_threshold(p[fit], labels[fit], level)
+        again = replace(doubt, thresholds={kind: {level: threshold}}, temperatures={kind: 1.0})
+        shares.append(again.sets(p[held], kind, level)[np.arange(len(held)), labels[held]].mean())
+    return float(np.mean(shares))
+
+
+def tables(
+    run: SavedRun, record: RunRecord, images: np.ndarray, labels: np.ndarray, strange: dict[str, np.ndarray]
+) -> str:
     """Markdown: coverage of the sets on held-out images, and the share of every kind of images that is flagged."""
     if run.doubt is None:
         raise click.ClickException(f"{run.folder}: an older version made this run; run it again.")
-    rows = ["| held-out images | wanted | sets with the true class | 95 % interval | classes in a set, mean |"]
-    rows += ["|---|---|---|---|---|"]
+    columns = (
+        "held-out images",
+        "wanted",
+        "sets with the true class",
+        "95 % interval",
+        "200 redraws",
+        "classes in a set",
+    )
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     calibration = ["| calibration error (ECE) | as predicted | calibrated |", "|---|---|---|"]
     raw = replace(run, doubt=None)
     for kind in run.doubt.temperatures:
@@ -80,19 +104,23 @@ def tables(run: SavedRun, images: np.ndarray, labels: np.ndarray, strange: dict[
             inside = run.doubt.sets(p, kind, level)
             right = int(inside[np.arange(len(labels)), labels].sum())
             low, high = accuracy_interval(right, len(labels))
+            again = redrawn(run.doubt, record, kind, level, np.random.default_rng(0))
             rows.append(
                 f"| {len(labels):,}, {kind} | {100 * level:.0f} % | {100 * right / len(labels):.1f} % | "
-                f"{100 * low:.1f} – {100 * high:.1f} % | {inside.sum(axis=1).mean():.2f} |"
+                f"{100 * low:.1f} – {100 * high:.1f} % | "
+                f"{100 * again:.1f} % | {inside.sum(axis=1).mean():.2f} |"
             )
         predicted = raw.predict(images, tta=kind == "tta")
         errors = [100 * expected_calibration_error(q.astype(float), labels) for q in (predicted, p)]
         calibration.append(f"| {kind} | {errors[0]:.1f} % | {errors[1]:.1f} % |")
-    flagged = ["| images | number | called “none of these, probably” | most probable class, mean probability |"]
-    flagged += ["|---|---|---|---|"]
+    shares = [f"{100 * share:.0f} % wanted" for share in run.doubt.limits]
+    flagged = [f"| flagged as unfamiliar | images | {' | '.join(shares)} | most probable class, mean probability |"]
+    flagged += ["|---|---|---|---|---|"]
     for name, shown in {"held-out images of the classes": images, **strange}.items():
         answer = run.answer(shown)
-        share, sure = np.mean(answer.unfamiliarity > 1), answer.probabilities.max(axis=1).mean()
-        flagged.append(f"| {name} | {len(shown):,} | {100 * share:.1f} % | {100 * sure:.0f} % |")
+        found = [f"{100 * np.mean(answer.unfamiliarity > limit):.1f} %" for limit in run.doubt.limits.values()]
+        sure = 100 * answer.probabilities.max(axis=1).mean()
+        flagged.append(f"| {name} | {len(shown):,} | {' | '.join(found)} | {sure:.0f} % |")
     return "\n".join([*rows, "", *calibration, "", *flagged])
 
 
@@ -106,7 +134,7 @@ def main(folder: Path, other: tuple[Path, ...], write: Path | None) -> None:
     test = read_data(record, console).splits["test"]
     with tempfile.TemporaryDirectory() as scratch:
         strange = others(run, other, Path(scratch), console)
-        text = tables(run, test.images, np.asarray(test.labels), strange)
+        text = tables(run, record, test.images, np.asarray(test.labels), strange)
     if write is None:
         print(text)
     else:

@@ -5,7 +5,8 @@ Fitted once, on images that were not trained on, and kept with the run. Works on
 Prediction sets: split conformal prediction with the score of Sadinle et al. 2019, "Least Ambiguous Set-Valued
 Classifiers With Bounded Error Levels" (https://arxiv.org/abs/1609.00451), and the most probable class always in the
 set. Unfamiliarity: the Mahalanobis distance of Lee et al. 2018, "A Simple Unified Framework for Detecting
-Out-of-Distribution Samples" (https://arxiv.org/abs/1807.03888), its covariance that of probabilistic PCA.
+Out-of-Distribution Samples" (https://arxiv.org/abs/1807.03888), its covariance that of probabilistic PCA. Features
+have unit length: an image that excites the network little would otherwise lie near the middle of everything.
 """
 
 import math
@@ -27,13 +28,13 @@ FILE = "doubt.npz"
 LEVELS = (0.9, 0.95)
 """Share of images whose class the prediction sets hold; `predict` and `serve` show the first."""
 
-FALSE_ALARMS = 0.01
-"""Share of images of the known classes that may be called unfamiliar."""
+FALSE_ALARMS = (0.05, 0.01)
+"""Shares of images of the known classes that may be called unfamiliar; `predict` and `serve` use the first."""
 
 IMAGES = 2000
 """Most training images, and most validation images, whose features are computed."""
 
-_DIRECTIONS = 64
+_DIRECTIONS = 16
 """Directions in which the features' variance is measured; in all others it is taken to be the same."""
 
 Floats = NDArray[np.float32]
@@ -47,8 +48,8 @@ class Doubt:
         temperatures: by kind of prediction (`plain`, `tta`), what the logits are divided by before the softmax.
         thresholds: by kind, then by level: a class is in the set of that level if its calibrated probability is at
             least this, and so is the most probable class. 1: that class alone. 0: every class, for want of images.
-        false_alarms: share of images of the known classes with an unfamiliarity above 1, at most; 0 to 1.
-        mean, scale: float32 `(features,)`; features are shifted and scaled to `(features - mean) * scale`.
+        limits: share of images of the known classes -> the unfamiliarity that at most so many exceed; 1 for the first.
+        mean, scale: float32 `(features,)`; features of unit length become `x = (features - mean) * scale`.
         directions: float32 `(features, directions)`, whose squared coordinates are taken off the squared length.
         slopes, offsets: float32 `(features, classes)` and `(classes,)`, the term that depends on the class.
 
@@ -58,7 +59,7 @@ class Doubt:
 
     temperatures: Mapping[str, float]
     thresholds: Mapping[str, Mapping[float, float]]
-    false_alarms: float
+    limits: Mapping[float, float]
     mean: Floats
     scale: Floats
     directions: Floats
@@ -95,13 +96,12 @@ class Doubt:
         return np.sqrt(np.maximum(squared, 0)).astype(np.float32)
 
     def summary(self, kind: str = "plain") -> dict[str, Any]:
-        """Its numbers for one kind of prediction as plain Python: temperature, thresholds of the sets, false alarms."""
+        """Its numbers for one kind of prediction as plain Python: temperature, thresholds of sets and unfamiliarity."""
         kind = self._known(kind)
         return {
             "temperature": self.temperatures[kind],
             "set_thresholds": {f"{level:g}": threshold for level, threshold in self.thresholds[kind].items()},
-            "unfamiliar_above": 1.0,
-            "false_alarms": self.false_alarms,
+            "unfamiliar_above": {f"{share:.2g}": limit for share, limit in self.limits.items()},
         }
 
     def arrays(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Doubt:
             "temperatures": np.array([self.temperatures[kind] for kind in kinds]),
             "levels": np.array(LEVELS),
             "thresholds": np.array([[self.thresholds[kind][level] for level in LEVELS] for kind in kinds]),
-            "false_alarms": np.float64(self.false_alarms),
+            "limits": np.array(list(self.limits.items())),
             **{name: getattr(self, name) for name in ("mean", "scale", "directions", "slopes", "offsets")},
         }
 
@@ -137,7 +137,7 @@ class Doubt:
             return cls(
                 dict(zip(kinds, found["temperatures"].astype(float).tolist(), strict=True)),
                 {kind: dict(zip(levels, row, strict=True)) for kind, row in zip(kinds, rows, strict=True)},
-                float(found["false_alarms"]),
+                dict(found["limits"].astype(float).tolist()),
                 *(found[name].astype(np.float32) for name in ("mean", "scale", "directions", "slopes", "offsets")),
             )
         except (DamagedError, KeyError, TypeError, ValueError) as error:
@@ -171,16 +171,20 @@ def fit_doubt(
         for kind, temperature in temperatures.items()
     }
     thresholds = {kind: {level: set_threshold(p, labels, level) for level in LEVELS} for kind, p in scaled.items()}
-    terms = _gaussian(familiar.astype(np.float64), familiar_labels)
+    terms = _gaussian(_unit(familiar), familiar_labels)
     distances = np.sort(_squared_distances(held_out, *terms))
-    # The largest of them, where they are too few for the share: then fewer are called unfamiliar, and that is said.
-    count = min(len(distances), math.ceil((len(distances) + 1) * (1 - FALSE_ALARMS)))
-    limit = max(float(distances[count - 1]), 1e-6)  # distances are counted in standard deviations
+    limits = {}
+    for share in FALSE_ALARMS:
+        # The largest of them, where they are too few for the share: then the share is another, and that is said.
+        count = min(len(distances), math.ceil((len(distances) + 1) * (1 - share)))
+        # That image itself is familiar, also where the features are rounded otherwise.
+        limits[1 - count / (len(distances) + 1)] = max(float(distances[count - 1]) * (1 + 1e-4), 1e-6)
+    limit = next(iter(limits.values()))
     mean, scale, directions, slopes, offsets = terms
     return Doubt(
         dict(temperatures),
         thresholds,
-        1 - count / (len(distances) + 1),
+        {share: math.sqrt(one / limit) for share, one in limits.items()},
         mean.astype(np.float32),
         (scale / math.sqrt(limit)).astype(np.float32),
         directions.astype(np.float32),
@@ -217,15 +221,19 @@ def _gaussian(features: NDArray[np.float64], labels: np.ndarray) -> _Terms:
     mean = features.mean(axis=0)
     classes = [features[labels == label].mean(axis=0) for label in np.unique(labels)]
     around = features - np.stack(classes)[np.unique(labels, return_inverse=True)[1]]
-    _, lengths, axes = np.linalg.svd(around, full_matrices=False)
-    variances = lengths**2 / len(around)
     # Few images show variance in few directions, and the mean variance of all others must not be 0.
-    number = min(_DIRECTIONS, len(variances) // 2)
-    rest = variances[number:].sum() / (features.shape[1] - number)
+    number = max(1, min(_DIRECTIONS, *(side // 2 for side in around.shape)))
+    # scikit-learn takes a second to import; a loaded run does not need it.
+    from sklearn.utils.extmath import randomized_svd
+
+    _, lengths, axes = randomized_svd(around, number, random_state=0)
+    variances = lengths**2 / len(around)
+    left = np.square(around).sum() / len(around) - variances.sum()
+    rest = left / max(1, features.shape[1] - number)
     # In float32 a square must not vanish in another. Without variance, distances count in parts of the features' size.
     rest = max(rest, 1e-4 * variances[0], 1e-6 * float(np.square(features).mean()), np.finfo(np.float32).tiny)
-    shrunk = np.sqrt(np.maximum(1 - rest / np.maximum(variances[:number], rest), 0))
-    directions = axes[:number].T * shrunk
+    shrunk = np.sqrt(np.maximum(1 - rest / np.maximum(variances, rest), 0))
+    directions = axes.T * shrunk
     scale = np.full_like(mean, 1 / math.sqrt(rest))
     centers = (np.stack(classes) - mean) * scale
     across = centers @ directions
@@ -235,7 +243,14 @@ def _gaussian(features: NDArray[np.float64], labels: np.ndarray) -> _Terms:
 
 def _squared_distances(features: np.ndarray, *terms: NDArray[Any]) -> NDArray[np.float64]:
     mean, scale, directions, slopes, offsets = (np.asarray(term, np.float64) for term in terms)
-    x = (features.astype(np.float64) - mean) * scale
+    x = (_unit(features) - mean) * scale
     nearest = (x @ slopes + offsets).min(axis=1)
     squared: NDArray[np.float64] = np.square(x).sum(axis=1) - np.square(x @ directions).sum(axis=1) + nearest
     return squared
+
+
+def _unit(features: np.ndarray) -> NDArray[np.float64]:
+    """Each row divided by its length, unless that is 0."""
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    scaled: NDArray[np.float64] = features / np.maximum(lengths, 1e-12)
+    return scaled

@@ -69,7 +69,7 @@ def _unfamiliarity(features: Any, doubt: Doubt) -> Any:
     shifted = keras.layers.BatchNormalization(epsilon=0, center=False, scale=False, dtype="float32", name="familiar")
     directions = keras.layers.Dense(doubt.directions.shape[1], use_bias=False, dtype="float32", name="directions")
     classes = keras.layers.Dense(len(doubt.offsets), dtype="float32", name="class_distances")
-    x = shifted(features)
+    x = shifted(keras.layers.UnitNormalization(dtype="float32", name="unit_length")(features))
     around, nearest = directions(x), keras.ops.min(classes(x), axis=1)
     shifted.set_weights([doubt.mean, 1 / np.square(doubt.scale)])
     directions.set_weights([doubt.directions])

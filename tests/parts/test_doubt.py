@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_run import save_doubt
 
-from kbaseline.doubt import FILE, LEVELS, Doubt, fit_doubt, set_threshold
+from kbaseline.doubt import FALSE_ALARMS, FILE, LEVELS, Doubt, fit_doubt, set_threshold
 from kbaseline.errors import InputError
 
 
@@ -57,24 +57,27 @@ def test_sets_of_few_images_and_of_a_classifier_that_is_right() -> None:
 
 def test_the_distance_is_mahalanobis(rng: np.random.Generator) -> None:
     """Reference: the square is the distance to the nearest mean by the inverse of the covariance within classes, the
-    smaller half of its variances replaced by their mean; and one held-out image in a hundred lies above 1."""
+    smaller half of its variances replaced by their mean; and as many held-out images as stated lie above each limit."""
     mix = rng.normal(size=(9, 9))
     labels = np.arange(3000) % 3
     features = (rng.normal(size=(3000, 9)) @ mix + 5 * rng.normal(size=(3, 9))[labels]).astype(np.float32)
-    means = np.stack([features[:1500][labels[:1500] == label].mean(axis=0) for label in range(3)])
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    means = np.stack([unit[:1500][labels[:1500] == label].mean(axis=0) for label in range(3)])
     p = np.full((1500, 3), 1 / 3, np.float32)
     doubt = fitted(p, labels[1500:], features[:1500], features[1500:])
-    around = features[:1500] - means[labels[:1500]]
+    around = unit[:1500] - means[labels[:1500]]
     variances, axes = np.linalg.eigh(around.T @ around / 1500)
     variances[:5] = variances[:5].mean()
     inverse = axes / variances @ axes.T
-    gaps = features[1500:, None] - means
+    gaps = unit[1500:, None] - means
     expected = np.sqrt(np.einsum("icf,fg,icg->ic", gaps, inverse, gaps).min(axis=1))
     found = doubt.unfamiliarity(features[1500:])
     np.testing.assert_allclose(found / found[0], expected / expected[0], rtol=1e-4)
-    assert (found > 1).mean() == pytest.approx(0.01, abs=1e-3)
-    assert doubt.false_alarms <= 0.01
-    assert (doubt.unfamiliarity(features + 100) > 1).all()
+    assert next(iter(doubt.limits.values())) == 1
+    for (share, limit), wanted in zip(doubt.limits.items(), FALSE_ALARMS, strict=True):
+        assert (found > limit).mean() == pytest.approx(wanted, abs=1e-3)
+        assert share <= wanted
+    np.testing.assert_allclose(doubt.unfamiliarity(7 * features), doubt.unfamiliarity(features), rtol=1e-3)
 
 
 @pytest.mark.parametrize("features", [np.ones((6, 4)), np.eye(6), np.zeros((6, 2)), np.repeat(np.eye(3), 2, axis=0)])
@@ -83,9 +86,10 @@ def test_features_that_say_little(features: np.ndarray) -> None:
     images give the smallest share of false alarms that they can show."""
     p = np.full((6, 3), 1 / 3, np.float32)
     doubt = fitted(p, np.zeros(6, int), features.astype(np.float32), features.astype(np.float32))
-    assert doubt.false_alarms == pytest.approx(1 / 7)
+    ((share, limit),) = doubt.limits.items()
+    assert (share, limit) == (pytest.approx(1 / 7), 1)
     assert (doubt.unfamiliarity(features) <= 1 + 1e-4).all()
-    far = doubt.unfamiliarity(features + 1000)
+    far = doubt.unfamiliarity(-np.arange(1.0, 1 + features.size).reshape(features.shape))
     assert np.isfinite(far).all()
     assert (far > 1).all()
 

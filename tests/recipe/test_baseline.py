@@ -192,7 +192,8 @@ def test_a_loaded_run_predicts_as_it_did(run):
             np.testing.assert_allclose(plain, expected, atol=1e-5)
         answer, labels = saved.answer(images), kept["valid_labels"]
     assert answer.sets[np.arange(len(labels)), labels].mean() >= 0.9
-    assert (answer.unfamiliarity > 1).mean() <= saved.doubt.false_alarms < 0.01
+    for share, limit in saved.doubt.limits.items():
+        assert (answer.unfamiliarity > limit).mean() <= share
     noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
     assert (saved.answer(noise).unfamiliarity > 1).mean() > 0.9
 
