@@ -30,6 +30,7 @@ from kbaseline.runs.forecast import forecast_line
 from kbaseline.runs.record import PROBE, RunFloor, RunResult, fitted_temperatures, read_run
 from kbaseline.runs.report import ReportData, write_report
 from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
+from kbaseline.runs.timing import Planner
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import is_finished
 from kbaseline.training.places import MOVABLE_KEYS, with_absolute_paths
@@ -153,7 +154,7 @@ def find_learning_rate(
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
     chosen = stages[stage] if stage else next((one for one in settings.stages if one.epochs), settings.stages[0])
     name = f"{settings.name}-find-lr"
-    return _Run(settings.model_copy(update={"name": name}), out, console).run_sweep(chosen)
+    return _Run(settings.model_copy(update={"name": name, "minutes": None}), out, console).run_sweep(chosen)
 
 
 class _Run:
@@ -173,15 +174,24 @@ class _Run:
         self.accuracy: dict[str, float] = {}
         self.floor: RunFloor | None = None
         self.kept: str | None = None
+        self.planner: Planner | None = None
         self._kept_accuracy = 0.0
         if is_first():
             RunFolder.check(None if out is None else Path(out))
         # An existing folder is locked first. A new one is created last, so that a run that fails to start leaves none.
         session = Session(resumed, config, self._print, resumed=True) if resumed else None
         try:
+            if config.minutes is not None:
+                plan = partial(Planner, config, self.console, Learner)
+                self.planner = self._timed("planning", plan)
+                config = self.planner.config
             load = partial(load_source, config.data, config.seed, self.console)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
             self._print_data()
+            if self.planner is not None:
+                config = self.planner.finish(self.data)
+                for line in self.planner.lines:
+                    self._print(line)
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
             config = self.config = self.learner.config  # `data.batch_size: auto` is now a number
             if session is None:
@@ -221,6 +231,8 @@ class _Run:
             for tracker in trackers:
                 tracker.log({name: value for name, value in logged.items() if value is not None})
         self._print_accuracies(final_evaluation(evaluations.get("test") or evaluations["valid"]), result)
+        if self.planner is not None:
+            self._print(self.planner.end_line())
         return result
 
     def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
