@@ -41,7 +41,7 @@ TRAINING, COMPILING = 10.0, 20.0
 CPU cores they were 11 and 19; on a GPU, where the first is about 3, there is time enough to be wrong."""
 
 KEPT, LOADED = 3.0, 0.05
-"""A training step whose program was compiled before: seconds to trace it, and the part of compiling it that loading is."""
+"""A training step whose program was compiled before: seconds to trace it, and the part of compiling that loads it."""
 
 
 class StepTimer(keras.callbacks.Callback):  # type: ignore[misc]
