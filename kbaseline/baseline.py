@@ -231,8 +231,6 @@ class _Run:
             for tracker in trackers:
                 tracker.log({name: value for name, value in logged.items() if value is not None})
         self._print_accuracies(final_evaluation(evaluations.get("test") or evaluations["valid"]), result)
-        if self.planner is not None:
-            self._print(self.planner.end_line())
         return result
 
     def _train_and_score(self) -> tuple[dict[str, dict[str, Evaluation]], RunResult]:
@@ -397,3 +395,5 @@ class _Run:
         if line := below_floor(result):
             self._print(line, "yellow")
         self._print(f"model, plots and report.html: {self.folder.path}")
+        if self.planner is not None:
+            self._print(self.planner.end_line())
