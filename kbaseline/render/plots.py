@@ -7,6 +7,7 @@ colours are the colour-blind-safe palette of Okabe and Ito; lines that could sti
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -276,7 +277,7 @@ def _stages_line(
 ) -> None:
     """Draws one line per stage, without connecting them."""
     starts = _boundaries(rows)
-    for begin, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+    for begin, end in pairwise([*starts, len(rows)]):
         # A single point is drawn as a marker.
         if np.isfinite(y[begin:end]).any():
             axes.plot(x[begin:end], y[begin:end], linewidth=1.8, marker="." if end - begin == 1 else "", **style)
