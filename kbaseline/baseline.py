@@ -31,6 +31,7 @@ from kbaseline.runs.leaks import find_leaked, leak_line
 from kbaseline.runs.record import PROBE, RunFloor, RunResult, fitted_temperatures, read_run
 from kbaseline.runs.report import ReportData, write_report
 from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_results, write_sweeps
+from kbaseline.runs.timing import Planner
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import is_finished
 from kbaseline.training.places import MOVABLE_KEYS, with_absolute_paths
@@ -154,7 +155,7 @@ def find_learning_rate(
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
     chosen = stages[stage] if stage else next((one for one in settings.stages if one.epochs), settings.stages[0])
     name = f"{settings.name}-find-lr"
-    return _Run(settings.model_copy(update={"name": name}), out, console).run_sweep(chosen)
+    return _Run(settings.model_copy(update={"name": name, "minutes": None}), out, console).run_sweep(chosen)
 
 
 class _Run:
@@ -175,15 +176,24 @@ class _Run:
         self.floor: RunFloor | None = None
         self.leaked: dict[str, list[int]] | None = None
         self.kept: str | None = None
+        self.planner: Planner | None = None
         self._kept_accuracy = 0.0
         if is_first():
             RunFolder.check(None if out is None else Path(out))
         # An existing folder is locked first. A new one is created last, so that a run that fails to start leaves none.
         session = Session(resumed, config, self._print, resumed=True) if resumed else None
         try:
+            if config.minutes is not None:
+                plan = partial(Planner, config, self.console, Learner)
+                self.planner = self._timed("planning", plan)
+                config = self.planner.config
             load = partial(load_source, config.data, config.seed, self.console)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
             self._print_data()
+            if self.planner is not None:
+                config = self.planner.finish(self.data)
+                for line in self.planner.lines:
+                    self._print(line)
             self.learner = self._timed("model", lambda: Learner(self.data, config=config, console=self.console))
             config = self.config = self.learner.config  # `data.batch_size: auto` is now a number
             if session is None:
@@ -397,3 +407,5 @@ class _Run:
         for line in filter(None, [leak, below_floor(result)]):
             self._print(line, "yellow")
         self._print(f"model, plots and report.html: {self.folder.path}")
+        if self.planner is not None:
+            self._print(self.planner.end_line())

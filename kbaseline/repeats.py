@@ -138,6 +138,8 @@ def _start(
     overrides: dict[str, Any],
 ) -> Repeats:
     settings = load_config(config, dotted(overrides))
+    if settings.minutes is not None:
+        raise InputError(f"minutes {settings.minutes:g}: plans one run; leave it out of several.")
     if count < 2:
         raise ConfigError(f"{kind}: must be at least 2; got {count}. For a single run leave it out.")
     if kind == "folds":

@@ -18,6 +18,12 @@ from kbaseline.errors import InputError
 )
 @out
 @click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="The time you have: light, with network, size and epochs that a few timed steps find to fit it.",
+)
+@click.option(
     "--seeds",
     type=click.IntRange(2),
     metavar="K",
@@ -42,6 +48,7 @@ def fit(
     assignments: tuple[str, ...],
     log: tuple[str, ...],
     out: Path | None,
+    minutes: float | None,
     seeds: int | None,
     folds: int | None,
     resume: Path | None,
@@ -50,11 +57,13 @@ def fit(
 
     Without options this is the article's recipe: CIFAR-10 at 128 pixels, ImageNet ResNet50, 3 + 3 epochs.
     """
-    if resume is not None and (config or log or out or seeds or folds):
+    if resume is not None and (config or log or out or minutes or seeds or folds):
         raise InputError("--resume: the run folder holds the configuration; give no other option but --data and --set.")
     if seeds and folds:
         raise InputError("--seeds and --folds: give one of them.")
-    chosen = resolve(config, source, assignments, {"runtime.log": list(log)} if log else {}) if not resume else None
+    further = {"runtime.log": list(log) if log else None, "minutes": minutes}
+    given = {key: value for key, value in further.items() if value is not None}
+    chosen = resolve(config, source, assignments, given) if not resume else None
     start_keras()
     from kbaseline.baseline import resume_run, run_baseline
     from kbaseline.config.load import parse_assignments

@@ -61,10 +61,35 @@ def load_config(
             # A weight of its own for one class takes the place of `none` and `auto`.
             tree = with_override(tree, parts[:-1], {}, key)
         tree = with_override(tree, parts, value, key)
+    light = None
+    if tree.get("minutes") is not None:
+        light = read_yaml(bundled_configs()["light"])
+        tree = _merged(light, tree)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error, tree)}") from None
+    if light is not None:
+        _check_can_plan(config, Config.model_validate(light))
+    return config
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree over another, section by section."""
+    both = {key: _merged(under[key], value) for key, value in over.items() if _are_sections(under.get(key), value)}
+    return {**under, **over, **both}
+
+
+def _are_sections(*trees: Any) -> bool:
+    return all(isinstance(tree, Mapping) for tree in trees)
+
+
+def _check_can_plan(config: Config, light: Config) -> None:
+    """Raises a `ConfigError` where a configuration says itself what `minutes` is to choose."""
+    if config.stages != light.stages:
+        raise ConfigError(f"minutes {config.minutes:g}: chooses the stages itself; leave out stages, or minutes.")
+    if config.data.batch_size == "auto":
+        raise ConfigError(f"minutes {config.minutes:g}: needs data.batch_size as a number; got 'auto'.")
 
 
 def dotted(overrides: Mapping[str, Any]) -> dict[str, Any]:

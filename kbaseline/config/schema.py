@@ -307,6 +307,9 @@ class Config(Section):
     """Name of the run folder under `runs/`."""
     seed: int = Field(42, ge=0, lt=2**31)
     """Seed of the initial weights, splits, image order, augmentation and dropout."""
+    minutes: float | None = Field(None, gt=0, le=100_000)
+    """The time that a run may take. The run is then `light` with network, size and epochs that fit it, chosen by a few
+    timed steps (docs/recipe.md); leave out `stages`. Its `config.yaml` holds the choice, and no `minutes`."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     transforms: TransformsConfig = TransformsConfig()

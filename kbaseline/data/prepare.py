@@ -1,6 +1,7 @@
 """Images of a source, chosen by their labels alone and only then decoded: to train on, or to score a network on."""
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.registry import open_source
 from kbaseline.data.splits import choose, number_images
 from kbaseline.errors import DataError, listed
+
+_SURVEYED = 32
+"""Images that a survey decodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,30 @@ class Labelled:
     labels: np.ndarray
     split: str
     skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What is known of a source before its images are decoded.
+
+    Attributes:
+        images: number of images in each split, those that cannot be read among them.
+        class_names: the name of each label.
+        image_size: height and width of a few images, in pixels, as they are decoded.
+        keeps_size: whether these are the images' own, and not those the network sees.
+        decoding: seconds to decode an image; 0 where the source has pixels.
+    """
+
+    images: dict[str, int]
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    keeps_size: bool
+    decoding: float
+
+    def decoded_size(self, size: int) -> tuple[int, int]:
+        """Height and width that images are decoded to for a network of so many pixels."""
+        keeps = self.keeps_size and max(self.image_size) <= 2 * size
+        return self.image_size if keeps else (size, size)
 
 
 def prepare(
@@ -177,16 +205,56 @@ def load_sample(
     Raises:
         DataError, DownloadError, RunError: as `load_labelled`.
     """
-    with open_source(config, console) as listing, tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
-        if listing.untrainable:
-            raise DataError(listing.untrainable)
-        listing, _ = _of_trained_classes(listing)
-        valid = _choose(listing, _labels(listing) >= 0, config, seed)["valid"]
-        numbers = valid[np.linspace(0, len(valid) - 1, min(number, len(valid))).astype(int)]
+    with open_source(config, console) as listing:
+        listing, chosen = _chosen(listing, config, seed)
+        return _decode_some(listing, chosen["valid"], number, config, console, image_size)
+
+
+def survey(config: DataConfig, seed: int, console: Console | None = None) -> Survey:
+    """Counts the images a run would use, and decodes a few of them to see how long that takes.
+
+    Args:
+        config: the `data` section.
+        seed: fixes the hold-out and the subsets.
+        console: where to show progress; None shows nothing.
+
+    Raises:
+        DataError, DownloadError, RunError: as `load_source`.
+    """
+    with open_source(config, console) as listing:
+        listing, chosen = _chosen(listing, config, seed)
+        began = time.perf_counter()
+        some = _decode_some(listing, chosen["train"], _SURVEYED, config, None, None)
+        seconds = 0.0 if isinstance(listing.pictures, np.ndarray) else (time.perf_counter() - began) / len(some)
+        height, width = some.shape[1:3]
+        counts = {name: len(numbers) for name, numbers in chosen.items()}
+        keeps = (height, width) != (config.size, config.size)
+        return Survey(counts, listing.class_names, (height, width), keeps, seconds)
+
+
+def _chosen(listing: Listing, config: DataConfig, seed: int) -> tuple[Listing, dict[str, np.ndarray]]:
+    """The listing of the trained classes, and the images of each split, as if all could be read."""
+    if listing.untrainable:
+        raise DataError(listing.untrainable)
+    listing, _ = _of_trained_classes(listing)
+    return listing, _choose(listing, _labels(listing) >= 0, config, seed)
+
+
+def _decode_some(
+    listing: Listing,
+    numbers: np.ndarray,
+    most: int,
+    config: DataConfig,
+    console: Console | None,
+    image_size: tuple[int, int] | None,
+) -> np.ndarray:
+    """Some images, evenly spaced, without those that cannot be read."""
+    with tempfile.TemporaryDirectory(prefix="kbaseline-") as scratch:
         # Beside the cache, which would keep a second copy of them.
         aside = config.model_copy(update={"cache_dir": Path(scratch), "on_bad_image": "skip"})
-        splits, _ = _decode(listing, {"valid": numbers}, aside, console, image_size)
-        return np.array(splits["valid"].images)
+        some = numbers[np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int)]
+        splits, _ = _decode(listing, {"some": some}, aside, console, image_size)
+        return np.array(splits["some"].images)
 
 
 def _labels(listing: Listing) -> np.ndarray:
