@@ -146,14 +146,19 @@ def test_saved_model_gives_the_stored_predictions(run):
 
 
 def test_a_sweep_that_suggests_nothing_ends_only_a_run_that_needs_it(recipe, tmp_path, monkeypatch):
-    """Where `max_lr` is a number the run goes on and the raw curve is kept; `auto` is an error, curve kept too."""
+    """Where `max_lr` is a number the run goes on and the raw curve is kept; `auto` is an error, curve kept too.
+
+    Trained on what it validates on, the run knows nothing of other images, and says nothing of its doubt.
+    """
     from kbaseline.learner import Learner
     from kbaseline.lr_finder import LRCurve
 
     short = LRCurve(np.array([1e-7, 1e-6]), np.array([2.0, np.nan]), np.array([2.0, np.nan]))
     monkeypatch.setattr(Learner, "lr_sweep", lambda self: short)
     stage = {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2}
-    result = run_baseline(recipe, out=tmp_path / "number", console=QUIET, stages=[stage], **{"data.limit": 200})
+    small = {"data.limit": 200, "data.fold": [0, 3]}
+    result = run_baseline(recipe, out=tmp_path / "number", console=QUIET, stages=[stage], **small)
+    assert not (result.folder / "doubt.npz").exists()
     assert result.suggested_lrs == {"head": {}}
     assert len(rows(result.folder / "lr_find.csv")) == 2
     with pytest.raises(LRFinderError, match="0 usable points of 2 steps"):
