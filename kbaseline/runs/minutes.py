@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
@@ -22,7 +22,7 @@ class Choice:
 
     backbone: str
     size: int
-    finetuned: bool = True
+    finetuned: bool = field(default=True, compare=False)
 
     def __str__(self) -> str:
         return f"{self.backbone} at {self.size} pixels"
@@ -233,14 +233,17 @@ def planned_config(config: Config, plan: Plan) -> Config:
     )
 
 
-def plan_lines(plan: Plan, cost: Cost, work: Work, better: Sequence[Choice], spent: float, minutes: float) -> list[str]:
-    """What was chosen, and why, in two or three lines.
+def plan_lines(
+    plan: Plan, cost: Cost, work: Work, better: Sequence[Choice], needed: float, spent: float, minutes: float
+) -> list[str]:
+    """What was chosen, and why, in three lines at most.
 
     Args:
         plan: the plan.
         cost: what its network costs here.
         work: the images.
         better: rows that come before it in the table and do not fit.
+        needed: seconds that the whole run would take with the least fine-tuning there is.
         spent: seconds from the beginning to the plan.
         minutes: the whole time.
     """
@@ -255,7 +258,7 @@ def plan_lines(plan: Plan, cost: Cost, work: Work, better: Sequence[Choice], spe
     )
     least = f"{LEAST_EPOCHS} epochs"
     if not plan.epochs:
-        lines.append(f"fine-tuning would need {least} or more, which do not fit; more minutes or fewer images would do")
+        lines.append(f"fine-tuning for {least} would take about {math.ceil(needed / 60)} minutes")
     elif better:
         lines.append(f"better, but without the time for {least}: {', '.join(map(str, better))}")
     if spent + plan.seconds > 60 * minutes:

@@ -19,6 +19,7 @@ from kbaseline.devices.multihost import are_several
 from kbaseline.errors import InputError
 from kbaseline.models.zoo import ZOO
 from kbaseline.runs.minutes import (
+    LEAST_EPOCHS,
     MOST_EPOCHS,
     USED,
     Choice,
@@ -31,6 +32,7 @@ from kbaseline.runs.minutes import (
     plan,
     plan_lines,
     planned_config,
+    seconds_needed,
 )
 
 STEPS, ENOUGH = 20, 2.0
@@ -148,6 +150,7 @@ class Planner:
             self._began = now()
             self._rows = candidates(config, max(seen.image_size), lambda name: ZOO[name].weights_file.is_file())
             self._most = max(MOST_EPOCHS, load_config("light").stages[-1].epochs)
+            self._known: dict[Choice, Cost] = {}
             self._plan, self._cost = self._choose(seen, Timer(seen, config, learner))
 
     @property
@@ -160,9 +163,11 @@ class Planner:
         work = self._work({name: len(split) for name, split in data.splits.items()}, 0.0)
         row = self._plan.choice if self._plan.epochs else replace(self._plan.choice, finetuned=False)
         self._plan = first_that_fits([row], lambda _: self._cost, work, self._left(), self.minutes, self._most)
-        better = self._rows[: self._rows.index(self._plan.choice)] if self._plan.choice in self._rows else []
+        better = self._rows[: self._rows.index(self._plan.choice)]
         spent = self._now() - self._began
-        self.lines = plan_lines(self._plan, self._cost, work, better, spent, self.minutes)
+        finetuned = [self._known[row] for row in self._rows if row.finetuned]
+        needed = min(seconds_needed(cost, work, LEAST_EPOCHS, False) for cost in finetuned)
+        self.lines = plan_lines(self._plan, self._cost, work, better, spent + needed / USED, spent, self.minutes)
         return self.config
 
     def end_line(self) -> str:
@@ -172,26 +177,25 @@ class Planner:
     def _choose(self, seen: Survey, timer: Timer) -> tuple[Plan, Cost]:
         work = self._work(seen.images, seen.decoding)
         cheapest = min(self._rows, key=arithmetic)
-        known = timer.prediction(cheapest)
+        self._guess(cheapest, timer.prediction(cheapest))
         rows = self._rows
-        steps = 3 * min(self._config.data.batch, work.train)
-
-        def guess(row: Choice) -> Cost:
-            cost = known.scaled(arithmetic(row) / arithmetic(cheapest))
-            # Timing it, too: compiled once, and a few steps.
-            return replace(cost, compiling_step=cost.compiling_step + KEPT + cost.training * steps)
-
         while True:
-            found = first_that_fits(rows, guess, work, self._left(), self.minutes, self._most)
+            found = first_that_fits(rows, self._known.__getitem__, work, self._left(), self.minutes, self._most)
             if not found.epochs:
-                return found, guess(found.choice)
+                return found, self._known[found.choice]
             cost = timer.training(found.choice)
             if (fits := plan(found.choice, cost, work, self._left(), self.minutes, self._most)) and fits.epochs:
                 return fits, cost
             # Not so fast as guessed, and nor are the others.
-            scale = arithmetic(cheapest) / arithmetic(found.choice)
-            known = replace(known, predicting=cost.predicting * scale, training=cost.training * scale)
-            rows = [replace(row, finetuned=False) if row == found.choice else row for row in rows]
+            self._guess(found.choice, cost)
+            rows = [replace(row, finetuned=row.finetuned and row != found.choice) for row in rows]
+
+    def _guess(self, timed: Choice, cost: Cost) -> None:
+        """Guesses what every row costs from one that was timed, and with it what it costs to time it."""
+        for row in self._rows:
+            scaled = cost.scaled(arithmetic(row) / arithmetic(timed))
+            timing = COMPILING * cost.compiling + KEPT + scaled.training * 3 * self._config.data.batch
+            self._known[row] = replace(scaled, compiling_step=timing)
 
     def _left(self) -> float:
         return USED * 60 * self.minutes - (self._now() - self._began)
