@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, overload
 
 import keras
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from kbaseline.config.schema import Config
@@ -20,7 +21,7 @@ from kbaseline.doubt import Doubt
 from kbaseline.errors import DataError, InputError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
-from kbaseline.render.notebook import Gallery, fragment, paragraphs
+from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
 from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
 from kbaseline.runs.inference import predict_plain, predict_views, predict_with_features
 from kbaseline.runs.record import RunRecord, RunResult, read_run
@@ -39,6 +40,10 @@ class Answer:
     probabilities: np.ndarray
     sets: np.ndarray | None = None
     unfamiliarity: np.ndarray | None = None
+
+
+PathOrImage = str | Path | Image.Image
+"""An image as people have it: a file, or one that is open in PIL."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,24 +73,44 @@ class SavedRun:
     console: Console = field(default_factory=lambda: Console(stderr=True))
     doubt: Doubt | None = None
 
-    def predict(self, images: np.ndarray, *, tta: bool = False, batch_size: int | None = None) -> np.ndarray:
-        """Class probabilities, calibrated if the run has a `doubt`.
+    @overload
+    def predict(self, images: np.ndarray, *, tta: bool = ..., batch_size: int | None = ...) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self, images: PathOrImage | Sequence[PathOrImage], *, tta: bool = ..., batch_size: int | None = ...
+    ) -> Table: ...
+
+    def predict(
+        self,
+        images: np.ndarray | PathOrImage | Sequence[PathOrImage],
+        *,
+        tta: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray | Table:
+        """Class probabilities, calibrated if the run has a `doubt`; of files and PIL images the names of classes.
 
         Args:
-            images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size; fitted like the run's own.
+            images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size; fitted like the run's own. Or
+                paths of image files or PIL images of any size; a single one needs no list.
             tta: use test-time augmentation.
             batch_size: images per batch; with `tta`, images per forward pass, where each image counts 1 + views
                 times. Default: twice the training batch size, with `tta` four times.
 
         Returns:
-            Float32 `(number, classes)`.
+            Float32 `(number, classes)`. Of files and PIL images a row each: `image` (the path, or `image N`), `class`
+            (the most probable one's name) and `probability` (0 to 1).
 
         Raises:
-            DataError: there are no images, a wrong shape (also one image without its batch axis) or dtype, or values
-                outside 0-255.
+            DataError: there are no images, one cannot be read, a wrong shape (also one image without its batch axis)
+                or dtype, or values outside 0-255.
             InputError: `tta` is true, but the run's configuration turns it off; or `batch_size` is below 1.
         """
-        images, source = self._fitted(images, batch_size), self.result.data.source
+        if _are_pictures(images):
+            pixels = read_pictures(images, self.image_size, self.config.data.resize)
+            found = self.predict(np.stack(pixels), tta=tta, batch_size=batch_size)
+            return _named(images, found, self.class_names)
+        images, source = self._fitted(np.asanyarray(images), batch_size), self.result.data.source
         if tta:
             found = predict_views(self.model, images, self.config, source, self.console, batch_size)[1]
         elif self.doubt is None:
@@ -149,6 +174,26 @@ class SavedRun:
     def image_size(self) -> tuple[int, int]:
         """Height and width, in pixels, that every image is fitted to before the network; see `data.fit`."""
         return self.result.image_size
+
+
+def _are_pictures(images: Any) -> TypeGuard[PathOrImage | Sequence[PathOrImage]]:
+    """Whether these are paths or PIL images, one of them or several."""
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    return isinstance(first, str | Path | Image.Image)
+
+
+def _named(images: Any, probabilities: np.ndarray, class_names: Sequence[str]) -> Table:
+    """A row for each picture with its most probable class."""
+    every = images if isinstance(images, list | tuple) else [images]
+    best = probabilities.argmax(axis=1).tolist()
+    return Table(
+        {
+            "image": str(one) if isinstance(one, str | Path) else f"image {number}",
+            "class": class_names[label],
+            "probability": float(probabilities[number, label]),
+        }
+        for number, (one, label) in enumerate(zip(every, best, strict=True))
+    )
 
 
 def load(run: str | Path) -> SavedRun:

@@ -43,6 +43,30 @@ def test_the_articles_notebook_is_committed_with_its_outputs() -> None:
     assert path.stat().st_size < 1_500_000
 
 
+def test_own_photos_runs_and_is_committed_with_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: every cell runs, here without fine-tuning, and finds what was planted; no path of a machine is in it."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    import notebooks
+
+    path = DOCS / "own-photos.ipynb"
+    text = path.read_text(encoding="utf-8")
+    assert "/tmp/" not in text  # noqa: S108
+    assert len(text) < 1_000_000
+    own = nbformat.read(path, as_version=4)
+    cells = [cell for cell in own.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert sum("<img" in str(cell.outputs) for cell in cells) >= 4
+    trained = next(cell for cell in cells if "run_baseline(" in cell.source and "import" not in cell.source)
+    trained.source = trained.source.replace(
+        'out="run"', 'out="run", tta=None, stages=[{"name": "probe", "init": "probe"}]'
+    )
+    done = notebooks.execute(own, tmp_path)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert "valid/ball/copy.png" in str(outputs)
+    assert sys.modules.pop("notebooks")
+
+
 def test_the_articles_notebook_runs(tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: every cell runs in a new kernel, here on few digits and a small network."""
     monkeypatch.syspath_prepend(str(DOCS))

@@ -197,6 +197,11 @@ def test_a_run_shows_files_pil_images_and_arrays(every: dict[str, Any], tmp_path
     lines = [card.lines[:3] for card in run.show(given).cards]
     assert lines == [lines[0]] * 4
     assert run.show(tmp_path / "photo.png", top=1).cards[0].lines[1:] == ("photo.png",)
+    probabilities = run.predict(image[None])[0]
+    best = int(probabilities.argmax())
+    row = {"class": run.class_names[best], "probability": pytest.approx(float(probabilities[best]), abs=1e-6)}
+    assert run.predict(tmp_path / "photo.png") == [{"image": str(tmp_path / "photo.png"), **row}]
+    assert run.predict([Image.fromarray(image)]) == [{"image": "image 0", **row}]
     (tmp_path / "no.png").write_text("no image")
     with pytest.raises(DataError, match=r"no\.png'?: "):
         run.show(tmp_path / "no.png")
