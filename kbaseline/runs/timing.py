@@ -121,8 +121,7 @@ class Planner:
         config: of the run.
         console: where to show that it works.
         learner: see `Timer`.
-        look: gives the survey of the images.
-        timer: times a choice on them.
+        now: a clock, in seconds.
 
     Attributes:
         lines: what was chosen, and why.

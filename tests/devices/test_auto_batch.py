@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,7 +151,7 @@ def test_not_even_one_image(tiny_backbone: str, data: ImageData, monkeypatch: py
     """Golden: the error is one line with the remedy."""
     tried = with_memory(monkeypatch, room=0)
     monkeypatch.setattr("kbaseline.devices.xla.jax", batch_size.jax)
-    monkeypatch.setattr("kbaseline.learner.dtype_policy", lambda _: "float32")
+    monkeypatch.setattr("kbaseline.learner.with_precision", lambda _: nullcontext())
     monkeypatch.setattr("kbaseline.learner.set_compilation_cache", lambda _: None)
     monkeypatch.setattr("kbaseline.learner.start_jax", lambda **_: None)
     with pytest.raises(RunError, match=r"1 does not fit into the memory of .*; set data\.size lower"):

@@ -228,18 +228,19 @@ def test_timing_decides_and_not_the_guess(written):
     assert len(found.config.stages) == 1
 
 
-def test_a_run_of_a_minute(tiny_backbone, tmp_path, monkeypatch):
+def test_a_planned_run(tiny_backbone, tmp_path, monkeypatch):
     """From the command's configuration to a finished run; its folder repeats and resumes it without timing (smoke)."""
     screen, out = io.StringIO(), tmp_path / "run"
     data = {"source": "digits", "size": 8, "limit": 171, "limit_valid": 83}
-    settings = {"minutes": 1, "data": data, "model.backbone": tiny_backbone, "tta": None}
+    settings = {"minutes": 60, "data": data, "model.backbone": tiny_backbone, "tta": None}
     result = run_baseline(out=out, console=Console(file=screen, width=200), **settings)
     said = screen.getvalue()
-    assert f"1 minutes: {tiny_backbone} at 8 pixels, a linear probe, then 10 epochs" in said
-    assert said.index("timed here") < said.index("finetune  10 epochs")
-    assert said.splitlines()[-1].endswith("of 01:00")
+    assert f"60 minutes: {tiny_backbone} at 8 pixels, a linear probe, then 10 epochs" in said
+    light = load_config("light").stages
+    assert said.index("timed here") < said.index(f"{light[-1].name}  10 epochs")
+    assert said.splitlines()[-1].endswith("of 1:00:00")
     assert result.seconds["planning"] > 0
-    assert list(result.stages) == ["probe", "finetune"]
+    assert list(result.stages) == [light[0].name, light[-1].name]
     monkeypatch.setattr(timing, "survey", lambda *_: pytest.fail("timed again"))
     again = run_baseline(out / "config.yaml", out=tmp_path / "again", console=Console(quiet=True))
     assert again.stages == result.stages
