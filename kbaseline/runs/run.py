@@ -110,7 +110,7 @@ class SavedRun:
             pixels = read_pictures(images, self.image_size, self.config.data.resize)
             found = self.predict(np.stack(pixels), tta=tta, batch_size=batch_size)
             return _named(images, found, self.class_names)
-        images, source = self._fitted(np.asanyarray(images), batch_size), self.result.data.source
+        images, source = self._fitted(images, batch_size), self.result.data.source
         if tta:
             found = predict_views(self.model, images, self.config, source, self.console, batch_size)[1]
         elif self.doubt is None:
@@ -133,7 +133,7 @@ class SavedRun:
         found = self.predict(images, tta=True, batch_size=batch_size) if tta else self.doubt.calibrated(plain, kind)
         return Answer(found, self.doubt.sets(found, kind), self.doubt.unfamiliarity(features))
 
-    def _fitted(self, images: np.ndarray, batch_size: int | None) -> np.ndarray:
+    def _fitted(self, images: Any, batch_size: int | None) -> np.ndarray:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: must be at least 1; got {batch_size}.")
         return fit_batch(checked_images("prediction", images), *self.image_size, self.config.data.resize)
