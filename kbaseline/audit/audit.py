@@ -1,7 +1,7 @@
 """Everything that can be known of a set of images before training on it, from its pixels, files and features."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from kbaseline.audit.suspects import Suspect, find_suspects
 from kbaseline.console.format import interval, percent, shortened
 from kbaseline.data import ImageData
 from kbaseline.data.decode import Header
-from kbaseline.data.duplicates import EARLIER, Place
+from kbaseline.data.duplicates import EARLIER, Place, all_places
 from kbaseline.render.notebook import fragment, page_html, paragraphs
 
 
@@ -151,15 +151,7 @@ class Audit:
                 {"file": self.name(odd.place), "split": odd.place.split, "kind": odd.kind, "score": odd.score}
                 for odd in self.odd_images
             ],
-            "shortcuts": [
-                {
-                    "property": one.property,
-                    "accuracy": one.accuracy,
-                    "interval": list(one.interval),
-                    "majority": one.majority,
-                }
-                for one in self.shortcuts
-            ],
+            "shortcuts": [asdict(one) for one in self.shortcuts],
             "probe": {
                 "accuracy": floor.accuracy,
                 "interval": list(floor.interval),
@@ -212,13 +204,6 @@ def audit_data(
         learning_curve(features, labels, classes, groups, seed, console, floor.strength),
         backbone,
     )
-
-
-def all_places(data: ImageData) -> list[Place]:
-    """Every image of every split, in order."""
-    return [
-        Place(name, row, int(label)) for name, split in data.splits.items() for row, label in enumerate(split.labels)
-    ]
 
 
 def copy_groups(copies: Sequence[NearDuplicates], places: Sequence[Place]) -> np.ndarray:

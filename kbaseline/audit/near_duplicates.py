@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from kbaseline.audit.alignment import SIDE, agreement, thumbnail
 from kbaseline.console.bars import Bar
 from kbaseline.data import ImageData
-from kbaseline.data.duplicates import Place, find_duplicates
+from kbaseline.data.duplicates import Place, all_places, find_duplicates
 
 NEIGHBOURS = 6
 """Nearest neighbours of each image that are compared with it: a group of copies is found through its links."""
@@ -28,8 +28,7 @@ SHADED_ALIKE = 0.8
 """The same for light and shade on a grid of `_GRID` x `_GRID`, that of the mirrored image added."""
 
 SAME = 0.85
-"""Least agreement of a copy. Of 390 copies made of photos, of 13 kinds, 1 in 100 is below it unless more than a fifth
-of the side was cut off; pairs above it that were not made were the same shot (docs/audit.md)."""
+"""Least agreement of a copy; chosen on photos of waste with copies made of them. docs/audit.md counts what it finds."""
 
 SMALLEST = 16
 """Images of fewer pixels a side are compared for identical pixels alone: too little to be seen apart."""
@@ -191,9 +190,7 @@ def _agreements(small: np.ndarray, pairs: np.ndarray, console: Console | None) -
 
 
 def _groups(data: ImageData, pairs: np.ndarray, scores: np.ndarray) -> tuple[NearDuplicates, ...]:
-    places = [
-        Place(name, row, int(label)) for name, split in data.splits.items() for row, label in enumerate(split.labels)
-    ]
+    places = all_places(data)
     links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(places),) * 2)
     member = connected_components(links, directed=False)[1]
     groups: dict[int, list[int]] = {}

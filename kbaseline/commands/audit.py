@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from kbaseline.audit.audit import Audit, all_places, audit_data
+from kbaseline.audit.audit import Audit, audit_data
 from kbaseline.audit.page import render_audit
 from kbaseline.config.schema import Config
 from kbaseline.console.bars import Bar
 from kbaseline.console.format import file_name
 from kbaseline.data import ImageData
 from kbaseline.data.decode import BadImageError, Header, probe, quiet
-from kbaseline.data.duplicates import Place
+from kbaseline.data.duplicates import Place, all_places
 from kbaseline.data.image_data import load_source
 from kbaseline.data.pictures import FilePictures
 from kbaseline.feature_extraction import features
@@ -26,8 +26,8 @@ from kbaseline.storage.run_folder import RunFolder
 BACKBONE = "efficientnet_lite0"
 """The network whose features are compared: it comes with kbaseline."""
 
-PHOTO_SIZE, SMALL_SIZE = 224, 128
-"""Side of the network's input, in pixels, for photos and for images of at most `SMALL_SIZE` pixels a side."""
+SMALL_SIZE = 128
+"""Images of at most this many pixels a side are shown to the network at no more than this size."""
 
 _EXIF_MAKE, _EXIF_MODEL = 271, 272
 

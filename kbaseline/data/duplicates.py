@@ -19,6 +19,13 @@ class Place:
     label: int
 
 
+def all_places(data: ImageData) -> list[Place]:
+    """Every image of every split, in order."""
+    return [
+        Place(name, row, int(label)) for name, split in data.splits.items() for row, label in enumerate(split.labels)
+    ]
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """Groups of images whose pixels are equal after decoding and resizing, so that no network can tell them apart.

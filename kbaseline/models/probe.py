@@ -15,8 +15,8 @@ from kbaseline.data.splits import fold_indices
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's `C` on standardised features, from the strongest regularisation to the weakest."""
 
-_HELD = 0.2
-"""Share of the images on which the strength is chosen."""
+_PARTS = 5
+"""One of so many parts of the images is held out, to choose the strength on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +78,7 @@ def fit_probe(
 
 def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndarray | None) -> float:
     """The strength with the least cross-entropy on a fifth of the images, the stronger of equals."""
-    folds = round(1 / _HELD)
-    parts = fold_indices(labels, folds, seed, groups)
+    parts = fold_indices(labels, _PARTS, seed, groups)
     if not parts:
         return STRENGTHS[len(STRENGTHS) // 2]
     kept, held = parts[0]

@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kbaseline.audit.audit import Audit, all_places, copy_groups
-from kbaseline.data.duplicates import Place
+from kbaseline.audit.audit import Audit, copy_groups
+from kbaseline.data.duplicates import Place, all_places
 from kbaseline.data.pictures import FilePictures
 from kbaseline.errors import InputError
 from kbaseline.render.images import encoded

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from kbaseline.audit.alignment import SIDE, agreement, thumbnail
-from kbaseline.audit.audit import all_places, audit_data
+from kbaseline.audit.audit import audit_data
 from kbaseline.audit.floor import cross_validate
 from kbaseline.audit.shortcuts import find_shortcuts
 from kbaseline.audit.suspects import find_suspects
 from kbaseline.data import ImageData
 from kbaseline.data.decode import Header
+from kbaseline.data.duplicates import all_places
 from kbaseline.data.splits import fold_indices
 from kbaseline.models.probe import Probe, fit_probe
 
@@ -134,18 +135,21 @@ def test_odd_images_are_named_by_kind(planted):
 
 
 def test_suspects_are_those_of_cleanlab_in_the_order_of_their_margin():
+    from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 300)
-    probabilities = rng.dirichlet(np.ones(3), 300) * 0.3 + 0.7 * np.eye(3)[np.where(rng.random(300) < 0.9, labels, 0)]
-    data = ImageData.from_arrays((np.zeros((300, 8, 8, 3), np.uint8), labels), valid_fraction=0.1)
+    data = ImageData.from_arrays((np.zeros((300, 8, 8, 3), np.uint8), rng.integers(0, 3, 300)), valid_fraction=0.1)
     places = all_places(data)
     order = np.array([place.label for place in places])
-    own = np.stack([probabilities[np.flatnonzero(labels == label)[0]] for label in order])
+    true = np.where(rng.random(300) < 0.9, order, (order + 1) % 3)
+    own = rng.dirichlet(np.ones(3), 300) * 0.3 + 0.7 * np.eye(3)[true]
     found = find_suspects(places, own)
     quality = get_label_quality_scores(order, own, method="normalized_margin")
     positions = [places.index(one.place) for one in found]
+    issues = set(np.flatnonzero(find_label_issues(order, own, n_jobs=1)))
+    assert set(positions) == {number for number in issues if own[number].argmax() != order[number]}
+    assert len(positions) >= 5
     assert (np.diff(quality[positions]) >= -1e-9).all()
 
 
