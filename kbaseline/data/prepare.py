@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
@@ -13,12 +13,21 @@ from rich.console import Console
 from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import ALL
 from kbaseline.data.cache import Target, decoded
-from kbaseline.data.decode import BadImageError, decode, quiet
+from kbaseline.data.draw import (
+    all_labels,
+    check_every_class,
+    divided_groups,
+    draw,
+    lost_by_chance,
+    missing_classes,
+    of_trained_classes,
+    unreadable_splits,
+)
 from kbaseline.data.fit import fit_batch
 from kbaseline.data.pictures import Provenance, pixel_digest
 from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.registry import open_source
-from kbaseline.data.splits import choose, number_images
+from kbaseline.data.splits import number_images
 from kbaseline.errors import DataError, listed
 
 _SURVEYED = 32
@@ -130,27 +139,27 @@ def prepare(
     """
     if listing.untrainable:
         raise DataError(listing.untrainable)
-    listing, notes = _of_trained_classes(listing)
-    usable = _labels(listing) >= 0
+    listing, notes = of_trained_classes(listing)
+    usable = all_labels(listing) >= 0
     skipped: dict[int, str] = {}
     while True:
-        chosen = _choose(listing, usable, config, seed)
+        chosen = draw(listing, usable, config, seed)
         try:
             splits, bad = _decode(listing, chosen, config, console, image_size)
         except DataError:
-            splits, bad = {}, _unreadable_splits(listing, chosen, config)
+            splits, bad = {}, unreadable_splits(listing, chosen, config)
             usable[list(bad)] = False
             if not bad or not usable[number_images(listing.labels)["train"]].any():
                 raise
         skipped |= bad
         usable[list(bad)] = False
-        _check_every_class(listing, usable, skipped)
-        if splits and not _lost_by_chance(listing, chosen, usable):
+        check_every_class(listing, usable, skipped)
+        if splits and not lost_by_chance(listing, chosen, usable):
             break
     if config.limit is None and config.limit_valid is None:
         for name, split in splits.items():
-            notes += _missing(name, split.labels, listing.class_names, splits["train"].labels)
-    notes += _divided(listing, chosen)
+            notes += missing_classes(name, split.labels, listing.class_names, splits["train"].labels)
+    notes += divided_groups(listing, chosen)
     return splits, listing.class_names, (*notes, *listing.skipped, *skipped.values())
 
 
@@ -186,7 +195,7 @@ def load_labelled(
         labels = _places(listing, numbers, class_names)
         splits, bad = _decode(listing, {chosen: numbers}, config, console, image_size)
     found = labels[splits[chosen].labels]
-    missing = _missing(chosen, found, class_names, np.arange(len(class_names)))
+    missing = missing_classes(chosen, found, class_names, np.arange(len(class_names)))
     return Labelled(splits[chosen].images, found, chosen, (*missing, *listing.skipped, *bad.values()))
 
 
@@ -236,8 +245,8 @@ def _chosen(listing: Listing, config: DataConfig, seed: int) -> tuple[Listing, d
     """The listing of the trained classes, and the images of each split, as if all could be read."""
     if listing.untrainable:
         raise DataError(listing.untrainable)
-    listing, _ = _of_trained_classes(listing)
-    return listing, _choose(listing, _labels(listing) >= 0, config, seed)
+    listing, _ = of_trained_classes(listing)
+    return listing, draw(listing, all_labels(listing) >= 0, config, seed)
 
 
 def _decode_some(
@@ -257,118 +266,6 @@ def _decode_some(
         return np.array(splits["some"].images)
 
 
-def _labels(listing: Listing) -> np.ndarray:
-    """The label of every image of a source, int32 `(number,)`."""
-    return np.concatenate(list(listing.labels.values())).astype(np.int32)
-
-
-def _of_trained_classes(listing: Listing) -> tuple[Listing, list[str]]:
-    """The listing without the classes that `train` lacks, whose images have the label -1, and a line for each."""
-    every = _labels(listing)
-    strange = np.setdiff1d(every, listing.labels["train"])
-    notes = [
-        f"{split}: {(own == label).sum():,} images of {listing.class_names[label]!r} left out; train lacks that class"
-        for split, own in listing.labels.items()
-        for label in np.intersect1d(own, strange)
-    ]
-    kept = np.setdiff1d(np.arange(len(listing.class_names)), strange)
-    places = np.full(len(listing.class_names), -1)
-    places[kept] = np.arange(len(kept))
-    labels = {split: places[own] for split, own in listing.labels.items()}
-    return replace(listing, labels=labels, class_names=tuple(listing.class_names[label] for label in kept)), notes
-
-
-def _choose(listing: Listing, usable: np.ndarray, config: DataConfig, seed: int) -> dict[str, np.ndarray]:
-    """`choose` of the usable images, bool `(number,)`.
-
-    Raises:
-        DataError: fewer than two classes, or an empty split.
-    """
-    parts = {name: usable[numbers] for name, numbers in number_images(listing.labels).items()}
-    labels = {name: listing.labels[name][part] for name, part in parts.items() if name == "train" or part.any()}
-    numbers = np.concatenate([number_images(listing.labels)[name][parts[name]] for name in labels])
-    chosen = choose(
-        labels,
-        seed,
-        valid_fraction=config.valid_fraction,
-        limit=config.limit,
-        limit_valid=config.limit_valid,
-        groups=None if listing.groups is None else listing.groups[numbers],
-        fold=config.fold,
-    )
-    found = {name: numbers[positions] for name, positions in chosen.items()}
-    present = np.unique(_labels(listing)[found["train"]])
-    if len(present) < 2:
-        names = ", ".join(repr(listing.class_names[label]) for label in present)
-        raise DataError(f"source {config.source!r}: training needs at least two classes; got {names or 'none'}.")
-    for name, part in found.items():
-        if not len(part):
-            raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
-    return found
-
-
-def _lost_by_chance(listing: Listing, chosen: Mapping[str, np.ndarray], usable: np.ndarray) -> bool:
-    """Whether a class of which a split drew only unreadable images has others that it could have drawn."""
-    every, sources = _labels(listing), number_images(listing.labels)
-    for numbers in chosen.values():
-        pool = next(pool for pool in sources.values() if numbers[0] in pool)
-        lost = np.setdiff1d(every[numbers], every[numbers[usable[numbers]]])
-        if np.isin(lost, every[pool[usable[pool]]]).any():
-            return True
-    return False
-
-
-def _unreadable_splits(listing: Listing, chosen: Mapping[str, np.ndarray], config: DataConfig) -> dict[int, str]:
-    """Number -> one line, for all images of the splits of which none can be read."""
-    bad: dict[int, str] = {}
-    if isinstance(listing.pictures, np.ndarray) or config.on_bad_image == "error":
-        return bad
-    for numbers in chosen.values():
-        reasons = {}
-        for number in numbers.tolist():
-            try:
-                with quiet():
-                    decode(listing.pictures.open(number), config.size, config.size, config.resize)
-                break
-            except BadImageError as error:
-                reasons[number] = f"{listing.pictures.name(number)}: {error}"
-        else:
-            bad |= reasons
-    return bad
-
-
-def _check_every_class(listing: Listing, usable: np.ndarray, skipped: Mapping[int, str]) -> None:
-    """Raises a `DataError` for a class of which no training image can be read."""
-    own = number_images(listing.labels)["train"]
-    every = _labels(listing)
-    for label in np.setdiff1d(every[own], every[own[usable[own]]]):
-        line = next(line for number, line in skipped.items() if every[number] == label and number in own)
-        raise DataError(
-            f"{listing.display_name}: class {listing.class_names[label]!r} has no readable image left in train "
-            f"({line}); repair or replace its images, or remove the class."
-        )
-
-
-def _missing(split: str, labels: np.ndarray, names: Sequence[str], wanted: np.ndarray) -> list[str]:
-    """A line on the classes that a split lacks, or none."""
-    lacking = np.setdiff1d(wanted, labels)
-    return [f"{split}: has no image of {listed(names[label] for label in lacking)}"] if len(lacking) else []
-
-
-def _divided(listing: Listing, chosen: Mapping[str, np.ndarray]) -> list[str]:
-    """A line on groups that the source's own splits divide, or none."""
-    if listing.groups is None:
-        return []
-    sides = [set(listing.groups[numbers].tolist()) for numbers in chosen.values()]
-    divided = sum(len(side & set().union(*sides[:at])) for at, side in enumerate(sides))
-    if not divided:
-        return []
-    names = " and ".join(chosen)
-    return [
-        f"groups: {divided:,} are on several sides of the source's own splits ({names}); accuracy is too optimistic"
-    ]
-
-
 def _decode(
     listing: Listing,
     chosen: Mapping[str, np.ndarray],
@@ -377,7 +274,7 @@ def _decode(
     image_size: tuple[int, int] | None,
 ) -> tuple[dict[str, Split], dict[int, str]]:
     """The chosen images by split; the number of each that cannot be read -> one line on it."""
-    pictures, labels = listing.pictures, _labels(listing)
+    pictures, labels = listing.pictures, all_labels(listing)
     if isinstance(pictures, np.ndarray):
         height, width = image_size or pictures.shape[1:3]
         found = {
@@ -416,7 +313,7 @@ def _places(listing: Listing, numbers: np.ndarray, known: Sequence[str]) -> np.n
     places = {normalize("NFC", name): place for place, name in enumerate(known)}
     places |= {name: place for place, name in enumerate(known)}
     found = [places.get(name, places.get(normalize("NFC", name), -1)) for name in listing.class_names]
-    present = np.unique(_labels(listing)[numbers])
+    present = np.unique(all_labels(listing)[numbers])
     if strange := [listing.class_names[label] for label in present if found[label] < 0]:
         raise DataError(
             f"{listing.display_name}: classes must be among the run's; it has {listed(strange, 20)}, and the run knows "
