@@ -9,7 +9,7 @@ import kbaseline  # noqa: F401 - first: it chooses Keras' backend
 # isort: split
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ from speed import feeding, networks, scaling, shares, starting, training, views
 from speed.measure import signature
 from speed.peer import Fastai, Keras, Timm
 
+from kbaseline.cli.launch import ask_for_huge_pages
 from kbaseline.devices.xla import start_jax
 
 HERE = Path(__file__).parent
@@ -65,12 +66,16 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
+    ask_for_huge_pages()
     start_jax()
-    with (
-        Keras(batch, size) as stock,
-        Fastai(python, batch, size) if python else nullcontext() as fastai,
-        Timm(timm_python, batch, size) if timm_python else nullcontext() as timm,
-    ):
+    with ExitStack() as peers:
+        stock = peers.enter_context(Keras(batch, size))
+        fastai = peers.enter_context(Fastai(python, batch, size)) if python else None
+        timm = {
+            name: peers.enter_context(Timm(timm_python, batch, size, huge_pages))
+            for name, huge_pages in (("as it comes", False), ("huge pages", True))
+            if timm_python
+        }
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),
             "networks": lambda: networks.section(names, batch, size, rounds, timm),
@@ -82,7 +87,7 @@ def main(
         }
         sections = _sections(out)
         for part in parts or HEADINGS:
-            peer = timm if part == "networks" else fastai if part in ("train", "feed") else None
+            peer = timm.get("huge pages") if part == "networks" else fastai if part in ("train", "feed") else None
             sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(peer.versions if peer else None)}"
             click.echo(f"## {HEADINGS[part]}\n\n{sections[HEADINGS[part]]}")
     known = [heading for heading in HEADINGS.values() if heading in sections]

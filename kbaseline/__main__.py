@@ -1,5 +1,5 @@
 """Runs the command line with `python -m kbaseline`."""
 
-from kbaseline.cli import main
+from kbaseline.cli.launch import program
 
-main()
+program()

@@ -1,6 +1,6 @@
 """Networks with depthwise convolutions, beside the same ones in PyTorch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from speed.measure import side_by_side, table
@@ -10,29 +10,38 @@ from speed.training import images_and_labels, one_step, prepared
 from kbaseline.models.classifier import build_classifier, classifier_groups, freeze
 from kbaseline.optimizer import LayerwiseAdamW
 
-NETWORKS = {"mobilenet_v2": "MobileNetV2", "efficientnetv2_b0": "EfficientNetV2-B0", "convnext_tiny": "ConvNeXt-Tiny"}
+NETWORKS = {
+    "mobilenet_v2": "MobileNetV2",
+    "efficientnetv2_b0": "EfficientNetV2-B0",
+    "convnext_tiny": "ConvNeXt-Tiny",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "efficientnet_lite2": "EfficientNet-Lite2",
+}
 
 WORK = {"head": "head, BatchNorm trained", "everything": "everything", "predict": "predict"}
 
 
-def section(names: Sequence[str], batch: int, size: int, rounds: int, peer: Timm | None) -> str:
+def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Mapping[str, Timm]) -> str:
     """Images/s of training and predicting."""
     rows = []
     for network in names:
         for work, what in WORK.items():
             steps = {"here": _step(network, work, batch, size)}
-            if peer:
-                steps["PyTorch"] = lambda n=network, w=work: peer.step(n, w)
+            steps |= {name: lambda n=network, w=work, p=peer: p.step(n, w) for name, peer in peers.items()}
             seconds = side_by_side(steps, rounds)
-            row = [f"{NETWORKS[network]}: {what}", *(f"{batch / found:.1f}" for found in seconds.values())]
-            rows.append([*row, f"{seconds['PyTorch'] / seconds['here']:.2f}"] if peer else row)
+            row = [f"{NETWORKS[network]}: {what}", f"{batch / seconds['here']:.1f}"]
+            if peers:
+                best = min(peers, key=lambda name: seconds[name])
+                row += [f"{batch / seconds[best]:.1f} ({best})", f"{seconds[best] / seconds['here']:.2f}"]
+            rows.append(row)
             # As it is done: a network takes minutes to compile.
             print(*rows[-1], sep=" | ", flush=True)
-    header = ["network", "here, images/s", *(["PyTorch, images/s", "here ÷ PyTorch"] if peer else [])]
+    header = ["network", "here, images/s", *(["PyTorch, images/s", "here ÷ PyTorch"] if peers else [])]
     return (
         f"{size} pixels, batch {batch}, float32, random weights; medians of {rounds} steps, in turn. Here: with "
         "reading and, in training, augmenting the batch. PyTorch: timm's networks, eager, channels last, on a batch in "
-        "memory that is resized but not augmented. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
+        "memory that is resized but not augmented; with glibc's huge pages, which are always on here, or without, "
+        "whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 
 

@@ -22,11 +22,13 @@ class Peer:
         script: the peer's side, beside this file.
         batch: images a step.
         size: pixels of the network's input.
+        environment: variables of the process.
     """
 
-    def __init__(self, python: str, script: str, batch: int, size: int) -> None:
-        # kbaseline tells XLA what a peer would not; and fastai is slower with huge pages, if the caller asked for them.
+    def __init__(self, python: str, script: str, batch: int, size: int, **environment: str) -> None:
+        # kbaseline tells XLA what a peer would not, and glibc: fastai is slower with huge pages.
         env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
+        env |= environment
         self._process = subprocess.Popen(  # noqa: S603 - what the caller named
             [python, str(Path(__file__).with_name(script)), str(batch), str(size)],
             stdin=subprocess.PIPE,
@@ -84,8 +86,8 @@ class Keras(Peer):
 class _Versioned(Peer):
     """A peer of an environment of its own."""
 
-    def __init__(self, python: str, script: str, batch: int, size: int) -> None:
-        super().__init__(python, script, batch, size)
+    def __init__(self, python: str, script: str, batch: int, size: int, **environment: str) -> None:
+        super().__init__(python, script, batch, size, **environment)
         self.versions = ", ".join(f"{name} {version}" for name, version in self.ask(do="versions").items())
 
 
@@ -101,10 +103,11 @@ class Torch(_Versioned):
 
 
 class Timm(_Versioned):
-    """Networks of timm in a plain PyTorch loop."""
+    """Networks of timm in a plain PyTorch loop, its memory in huge pages or as it comes; the faster one counts."""
 
-    def __init__(self, python: str, batch: int, size: int) -> None:
-        super().__init__(python, "timm_peer.py", batch, size)
+    def __init__(self, python: str, batch: int, size: int, huge_pages: bool) -> None:
+        tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
+        super().__init__(python, "timm_peer.py", batch, size, **tunables)
 
     def step(self, network: str, work: str) -> Seconds:
         """Seconds of one step on a batch that is in memory; `work` is `"head"`, `"everything"` or `"predict"`."""

@@ -25,6 +25,8 @@ NETWORKS = {
     "mobilenet_v2": "mobilenetv2_100",
     "efficientnetv2_b0": "tf_efficientnetv2_b0",
     "convnext_tiny": "convnext_tiny",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+    "efficientnet_lite2": "tf_efficientnet_lite2",
 }
 SOURCE = 32
 

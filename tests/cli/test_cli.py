@@ -1,15 +1,17 @@
 """The command line: what a person types, reads and gets as an exit code."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from kbaseline.cli import main
+from kbaseline.cli import launch, main
 from kbaseline.config.load import load_config
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
@@ -118,3 +120,53 @@ def test_fit_and_find_lr_write_their_folders(fit_in_a_shell, tmp_path):
     assert found.exit_code == 0, found.output
     assert "valley" in found.stdout
     assert (tmp_path / "sweep" / "lr_find.csv").is_file()
+
+
+MADVISE, ALWAYS, NEVER = "always [madvise] never", "[always] madvise never", "always madvise [never]"
+
+
+@pytest.mark.parametrize(
+    ("linux", "before", "plugins", "after"),
+    [
+        (MADVISE, None, "[]", "glibc.malloc.hugetlb=1"),
+        (MADVISE, "glibc.malloc.check=1", "[]", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        (MADVISE, "glibc.malloc.hugetlb=0", "[]", "glibc.malloc.hugetlb=0"),
+        (MADVISE, None, "['cuda12']", "None"),
+        (ALWAYS, None, "[]", "None"),
+        (NEVER, None, "[]", "None"),
+        (None, None, "[]", "None"),
+    ],
+)
+def test_huge_pages_are_asked_for(linux: str | None, before: str | None, plugins: str, after: str, tmp_path: Path):
+    """Golden: the process starts anew, once and with its arguments, only where that is how huge pages are had."""
+    file = tmp_path / "enabled"
+    if linux is not None:
+        file.write_text(linux)
+    script = (
+        "import importlib.metadata, os, sys; from pathlib import Path; from kbaseline.cli import launch\n"
+        f"launch._LINUX = Path({str(file)!r}); importlib.metadata.entry_points = lambda group: {plugins}\n"
+        "launch.ask_for_huge_pages(); print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {"GLIBC_TUNABLES": before} if before else {}
+    command = [sys.executable, "-c", script, "fit", "an argument"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said = process.communicate(timeout=120)[0]
+        finally:
+            process.kill()  # one that starts anew for ever
+    assert process.returncode == 0
+    assert said == f"{process.pid} ['fit', 'an argument'] {after}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asks"), [(["config"], True), (["--debug", "fit"], True), (["fit", "--help"], False), ([], False)]
+)
+def test_help_does_not_start_anew(arguments: list[str], asks: bool, monkeypatch: pytest.MonkeyPatch):
+    """Golden: a command asks for huge pages before it begins; `--help` stays instant."""
+    told: list[str] = []
+    monkeypatch.setattr(launch, "ask_for_huge_pages", lambda: told.append("asked"))
+    monkeypatch.setattr(launch, "main", lambda: told.append("began"))
+    monkeypatch.setattr(sys, "argv", ["kbaseline", *arguments])
+    launch.program()
+    assert told == ["asked", "began"][not asks :]
