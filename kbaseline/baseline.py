@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 from rich.console import Console
 
 from kbaseline.config.load import dotted, load_config
@@ -369,8 +370,14 @@ class _Run:
 
     def _train(self, stage: StageConfig, *, trained: bool) -> None:
         learner = self.learner
-        if stage.lr_find:
+        steps, stage_steps = self.config.lr_find.steps, stage.epochs * (len(self.data.train) // self.config.data.batch)
+        if stage.sweeps(steps, stage_steps, accelerator=jax.default_backend() != "cpu"):
             self._sweep(stage, needed=stage.max_lr == "auto")
+        elif stage.lr_find == "auto":
+            self._print(
+                f"{stage.name} lr_find: left out, for its {steps} steps are more than half of the stage's "
+                f"{stage_steps} and the rate is given; lr_find: true in the stage runs it"
+            )
         max_lr: Any = self.sweeps[stage.name].chosen if stage.max_lr == "auto" else stage.max_lr
         shape = {"pct_start": stage.pct_start, "div": stage.div, "final_div": stage.final_div}
         try:

@@ -219,14 +219,27 @@ class StageConfig(Section):
     finder's suggestion."""
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     """How the rate changes over the steps: one-cycle, or constant at `max_lr`."""
-    lr_find: bool = True
-    """Run the learning-rate finder before the stage and keep its curve."""
+    lr_find: bool | Literal["auto"] = "auto"
+    """Run the learning-rate finder before the stage and keep its curve. `auto`: if `max_lr` is `auto`, on an
+    accelerator, or if the sweep has at most half as many steps as the stage."""
     pct_start: Fraction = 0.3
     """Fraction of the steps during which the rate rises."""
     div: float = Field(25.0, gt=1)
     """The first rate is `max_lr / div`."""
     final_div: float = Field(2.5e5, gt=1)
     """The last rate is `max_lr / final_div`."""
+
+    def sweeps(self, steps: int, stage_steps: int, accelerator: bool) -> bool:
+        """Whether the finder runs before the stage.
+
+        Args:
+            steps: of the sweep.
+            stage_steps: of the stage.
+            accelerator: whether the stage is trained on one.
+        """
+        if self.lr_find == "auto":
+            return bool(self.epochs) and (self.max_lr == "auto" or accelerator or 2 * steps <= stage_steps)
+        return self.lr_find
 
     @model_validator(mode="before")
     @classmethod

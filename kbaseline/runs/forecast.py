@@ -41,7 +41,8 @@ def _passes(config: Config, data: ImageData) -> int:
     passes = scored * (1 + (config.tta.views if config.tta else 0))
     for stage in config.stages:
         passes += stage.epochs * (_TRAINING * train + len(data.valid))
-        passes += stage.lr_find * _TRAINING * config.lr_find.steps * config.data.batch
+        swept = stage.sweeps(config.lr_find.steps, stage.epochs * (train // config.data.batch), accelerator=False)
+        passes += swept * _TRAINING * config.lr_find.steps * config.data.batch
     return passes
 
 

@@ -202,7 +202,8 @@ class Planner:
     def _work(self, images: dict[str, int], decoding: float) -> Work:
         config, last = self._config, self._config.stages[-1]
         views = config.tta.views if config.tta else 0
-        swept = last.lr_find * config.lr_find.steps * config.data.batch
+        # The stage's own steps are what is planned here: they justify no sweep that nobody asked for.
+        swept = last.sweeps(config.lr_find.steps, 0, accelerator=False) * config.lr_find.steps * config.data.batch
         return Work(**images, views=views, decoding=decoding, swept=swept)
 
 

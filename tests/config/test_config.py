@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kbaseline.config.load import bundled_configs, describe, dotted, load_config, parse_assignments
-from kbaseline.config.schema import Config
+from kbaseline.config.schema import Config, StageConfig
 from kbaseline.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
@@ -20,6 +20,24 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "config.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage_steps", "accelerator", "swept"),
+    [
+        ({}, 200, False, True),
+        ({}, 199, False, False),
+        ({}, 10, True, True),
+        ({"max_lr": "auto"}, 10, False, True),
+        ({"lr_find": True}, 10, False, True),
+        ({"lr_find": False}, 10_000, True, False),
+        ({"init": "probe", "epochs": 0}, 0, True, False),
+    ],
+)
+def test_the_finder_runs_where_it_costs_less_than_half_the_stage(changes, stage_steps, accelerator, swept):
+    """Golden: a sweep of 100 steps before a stage of so many."""
+    stage = StageConfig.model_validate({"name": "a", "freeze": True, "epochs": 1, **changes})
+    assert stage.sweeps(100, stage_steps, accelerator) is swept
 
 
 def test_the_defaults_are_the_articles_recipe() -> None:

@@ -1,10 +1,10 @@
 """The whole recipe on real digits: what a run writes, and that it can be trusted."""
 
 import csv
-import io
 import json
 import math
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import keras
@@ -155,7 +155,7 @@ def test_a_sweep_that_suggests_nothing_ends_only_a_run_that_needs_it(recipe, tmp
 
     short = LRCurve(np.array([1e-7, 1e-6]), np.array([2.0, np.nan]), np.array([2.0, np.nan]))
     monkeypatch.setattr(Learner, "lr_sweep", lambda self: short)
-    stage = {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2}
+    stage = {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2, "lr_find": True}
     small = {"data.limit": 200, "data.fold": [0, 3]}
     result = run_baseline(recipe, out=tmp_path / "number", console=QUIET, stages=[stage], **small)
     assert not (result.folder / "doubt.npz").exists()
@@ -204,7 +204,10 @@ def test_a_loaded_run_predicts_as_it_did(run):
 
 
 def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
-    """With a validation split held out of train, the accuracy reported is that of the untouched test split."""
+    """With a validation split held out of train, the accuracy reported is that of the untouched test split.
+
+    The finder is left out, and says so: its steps are more than half of the stage's, whose rate is given.
+    """
     for split, count in (("train", 30), ("test", 8)):
         for label, name in enumerate(("dark", "light")):
             (tmp_path / "photos" / split / name).mkdir(parents=True)
@@ -214,10 +217,11 @@ def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
     result = run_baseline(
         recipe,
         out=tmp_path / "run",
-        console=QUIET,
+        console=Console(file=(told := StringIO()), width=200),
         data={"source": f"folder:{tmp_path / 'photos'}", "valid_fraction": 0.2, "batch_size": 8},
-        **{"stages.0.max_lr": 1e-2, "stages.0.lr_find": False},
+        **{"stages.0.max_lr": 1e-2},
     )
+    assert "head lr_find: left out, for its 40 steps are more than half of the stage's 12" in told.getvalue()
     assert result.test_accuracy is not None
     assert result.accuracy == result.test_accuracy["tta"]
     with np.load(tmp_path / "run" / "predictions.npz") as arrays:
@@ -233,7 +237,7 @@ def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
 
 def test_without_tta_the_last_stage_decides(recipe, tmp_path):
     """`tta: null` leaves test-time augmentation out of result and files; the summary ends with the last stage's."""
-    console = Console(file=io.StringIO(), width=80)
+    console = Console(file=StringIO(), width=80)
     changes = {"stages": [{**STAGES[0], "max_lr": 1e-2, "lr_find": False, "epochs": 1}], "data.limit": 200}
     result = run_baseline(recipe, out=tmp_path / "run", console=console, tta=None, **changes)
     assert result.tta_accuracy is None
