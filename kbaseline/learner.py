@@ -131,6 +131,9 @@ class Learner:
         leave_state_untracked(self.model)
         devices = 1 if self.distribution is None else self.distribution.num_model_replicas
         self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
+        per_epoch = len(data.train) // self.config.data.batch
+        stages = tuple(stage.with_enough_steps(per_epoch) for stage in self.config.stages)
+        self.config = self.config.model_copy(update={"stages": stages})
         if line := device_summary(self.distribution, self.config.data.batch):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self.frozen = False

@@ -3,6 +3,7 @@
 Loads neither Keras nor JAX, so `--help` and a misspelt key answer at once.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from numbers import Integral
@@ -210,6 +211,9 @@ class StageConfig(Section):
     `init: probe`."""
     epochs: int = Field(ge=0, le=100_000)
     """Passes over the training images. 0, the default for `init: probe`: the head is the probe and is not trained."""
+    steps: PositiveInt | None = None
+    """So many steps are enough: of a large data set the stage has no more epochs than it takes to reach them, but at
+    least two. The number is saved as `epochs` in the run folder's configuration."""
     init: Literal["probe"] | None = None
     """`probe`: the head starts as a linear probe, a logistic regression on the frozen features, and not from random
     numbers; for the first stage and `model.head: linear`."""
@@ -240,6 +244,12 @@ class StageConfig(Section):
         if self.lr_find == "auto":
             return bool(self.epochs) and (self.max_lr == "auto" or accelerator or 2 * steps <= stage_steps)
         return self.lr_find
+
+    def with_enough_steps(self, steps_per_epoch: int) -> Self:
+        """The stage with the epochs that `steps` leaves it."""
+        if self.steps is None:
+            return self
+        return self.model_copy(update={"epochs": min(self.epochs, max(2, math.ceil(self.steps / steps_per_epoch)))})
 
     @model_validator(mode="before")
     @classmethod

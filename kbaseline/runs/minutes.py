@@ -221,7 +221,7 @@ def first_that_fits(
 def planned_config(config: Config, plan: Plan) -> Config:
     """The configuration of a run by this plan, complete, so that it is never timed again."""
     first, last = config.stages[0], config.stages[-1]
-    stages = (first, last.model_copy(update={"epochs": plan.epochs})) if plan.epochs else (first,)
+    stages = (first, last.model_copy(update={"epochs": plan.epochs, "steps": None})) if plan.epochs else (first,)
     return config.model_copy(
         update={
             "minutes": None,
