@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 
 from kbaseline.config.load import dotted, load_config
@@ -25,6 +26,8 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.models.backbones import read_model
 from kbaseline.models.classifier import set_linear_head
+from kbaseline.runs.copies import FILE as COPIES
+from kbaseline.runs.copies import copies_of_run
 from kbaseline.runs.floor import Measured, below_floor, floor_line, measure_floor
 from kbaseline.runs.forecast import forecast_line
 from kbaseline.runs.leaks import find_leaked, leak_line
@@ -173,6 +176,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
+        self.copies: np.ndarray | None = None
         self.floor: RunFloor | None = None
         self.leaked: dict[str, list[int]] | None = None
         self.kept: str | None = None
@@ -187,7 +191,7 @@ class _Run:
                 plan = partial(Planner, config, self.console, Learner)
                 self.planner = self._timed("planning", plan)
                 config = self.planner.config
-            load = partial(load_source, config.data, config.seed, self.console)
+            load = partial(self._load, config, resumed)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
             self._print_data()
             if self.planner is not None:
@@ -202,11 +206,17 @@ class _Run:
             self.learner.session = self.session = session
             self.folder = session.folder
             session.begin(self.data, self.seconds)
+            if self.copies is not None:
+                self.folder.write_npz(COPIES, copies=self.copies)
             barrier("begun")  # every process has read the folder before the first one writes to it
         except BaseException:
             if session is not None:
                 session.close()
             raise
+
+    def _load(self, config: Config, resumed: RunFolder | None) -> ImageData:
+        self.copies = copies_of_run(None if resumed is None else resumed.path, config.data, self.console)
+        return load_source(config.data, config.seed, self.console, copies=self.copies)
 
     def run_sweep(self, stage: StageConfig) -> LRCurve:
         """Runs a stage's learning-rate sweep and writes its files."""
