@@ -29,7 +29,7 @@ def source(tmp_path, monkeypatch):
     for number in range(PHOTOS):
         folder = tmp_path / "photos" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        photo = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((SIDE, SIDE), 3)
+        photo = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((SIDE, SIDE), 3)
         photo.save(folder / f"{number}.png")
         if number < COPIED:
             ImageOps.mirror(photo).save(folder / f"{number}-copy.png")
@@ -57,7 +57,7 @@ def divided(data: ImageData) -> set[str]:
     return sides[0] & sides[1]
 
 
-@pytest.mark.parametrize("held", [{}, {"valid_fraction": 0.4}, {"fold": (2, 3)}, {"limit": 30}])
+@pytest.mark.parametrize("held", [{}, {"valid_fraction": 0.25}, {"fold": (2, 3)}, {"limit": 30}])
 def test_a_pair_of_copies_is_divided_by_none_and_never_by_auto(source, held):
     none, auto = (load(DataConfig(**source, group=group, **held)) for group in ("none", "auto"))
     assert divided(none)
