@@ -260,6 +260,7 @@ class _Run:
         if "test" in self.data.splits:
             evaluations["test"] = self._evaluate("test", fitted_temperatures(evaluations["valid"]))
         learner, data, config = self.learner, self.data, self.config
+        doubt = None
         # Of images that were trained on, nothing can be learnt about others.
         if config.data.fold is None or config.data.fold[0]:
             doubt = self._timed("doubt", lambda: learner.doubt(evaluations["valid"]))
@@ -278,7 +279,7 @@ class _Run:
             kept=self.kept if config.keep == "best" else None,
         )
         write_results(self.folder, result, evaluations, learner.applied)
-        report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied)
+        report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied, doubt)
         write_report(self.folder, report, self.console)
         self.session.finish()
         return evaluations, result
