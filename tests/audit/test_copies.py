@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from rich.console import Console
 
+from kbaseline import run_baseline
 from kbaseline.audit import copies
 from kbaseline.audit.copies import find_copies
 from kbaseline.config.schema import DataConfig
@@ -13,7 +15,8 @@ from kbaseline.data.image_data import ImageData, load_source
 from kbaseline.data.prepare import load_sample
 from kbaseline.errors import DataError, InputError
 from kbaseline.runs.copies import FILE, copies_of_run
-from kbaseline.storage.run_folder import RunFolder
+from kbaseline.runs.record import read_run
+from kbaseline.runs.run import read_data
 
 PHOTOS, COPIED, SIDE = 40, 10, 32
 SEED = 3
@@ -87,21 +90,23 @@ def test_copies_and_the_groups_of_a_table_hold_together(source):
     assert not set(data.train.groups) & set(data.valid.groups)
 
 
-def test_a_run_keeps_what_it_was_divided_by(source, tmp_path, monkeypatch):
+def test_a_run_keeps_what_it_was_divided_by(source, tmp_path, tiny_backbone, monkeypatch):
     """The copies are read back from the run, not sought again; damaged ones and those of other images are refused."""
     config = DataConfig(**source, group="auto")
-    found, split = find_copies(config), load(config)
-    folder = RunFolder.create(tmp_path / "run", "run")
-    folder.write_npz(FILE, copies=found)
+    split = load(config)
+    stage = {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-3, "lr_find": False}
+    settings = {"seed": SEED, "data": config.model_dump(), "stages": [stage], "probe": False, "tta": None}
+    settings["model"] = {"backbone": tiny_backbone, "hidden": 8}
+    folder = run_baseline(settings, out=tmp_path / "run", console=Console(quiet=True)).folder
     monkeypatch.setattr(copies, "find_near_duplicates", lambda *_: pytest.fail("sought again"))
-    kept = copies_of_run(folder.path, config)
-    assert load_source(config, SEED, copies=kept).fingerprint() == split.fingerprint()
+    assert read_data(read_run(folder)).fingerprint() == split.fingerprint()
+    kept = copies_of_run(folder, config)
     sample = load_sample(config, SEED, 99, image_size=(SIDE, SIDE), copies=kept)
     np.testing.assert_array_equal(sample, np.asarray(split.valid.images))
     with pytest.raises(DataError, match=r"has 51 images, and had 50 when they were compared"):
         load_source(config, SEED, copies=kept[:-1])
     with pytest.raises(DataError, match=r"data.group 'auto': run_baseline and the commands compare all images first"):
         ImageData.from_source(**source, group="auto")
-    (folder.path / FILE).write_bytes(b"no archive")
+    (folder / FILE).write_bytes(b"no archive")
     with pytest.raises(InputError, match=r"copies.npz is damaged"):
-        copies_of_run(folder.path, config)
+        copies_of_run(folder, config)
