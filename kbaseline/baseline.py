@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from kbaseline.config.load import dotted, load_config
@@ -26,6 +27,8 @@ from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.models.backbones import read_model
 from kbaseline.models.classifier import set_linear_head
+from kbaseline.runs.copies import FILE as COPIES
+from kbaseline.runs.copies import copies_of_run
 from kbaseline.runs.floor import Measured, below_floor, floor_line, measure_floor
 from kbaseline.runs.forecast import forecast_line
 from kbaseline.runs.leaks import find_leaked, leak_line
@@ -174,6 +177,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.accuracy: dict[str, float] = {}
+        self.copies: np.ndarray | None = None
         self.floor: RunFloor | None = None
         self.leaked: dict[str, list[int]] | None = None
         self.kept: str | None = None
@@ -188,7 +192,7 @@ class _Run:
                 plan = partial(Planner, config, self.console, Learner)
                 self.planner = self._timed("planning", plan)
                 config = self.planner.config
-            load = partial(load_source, config.data, config.seed, self.console)
+            load = partial(self._load, config, resumed)
             self.data: ImageData = self._timed("data", lambda: rank0_first("data", load))
             self._print_data()
             if self.planner is not None:
@@ -203,11 +207,17 @@ class _Run:
             self.learner.session = self.session = session
             self.folder = session.folder
             session.begin(self.data, self.seconds)
+            if self.copies is not None:
+                self.folder.write_npz(COPIES, copies=self.copies)
             barrier("begun")  # every process has read the folder before the first one writes to it
         except BaseException:
             if session is not None:
                 session.close()
             raise
+
+    def _load(self, config: Config, resumed: RunFolder | None) -> ImageData:
+        self.copies = copies_of_run(None if resumed is None else resumed.path, config.data, self.console)
+        return load_source(config.data, config.seed, self.console, copies=self.copies)
 
     def run_sweep(self, stage: StageConfig) -> LRCurve:
         """Runs a stage's learning-rate sweep and writes its files."""
@@ -251,6 +261,7 @@ class _Run:
         if "test" in self.data.splits:
             evaluations["test"] = self._evaluate("test", fitted_temperatures(evaluations["valid"]))
         learner, data, config = self.learner, self.data, self.config
+        doubt = None
         # Of images that were trained on, nothing can be learnt about others.
         if config.data.fold is None or config.data.fold[0]:
             doubt = self._timed("doubt", lambda: learner.doubt(evaluations["valid"]))
@@ -269,7 +280,7 @@ class _Run:
             kept=self.kept if config.keep == "best" else None,
         )
         write_results(self.folder, result, evaluations, learner.applied)
-        report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied)
+        report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied, doubt)
         write_report(self.folder, report, self.console)
         self.session.finish()
         return evaluations, result

@@ -1,15 +1,14 @@
 """Everything that can be known of a set of images before training on it, from its pixels, files and features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from kbaseline.audit.copies import kept_together
 from kbaseline.audit.floor import CurvePoint, Floor, cross_validate, learning_curve
 from kbaseline.audit.near_duplicates import NearDuplicates, find_near_duplicates, leaked_rows, nearest
 from kbaseline.audit.odd_images import Odd, find_odd_images
@@ -191,7 +190,7 @@ def audit_data(
     classes = data.num_classes
     near = nearest(features, console)
     copies = find_near_duplicates(data, near, console)
-    groups = copy_groups(copies, places)
+    groups = kept_together(data, copies)
     floor = cross_validate(features, labels, classes, groups, seed, console)
     colour = {"mean colour": _mean_colours(data)}
     return Audit(
@@ -204,16 +203,6 @@ def audit_data(
         learning_curve(features, labels, classes, groups, seed, console, floor.strength),
         backbone,
     )
-
-
-def copy_groups(copies: Sequence[NearDuplicates], places: Sequence[Place]) -> np.ndarray:
-    """A number for every image, int `(images,)`, the same for copies of one picture."""
-    numbers = {place: number for number, place in enumerate(places)}
-    links = [(numbers[group.places[0]], numbers[place]) for group in copies for place in group.places[1:]]
-    first, second = np.array(links, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(links)), (first, second)), shape=(len(places),) * 2)
-    found: np.ndarray = connected_components(graph, directed=False)[1]
-    return found
 
 
 def _mean_colours(data: ImageData) -> np.ndarray:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from kbaseline.audit.audit import Audit, audit_data
+from kbaseline.audit.copies import BACKBONE, find_copies, network_features
 from kbaseline.audit.page import render_audit
 from kbaseline.config.schema import Config
 from kbaseline.console.bars import Bar
@@ -20,14 +20,7 @@ from kbaseline.data.decode import BadImageError, Header, probe, quiet
 from kbaseline.data.duplicates import Place, all_places
 from kbaseline.data.image_data import load_source
 from kbaseline.data.pictures import FilePictures
-from kbaseline.feature_extraction import features
 from kbaseline.storage.run_folder import RunFolder
-
-BACKBONE = "efficientnet_lite0"
-"""The network whose features are compared: it comes with kbaseline."""
-
-SMALL_SIZE = 128
-"""Images of at most this many pixels a side are shown to the network at no more than this size."""
 
 _EXIF_MAKE, _EXIF_MODEL = 271, 272
 
@@ -43,7 +36,7 @@ def audit_source(config: Config, console: Console | None = None) -> Audit:
         DataError, DownloadError, RunError: as `load_source`.
     """
     lenient = config.data.model_copy(update={"on_bad_image": "skip"})
-    data = load_source(lenient, config.seed, console)
+    data = load_source(lenient, config.seed, console, copies=find_copies(lenient, console))
     return audit_images(data, seed=config.seed, cache_dir=config.data.cache_folder, console=console)
 
 
@@ -69,13 +62,11 @@ def audit_images(
     Raises:
         RunError: the cache folder cannot be written, or the accelerator runs out of memory.
     """
-    if max(data.image_size) <= SMALL_SIZE:
-        data = replace(data, size=min(data.size, SMALL_SIZE))
-    by_split = features(data, BACKBONE, cache_dir=cache_dir, console=console)
+    found = network_features(data, cache_dir, console)
     headers, cameras = _headers(data, console)
     return audit_data(
         data,
-        np.concatenate([by_split[name] for name in data.splits]),
+        found,
         backbone=BACKBONE,
         headers=headers,
         properties=_properties(data, headers, cameras),

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from kbaseline.audit.copies import find_copies
 from kbaseline.config.schema import Config
 from kbaseline.console.bars import Bar
 from kbaseline.console.format import file_name
@@ -162,7 +163,7 @@ def inspect_source(config: Config, console: Console | None = None) -> Inspection
         DataError, DownloadError, RunError: as `load_source`.
     """
     lenient = config.data.model_copy(update={"on_bad_image": "skip"})
-    data = load_source(lenient, config.seed, console)
+    data = load_source(lenient, config.seed, console, copies=find_copies(lenient, console))
     return Inspection(config, data, _headers(data, console), find_duplicates(data))
 
 

@@ -79,9 +79,10 @@ class DataConfig(Section):
     `fold` or similar, if there is one."""
     group_column: str | None = Field(None, min_length=1)
     """CSV column that names the patient, video or series of an image; a hold-out never divides one."""
-    group: Literal["none", "folder"] = "none"
+    group: Literal["none", "folder", "auto"] = "none"
     """`folder`: photos in one sub-folder of a class folder belong together, and those in sub-folders of one name too,
-    whatever their class; a hold-out never divides them."""
+    whatever their class; a hold-out never divides them. `auto`: the same for near-duplicates, as `kbaseline audit`
+    finds them; all images of the source are compared first, whatever `limit` says."""
     class_weights: ClassWeights = "none"
     """Weight of each class in the training loss: `none`; `auto`, inversely proportional to its number of training
     images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""

@@ -215,6 +215,7 @@ def load_source(
     console: Console | None = None,
     *,
     image_size: tuple[int, int] | None = None,
+    copies: np.ndarray | None = None,
 ) -> ImageData:
     """Loads the images a configuration asks for: its source, validation split, subset and size.
 
@@ -223,17 +224,18 @@ def load_source(
         seed: fixes random splits and subsets.
         console: where work of more than two seconds shows its progress; None shows nothing.
         image_size: height and width to fit the images to, those of a run; None to choose them, see `cache.decoded`.
+        copies: of `data.group: auto`, int `(number of images in the source,)`, the same for copies of one picture.
 
     Returns:
         Images uint8 0-255, `(number, height, width, 3)`, in memory or memory-mapped.
 
     Raises:
-        DataError: the source is unknown, or its data are invalid.
+        DataError: the source is unknown, its data are invalid, or the copies are missing or those of other images.
         DownloadError: the images are not on this machine and could not be downloaded.
         RunError: a folder cannot be written, or TFDS fails.
     """
     with open_source(config, console) as listing:
-        splits, class_names, skipped = prepare(listing, config, seed, console, image_size)
+        splits, class_names, skipped = prepare(listing, config, seed, console, image_size, copies)
     return ImageData(
         train=splits["train"],
         valid=splits["valid"],

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import normalize
 
@@ -27,7 +27,7 @@ from kbaseline.data.fit import fit_batch
 from kbaseline.data.pictures import Provenance, pixel_digest
 from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.registry import open_source
-from kbaseline.data.splits import number_images
+from kbaseline.data.splits import merge_groups, number_images
 from kbaseline.errors import DataError, listed
 
 _SURVEYED = 32
@@ -42,11 +42,13 @@ class Split:
         images: uint8 0-255, `(number, height, width, 3)`; an array in memory or a memory map.
         labels: int32 `(number,)`, an index into the class names.
         provenance: what the images were decoded from; None for arrays.
+        groups: int `(number,)`, the same for images that no split of these may divide; None where each is for itself.
     """
 
     images: np.ndarray
     labels: np.ndarray
     provenance: Provenance | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,7 +67,8 @@ class Split:
     def take(self, indices: np.ndarray) -> "Split":
         """The images at `indices`, in that order."""
         provenance = None if self.provenance is None else self.provenance.take(indices)
-        return Split(self.images[indices], self.labels[indices], provenance)
+        groups = None if self.groups is None else self.groups[indices]
+        return Split(self.images[indices], self.labels[indices], provenance, groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,7 @@ def prepare(
     seed: int,
     console: Console | None,
     image_size: tuple[int, int] | None = None,
+    copies: np.ndarray | None = None,
 ) -> tuple[dict[str, Split], tuple[str, ...], tuple[str, ...]]:
     """Chooses the images to train, validate and test on, decodes them and leaves out what cannot be read.
 
@@ -127,6 +131,7 @@ def prepare(
         seed: fixes the hold-out and the subsets.
         console: where to show progress; None shows nothing.
         image_size: height and width to fit the images to; None to choose them, see `cache.decoded`.
+        copies: of `data.group: auto`, int `(number of images in the source,)`, the same for copies of one picture.
 
     Returns:
         `train`, `valid` and perhaps `test` -> images and labels; the name of each label; one line for whatever was left
@@ -134,12 +139,12 @@ def prepare(
 
     Raises:
         DataError: fewer than two classes, or an empty split; an image that cannot be read, if `config.on_bad_image`
-            says so; a class of which no image can be read.
+            says so; a class of which no image can be read; copies that are missing, or those of other images.
         RunError: the cache folder cannot be written.
     """
     if listing.untrainable:
         raise DataError(listing.untrainable)
-    listing, notes = of_trained_classes(listing)
+    listing, notes = of_trained_classes(_with_copies(listing, config, copies))
     usable = all_labels(listing) >= 0
     skipped: dict[int, str] = {}
     while True:
@@ -159,8 +164,51 @@ def prepare(
     if config.limit is None and config.limit_valid is None:
         for name, split in splits.items():
             notes += missing_classes(name, split.labels, listing.class_names, splits["train"].labels)
-    notes += divided_groups(listing, chosen)
+    if config.fold is None or config.fold[0]:  # else what is held out is trained on, and meant to be
+        notes += divided_groups(listing, chosen)
     return splits, listing.class_names, (*notes, *listing.skipped, *skipped.values())
+
+
+def load_undivided(config: DataConfig, console: Console | None = None) -> tuple[Split, np.ndarray]:
+    """All images that a run could train, validate and test on, before they are divided.
+
+    Args:
+        config: the `data` section.
+        console: where work of more than two seconds shows its progress; None shows nothing.
+
+    Returns:
+        The images; bool `(number of images in the source,)`, which of the source's these are, in the same order.
+
+    Raises:
+        DataError, DownloadError, RunError: as `load_source`.
+    """
+    with open_source(config, console) as listing:
+        if listing.untrainable:
+            raise DataError(listing.untrainable)
+        listing, _ = of_trained_classes(listing)
+        used = all_labels(listing) >= 0
+        splits, bad = _decode(listing, {ALL: np.flatnonzero(used)}, config, console, None)
+    used[list(bad)] = False
+    return splits[ALL], used
+
+
+def _with_copies(listing: Listing, config: DataConfig, copies: np.ndarray | None) -> Listing:
+    """The listing whose groups hold copies together as well, if `config.group` asks for it."""
+    if config.group != "auto":
+        return listing
+    if copies is None:
+        raise DataError(
+            "data.group 'auto': run_baseline and the commands compare all images first; give 'none' or 'folder' here."
+        )
+    number = len(all_labels(listing))
+    if len(copies) != number:
+        raise DataError(
+            f"{listing.display_name}: has {number:,} images, and had {len(copies):,} when they were compared for "
+            "data.group 'auto'; restore them, or start a new run."
+        )
+    if len(np.unique(copies)) == number:
+        return listing  # Without copies the split is that of `none`.
+    return replace(listing, groups=merge_groups([copies] if listing.groups is None else [listing.groups, copies]))
 
 
 def load_labelled(
@@ -200,7 +248,13 @@ def load_labelled(
 
 
 def load_sample(
-    config: DataConfig, seed: int, number: int, console: Console | None = None, *, image_size: tuple[int, int]
+    config: DataConfig,
+    seed: int,
+    number: int,
+    console: Console | None = None,
+    *,
+    image_size: tuple[int, int],
+    copies: np.ndarray | None = None,
 ) -> np.ndarray:
     """Some validation images, evenly spaced, uint8 `(number or fewer, *image_size, 3)`; no others are decoded.
 
@@ -210,17 +264,18 @@ def load_sample(
         number: how many images, at most; those that cannot be read are left out.
         console: where to show progress; None shows nothing.
         image_size: height and width to fit the images to, those of a run.
+        copies: see `prepare`.
 
     Raises:
         DataError, DownloadError, RunError: as `load_labelled`.
     """
     with open_source(config, console) as listing:
-        listing, chosen = _chosen(listing, config, seed)
+        listing, chosen = _chosen(_with_copies(listing, config, copies), config, seed)
         return _decode_some(listing, chosen["valid"], number, config, console, image_size)
 
 
 def survey(config: DataConfig, seed: int, console: Console | None = None) -> Survey:
-    """Counts the images a run would use, and decodes a few of them to see how long that takes.
+    """Counts the images a run would use, and decodes a few of them to see how long that takes; copies are not sought.
 
     Args:
         config: the `data` section.
@@ -274,11 +329,15 @@ def _decode(
     image_size: tuple[int, int] | None,
 ) -> tuple[dict[str, Split], dict[int, str]]:
     """The chosen images by split; the number of each that cannot be read -> one line on it."""
-    pictures, labels = listing.pictures, all_labels(listing)
+    pictures, labels, groups = listing.pictures, all_labels(listing), listing.groups
     if isinstance(pictures, np.ndarray):
         height, width = image_size or pictures.shape[1:3]
         found = {
-            name: Split(fit_batch(pictures[numbers], height, width, config.resize), labels[numbers])
+            name: Split(
+                fit_batch(pictures[numbers], height, width, config.resize),
+                labels[numbers],
+                groups=None if groups is None else groups[numbers],
+            )
             for name, numbers in chosen.items()
         }
         return found, {}
@@ -290,7 +349,8 @@ def _decode(
         reasons = {int(numbers[at]): reason for at, reason in done.bad.items()}
         bad |= {number: f"{pictures.name(number)}: {reason}" for number, reason in reasons.items()}
         kept = np.delete(numbers, list(done.bad))
-        splits[name] = Split(done.images, labels[kept], Provenance(pictures, kept, done.digests))
+        provenance = Provenance(pictures, kept, done.digests)
+        splits[name] = Split(done.images, labels[kept], provenance, None if groups is None else groups[kept])
     return splits, bad
 
 

@@ -1,7 +1,7 @@
 """Chooses the images of each split on labels alone: seeded, stratified, as numbers."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -111,6 +111,29 @@ def fold_indices(
         if groups is None:
             return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))
         return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups))
+
+
+def merge_groups(relations: Sequence[np.ndarray]) -> np.ndarray:
+    """The groups of images that one relation or several, one after the other, hold together.
+
+    Args:
+        relations: at least one, each int `(number,)`, a number for every image, the same for images of one group.
+
+    Returns:
+        int `(number,)`, the groups counted from 0.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    number = len(relations[0])
+    links = []
+    for relation in relations:
+        _, first, group = np.unique(relation, return_index=True, return_inverse=True)
+        links.append(first[group])
+    ends = np.concatenate(links)
+    graph = coo_array((np.ones(len(ends)), (np.tile(np.arange(number), len(links)), ends)), shape=(number, number))
+    found: np.ndarray = connected_components(graph, directed=False)[1]
+    return found
 
 
 def _fold(

@@ -21,6 +21,7 @@ from kbaseline.export.card import render_card
 from kbaseline.export.formats import Format, get_format
 from kbaseline.export.network import OUTPUT, UNFAMILIARITY, compute_in_float32, stock_network
 from kbaseline.models.cpu import restore
+from kbaseline.runs.copies import copies_of_run
 from kbaseline.runs.record import read_run
 from kbaseline.runs.run import SavedRun, load
 from kbaseline.storage.run_folder import RunFolder
@@ -205,7 +206,10 @@ def _real_images(saved: SavedRun) -> tuple[np.ndarray, str]:
     here, reason = source_status(config.data)
     if here:
         try:
-            images = load_sample(config.data, config.seed, _IMAGES, saved.console, image_size=saved.image_size)
+            copies = copies_of_run(saved.folder, config.data, saved.console)
+            images = load_sample(
+                config.data, config.seed, _IMAGES, saved.console, image_size=saved.image_size, copies=copies
+            )
         except KBaselineError as error:
             reason = one_line(error)
         else:

@@ -65,7 +65,7 @@ def measure_floor(data: ImageData, config: Config, console: Console | None) -> M
             raise
         return Measured(RunFloor(majority=majority, note=f"no linear probe: {error}"))
     train, valid = parts["train"], parts["valid"]
-    probe = fit_probe(found["train"], train.labels, data.num_classes, seed=config.seed)
+    probe = fit_probe(found["train"], train.labels, data.num_classes, seed=config.seed, groups=train.groups)
     probabilities = probe.probabilities(found["valid"])
     own = probabilities[np.arange(len(valid)), valid.labels]
     floor = RunFloor(

@@ -17,6 +17,7 @@ from kbaseline.config.schema import Config
 from kbaseline.config.splits import DISPLAY_NAMES
 from kbaseline.console.bars import status
 from kbaseline.data import ImageData, Split
+from kbaseline.doubt import IMAGES, LEVELS, Doubt
 from kbaseline.errors import with_kind
 from kbaseline.metrics import Evaluation, compare_paired, final_evaluation, score_rows
 from kbaseline.render.images import chart
@@ -49,6 +50,7 @@ class ReportData:
         evaluations: split -> kind of prediction -> evaluation; `test` is shown if present, else `valid`.
         sweeps: sweeps by stage.
         applied: learning rate and momentum, one row per step.
+        doubt: what to doubt of the model's answers; None for a run that validated on images it was trained on.
     """
 
     result: RunResult
@@ -58,6 +60,7 @@ class ReportData:
     evaluations: Mapping[str, Mapping[str, Evaluation]]
     sweeps: Mapping[str, Sweep]
     applied: Sequence[Mapping[str, Any]]
+    doubt: Doubt | None = None
 
 
 def write_report(folder: RunFolder, report: ReportData, console: Console) -> None:
@@ -85,6 +88,7 @@ def render_report(report: ReportData) -> str:
         steps=_steps(report.result),
         scores=score_rows(by_kind),
         paired=compare_paired(by_kind["plain"], last) if "tta" in by_kind else None,
+        doubt=_doubt(report, by_kind),
         charts=_charts(report),
         confusion=_confusion(last),
         roomy=len(last.class_names) > _ROOMY,
@@ -108,6 +112,29 @@ def _steps(result: RunResult) -> list[dict[str, Any]]:
         {**asdict(step), "wrong": one, "bar": min(100, 100 * one / longest)}
         for one, step in zip(wrong, result.steps, strict=True)
     ]
+
+
+def _doubt(report: ReportData, by_kind: Mapping[str, Evaluation]) -> dict[str, Any] | None:
+    """Temperature, prediction sets scored on the images shown, and the validation images called unfamiliar."""
+    doubt, kind, last = report.doubt, list(by_kind)[-1], final_evaluation(by_kind)
+    if doubt is None:
+        return None
+    calibrated, every = doubt.calibrated(last.probabilities, kind), np.arange(len(last.labels))
+    found = {level: doubt.sets(calibrated, kind, level) for level in LEVELS}
+    summary = doubt.summary(kind)
+    sets = [
+        {
+            "level": level,
+            "threshold": threshold,
+            "classes": float(inside.sum(axis=1).mean()),
+            "right": float(inside[every, last.labels].mean()),
+        }
+        for (level, inside), threshold in zip(found.items(), summary["set_thresholds"].values(), strict=True)
+    ]
+    images = min(len(report.data.valid), IMAGES)
+    # The share counts one image more, the next one, among those above the limit.
+    above = [{"limit": limit, "images": round(share * (images + 1)) - 1} for share, limit in doubt.limits.items()]
+    return {"temperature": summary["temperature"], "sets": sets, "above": above, "images": images}
 
 
 def _chart(title: str, figure: Figure, alt: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from kbaseline.errors import DataError, InputError, ModelError, listed
 from kbaseline.models.backbones import read_model
 from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
+from kbaseline.runs.copies import copies_of_run
 from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
 from kbaseline.runs.inference import predict_plain, predict_views, predict_with_features
 from kbaseline.runs.record import RunRecord, RunResult, read_run
@@ -264,7 +265,8 @@ def read_data(run: RunRecord, console: Console | None = None) -> ImageData:
         DownloadError, RunError: as `load_source`.
     """
     config = run.config
-    data = load_source(config.data, config.seed, console, image_size=run.result.image_size)
+    copies = copies_of_run(run.folder, config.data, console)
+    data = load_source(config.data, config.seed, console, image_size=run.result.image_size, copies=copies)
     if data.class_names != run.class_names:
         raise DataError(
             f"source {config.data.source!r}: its classes are {listed(data.class_names)}, but the run was trained on "

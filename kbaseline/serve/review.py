@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from kbaseline.audit.audit import Audit, copy_groups
+from kbaseline.audit.audit import Audit
+from kbaseline.audit.copies import kept_together
 from kbaseline.data.duplicates import Place, all_places
 from kbaseline.data.pictures import FilePictures
 from kbaseline.errors import InputError
@@ -70,7 +71,7 @@ class Review:
         self.items = _items(audit)
         self.decisions: dict[int, tuple[str, int]] = {}
         self._order: list[int] = []
-        self._groups = dict(zip(self._paths, copy_groups(audit.near_duplicates, list(self._paths)), strict=True))
+        self._groups = dict(zip(self._paths, kept_together(audit.data, audit.near_duplicates).tolist(), strict=True))
         self._write()
 
     @property

@@ -8,10 +8,11 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from kbaseline.audit.alignment import SIDE, agreement, thumbnail
 from kbaseline.audit.audit import audit_data
+from kbaseline.audit.copies import kept_together
 from kbaseline.audit.floor import cross_validate
 from kbaseline.audit.shortcuts import find_shortcuts
 from kbaseline.audit.suspects import find_suspects
-from kbaseline.data import ImageData
+from kbaseline.data import ImageData, Split
 from kbaseline.data.decode import Header
 from kbaseline.data.duplicates import all_places
 from kbaseline.data.splits import fold_indices
@@ -173,6 +174,24 @@ def test_groups_stay_together():
     assert cross_validate(features, labels, 2, np.arange(300)).accuracy > 0.95
     for kept, held in fold_indices(labels, 5, 0, groups):
         assert not set(groups[kept]) & set(groups[held])
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_audit_keeps_the_groups_of_the_data_together(grouped):
+    """30 patients of 10 images each, in two splits, with labels at random: whoever divides a patient knows all."""
+    rng = np.random.default_rng(0)
+    patients, labels = np.repeat(np.arange(30), 10), np.repeat(rng.integers(0, 2, 30), 10)
+    features = np.repeat(rng.normal(size=(30, 50)), 10, axis=0) + rng.normal(0, 0.01, (300, 50))
+    images = rng.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    images[9] = images[290]  # a copy: the first patient and the last are one group
+    order = rng.permutation(300)
+    parts = [Split(images[at], labels[at], groups=patients[at] if grouped else None) for at in np.split(order, [200])]
+    data = ImageData(*parts, ("no", "yes"), 8)
+    found = audit_data(data, features[order])
+    assert (found.floor.accuracy < 0.75) == grouped
+    together = kept_together(data, found.near_duplicates)
+    assert len(np.unique(together)) == (29 if grouped else 299)
+    assert len(set(together[np.isin(patients[order], (0, 29))])) == (1 if grouped else 19)
 
 
 def test_probe_equals_logistic_regression():

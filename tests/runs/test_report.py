@@ -20,9 +20,11 @@ from kbaseline.config.load import load_config
 from kbaseline.console.format import percent
 from kbaseline.data import ImageData
 from kbaseline.data.pictures import File, FilePictures, Provenance
+from kbaseline.doubt import fit_doubt
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import evaluate_predictions
 from kbaseline.runs import report
+from kbaseline.runs.record import fitted_temperatures
 from kbaseline.runs.report import ReportData, render_report, write_report
 from kbaseline.runs.results import Sweep, build_result
 from kbaseline.storage.run_folder import RunFolder
@@ -72,7 +74,10 @@ def contents(names=NAMES, number=60, size=12, wrong=20, tta=True, split="valid",
         folder=Path("runs/trial"),
     )
     applied = [{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)]
-    return ReportData(result, config, data, model, evaluations, sweeps, applied)
+    probabilities = {kind: one.probabilities for kind, one in found.items()}
+    features = rng.normal(size=(2, number, 8))
+    doubt = fit_doubt(fitted_temperatures(found), probabilities, labels, features[0], labels, features[1])
+    return ReportData(result, config, data, model, evaluations, sweeps, applied, doubt)
 
 
 class Page(HTMLParser):
@@ -170,6 +175,25 @@ def test_figures_are_those_of_the_last_step(run, page):
     assert "head 1 2.5000 1.2500 50.00 % 1,234 00:09" in page.text
     assert " ".join(run.config.to_yaml().split()) in page.text
     assert "the rate chosen is 2.0e-03" in {image["alt"].split("; ")[-1].rstrip(".") for image in page.all("img")}
+
+
+def test_doubt_is_counted_on_the_images_shown(run, page):
+    """Reference: temperature, and sets counted here, image by image; 60 images show 95 and 98.4 % of familiar ones."""
+    p, labels = run.evaluations["valid"]["tta"].probabilities, run.evaluations["valid"]["tta"].labels
+    temperature = run.evaluations["valid"]["tta"].calibration.temperature
+    scaled = p.astype(float) ** (1 / temperature)
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    assert f"temperature of the probabilities: {temperature:.2f} " in page.text
+    assert "unfamiliarity above 1: at most 2 of 60 validation images" in page.text
+    assert re.search(r"unfamiliarity above 1\.\d+: at most 0 of 60 validation images", page.text)
+    for level in (0.9, 0.95):
+        threshold = run.doubt.thresholds["tta"][level]
+        sets = [{int(row.argmax())} | set(np.flatnonzero(row >= threshold * (1 - 1e-6))) for row in scaled]
+        size = np.mean([len(inside) for inside in sets])
+        right = np.mean([label in inside for label, inside in zip(labels, sets, strict=True)])
+        assert right >= level
+        assert f"{100 * level:g} % {threshold:.4f} {size:.2f} {percent(right)}" in page.text
+    assert "Doubt" not in Page(render_report(replace(run, doubt=None))).text
 
 
 def cards(html, section):
