@@ -23,6 +23,16 @@ def write(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("epochs", "per_epoch", "left"), [(5, 63, 5), (5, 100, 3), (5, 299, 2), (5, 4000, 2), (1, 4000, 1)]
+)
+def test_so_many_steps_are_enough(epochs, per_epoch, left):
+    """Golden: of 300 steps, as many epochs as reach them, at least two and at most those given; and no others later."""
+    stage = StageConfig(name="a", freeze=True, epochs=epochs, steps=300).with_enough_steps(per_epoch)
+    assert stage.epochs == left
+    assert stage.with_enough_steps(per_epoch) == stage
+
+
+@pytest.mark.parametrize(
     ("changes", "stage_steps", "accelerator", "swept"),
     [
         ({}, 200, False, True),

@@ -219,8 +219,10 @@ def test_a_test_split_is_scored_once_and_decides(recipe, tmp_path):
         out=tmp_path / "run",
         console=Console(file=(told := StringIO()), width=200),
         data={"source": f"folder:{tmp_path / 'photos'}", "valid_fraction": 0.2, "batch_size": 8},
-        **{"stages.0.max_lr": 1e-2},
+        **{"stages.0.max_lr": 1e-2, "stages.1.epochs": 9, "stages.1.steps": 15},
     )
+    assert load_config(tmp_path / "run" / "config.yaml").stages[1].epochs == 3
+    assert max(int(row["epoch"]) for row in rows(tmp_path / "run" / "history.csv")) == 3
     assert "head lr_find: left out, for its 40 steps are more than half of the stage's 12" in told.getvalue()
     assert result.test_accuracy is not None
     assert result.accuracy == result.test_accuracy["tta"]
