@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from kbaseline.config.paths import expand_home
 from kbaseline.console.format import clock, html_table, percent, shortened
 from kbaseline.errors import InputError
 
@@ -132,7 +133,7 @@ class Gallery:
     def save(self, path: str | Path) -> None:
         """Writes the pictures to a page of HTML, in the colours that the reader's system prefers."""
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        Path(path).expanduser().write_text(f"{head}<title>{escape(self.title)}</title>{self._repr_html_()}", "utf-8")
+        expand_home(path).write_text(f"{head}<title>{escape(self.title)}</title>{self._repr_html_()}", "utf-8")
 
 
 def fragment(*parts: str) -> str:

@@ -118,20 +118,33 @@ def test_a_gpu_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("pip install 'kbaseline[cuda13]'" in line) is said
 
 
-def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: a user the system does not know (`docker run --user`) reads which setting is missing."""
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("cache", ("'~/.cache/kbaseline'", "set data.cache_dir")),
+        ("data ~/photos", ("'~/photos'", "write the path in full")),
+        ("data csv:~/table.csv", ("'~/table.csv'", "write the path in full")),
+        ("fit --config ~/mine.yaml", ("'~/mine.yaml'", "write the path in full")),
+        ("fit --data digits --out ~/run", ("'~/run'", "write the path in full")),
+        ("doctor --config quickstart --set model.backbone=~/b.keras", ("'~/b.keras'", "write the path in full")),
+        ("evaluate ~/run", ("'~/run'", "write the path in full")),
+    ],
+)
+def test_without_a_home(command: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: a user the system does not know (`docker run --user`) reads which path needs one, and the remedy."""
     import pwd
 
     def unknown(number: int) -> None:
         raise KeyError(number)
 
     monkeypatch.delenv("HOME")
-    monkeypatch.delenv("KBASELINE_CACHE")
+    if command == "cache":
+        monkeypatch.delenv("KBASELINE_CACHE")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    done = CliRunner().invoke(main, ["cache"])
-    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    done = CliRunner().invoke(main, command.split())
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
     assert "HOME is not set" in done.stderr
-    assert "data.cache_dir" in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
     assert keras_home() == Path("/tmp/.keras")  # noqa: S108 - Keras' own
 
 
