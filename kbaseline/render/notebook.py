@@ -193,7 +193,8 @@ def _figure(card: Card) -> str:
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings, in the order in which the rows first name them, and the formatted cells."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
-    return headings, [[_formatted(key, row.get(key)) for key in headings] for row in rows]
+    shown = ["time" if key == "seconds" else key for key in headings]
+    return shown, [[_formatted(key, row.get(key)) for key in headings] for row in rows]
 
 
 def _formatted(column: str, value: Any) -> str:
