@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from rich.console import Console
 
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import DataConfig
 from kbaseline.console.training import PredictBar
 from kbaseline.data.batches import ImageBatches
@@ -147,7 +148,7 @@ def pooled_features(
         raise ModelError(f"weights {weights!r}: features of random weights are random; give 'auto' or a weights file.")
     # The key holds the content of the file of weights, which this downloads.
     model = None if chosen.file.is_file() else build_extractor(size, backbone, weights)
-    files = [Path(backbone).expanduser(), chosen.file] if chosen.row is None else [chosen.file]
+    files = [expand_home(backbone), chosen.file] if chosen.row is None else [chosen.file]
     contents = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files]
     height, width = next(iter(splits.values())).images.shape[1:3]
     name, policy = "" if chosen.row is None else backbone, keras.config.dtype_policy().name
@@ -167,7 +168,7 @@ def _decoded_files(
     files: Sequence[str | Path], size: int, resize: Resize, cache_folder: Path, console: Console | None
 ) -> Decoded:
     """The images of files, in their order."""
-    paths = [Path(file).expanduser().absolute() for file in files]
+    paths = [expand_home(file).absolute() for file in files]
     if not paths:
         raise InputError("features: there are no files; give at least one.")
     found = [as_image(path, str(path)) for path in paths]

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.config.load import load_config
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config
 from kbaseline.console.format import shortened
 from kbaseline.console.training import StageTable, SweepBar
@@ -231,8 +232,9 @@ class Learner:
         curve = self.lr_sweep()
         suggestions = curve.suggestions()
         if out is not None:
-            Path(out).mkdir(parents=True, exist_ok=True)
-            write_sweeps(RunFolder(Path(out), is_first()), {title: Sweep(curve, suggestions)})
+            folder = expand_home(out)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_sweeps(RunFolder(folder, is_first()), {title: Sweep(curve, suggestions)})
         rates = ", ".join(f"{rule} {rate:.2e}" for rule, rate in suggestions.items())
         self.console.print(f"[bold]{title}[/]: suggested rates: {rates}", highlight=False, soft_wrap=True)
         return curve

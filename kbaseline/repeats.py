@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from kbaseline.baseline import ConfigLike, resume_run, run_baseline
 from kbaseline.config.load import dotted, load_config
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config
 from kbaseline.console.format import interval, percent, plain_table
 from kbaseline.errors import ConfigError, InputError, one_line
@@ -108,7 +109,7 @@ def run_folds(
 
 def is_repeats(folder: Path) -> bool:
     """Whether a folder was made by `run_seeds` or `run_folds`."""
-    return (Path(folder).expanduser() / PLAN).is_file()
+    return (expand_home(folder) / PLAN).is_file()
 
 
 def resume_repeats(folder: str | Path, *, console: Console | None = None) -> Repeats:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kbaseline.audit.near_duplicates import NearDuplicates
+from kbaseline.console.format import shortened
 from kbaseline.data.duplicates import Place
 from kbaseline.devices.environment import version
 from kbaseline.render.images import SMALL, chart, picture
@@ -76,6 +77,7 @@ def _shot(audit: "Audit", place: Place) -> dict[str, Any]:
         "picture": picture(image),
         "small": max(image.shape[:2]) <= SMALL,
         "name": audit.name(place),
+        "file": shortened(audit.name(place).rsplit("/", 1)[-1], 40),
         "split": place.split,
         "label": audit.label(place.label),
     }

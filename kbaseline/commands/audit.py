@@ -1,28 +1,23 @@
 """Audits a source before training: loads it, computes features, finds what is wrong, and writes a page."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from kbaseline.audit.audit import Audit, audit_data
 from kbaseline.audit.copies import BACKBONE, find_copies, network_features
 from kbaseline.audit.page import render_audit
+from kbaseline.commands.headers import image_files, read_headers
 from kbaseline.config.schema import Config
-from kbaseline.console.bars import Bar
 from kbaseline.console.format import file_name
 from kbaseline.data import ImageData
-from kbaseline.data.decode import BadImageError, Header, probe, quiet
-from kbaseline.data.duplicates import Place, all_places
+from kbaseline.data.decode import Header
+from kbaseline.data.duplicates import Place
 from kbaseline.data.image_data import load_source
-from kbaseline.data.pictures import FilePictures
 from kbaseline.storage.run_folder import RunFolder
-
-_EXIF_MAKE, _EXIF_MODEL = 271, 272
 
 
 def audit_source(config: Config, console: Console | None = None) -> Audit:
@@ -63,13 +58,13 @@ def audit_images(
         RunError: the cache folder cannot be written, or the accelerator runs out of memory.
     """
     found = network_features(data, cache_dir, console)
-    headers, cameras = _headers(data, console)
+    headers = read_headers(data, console)
     return audit_data(
         data,
         found,
         backbone=BACKBONE,
         headers=headers,
-        properties=_properties(data, headers, cameras),
+        properties=_properties(data, headers),
         seed=seed,
         console=console,
     )
@@ -93,49 +88,11 @@ def write_audit(audit: Audit, out: Path | None, seconds: float) -> Path:
     return folder.path
 
 
-def _headers(data: ImageData, console: Console | None) -> tuple[dict[Place, Header], dict[Place, str]]:
-    """Header and camera of every image that is a file."""
-    files = list(_files(data))
-    headers: dict[Place, Header] = {}
-    cameras: dict[Place, str] = {}
-    with quiet(), Bar(console, "Reading headers", len(files)) as bar, ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda file: _header(file[1]), files)
-        for (place, _, _), known in zip(files, found, strict=True):
-            if known is not None:
-                headers[place], cameras[place] = known
-            bar.advance()
-    return headers, cameras
-
-
-def _files(data: ImageData) -> Iterator[tuple[Place, Path, int]]:
-    """Every image that is a file: its place, its path and its bytes."""
-    for place in all_places(data):
-        provenance = data.splits[place.split].provenance
-        if provenance is not None and isinstance(provenance.pictures, FilePictures):
-            number = int(provenance.numbers[place.row])
-            yield place, provenance.pictures.open(number), provenance.pictures.files[number].size
-
-
-def _header(file: Path) -> tuple[Header, str] | None:
-    try:
-        header = probe(file)
-    except BadImageError:
-        return None  # The file changed since it was decoded; the decoded copy is audited.
-    try:
-        with Image.open(file) as image:
-            exif = image.getexif()
-            return header, f"{exif.get(_EXIF_MAKE, '')} {exif.get(_EXIF_MODEL, '')}".strip()
-    except Exception:
-        return header, ""  # A format that Pillow does not read, or broken tags.
-
-
-def _properties(
-    data: ImageData, headers: Mapping[Place, Header], cameras: Mapping[Place, str]
-) -> dict[str, np.ndarray]:
+def _properties(data: ImageData, headers: Mapping[Place, Header]) -> dict[str, np.ndarray]:
     """What is known of the files, as numbers; empty unless all images are files."""
-    files = list(_files(data))
     if len(headers) < sum(map(len, data.splits.values())):
         return {}
+    files = list(image_files(data))
     known = [headers[place] for place, _, _ in files]
     sides = np.array([(header.width, header.height) for header in known], float)
     return {
@@ -143,7 +100,7 @@ def _properties(
         "width and height": sides,
         "aspect": sides[:, 0] / sides[:, 1],
         "format": _numbered([header.format for header in known]),
-        "camera": _numbered([cameras[place] for place, _, _ in files]),
+        "camera": _numbered([header.camera for header in known]),
     }
 
 

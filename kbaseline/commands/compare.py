@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kbaseline.config.keys import flattened
+from kbaseline.config.paths import expand_home
 from kbaseline.console.format import clock, interval, percent, plain_table, rate, shortened
 from kbaseline.errors import InputError
 from kbaseline.metrics import compare_paired, final_evaluation
@@ -120,7 +121,7 @@ def write_plot(path: Path, figure: Figure) -> None:
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"--out {str(path)!r}: must end in .png.")
-    folder = path.expanduser().parent
+    folder = expand_home(path).parent
     if not folder.is_dir():
         raise InputError(f"--out {str(path)!r}: there is no folder {str(folder)!r}; make it, or name another.")
     RunFolder(folder).write_figure(path.name, figure)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from kbaseline.audit.copies import find_copies
+from kbaseline.commands.headers import read_headers
 from kbaseline.config.schema import Config
-from kbaseline.console.bars import Bar
 from kbaseline.console.format import file_name
 from kbaseline.data import ImageData
-from kbaseline.data.decode import BadImageError, Header, probe, quiet
+from kbaseline.data.decode import Header
 from kbaseline.data.duplicates import EARLIER, Duplicates, Place, find_duplicates
 from kbaseline.data.image_data import load_source
-from kbaseline.data.pictures import FilePictures
 from kbaseline.storage.run_folder import RunFolder
 
 IMBALANCE = 3.0
@@ -37,13 +35,13 @@ class Inspection:
     Attributes:
         config: the configuration the images were loaded with.
         data: the images, split as for a run.
-        headers: file name -> image header; empty if the source does not consist of files.
+        headers: image header of every file; empty if the source does not consist of files.
         duplicates: groups of images with identical pixels.
     """
 
     config: Config
     data: ImageData
-    headers: Mapping[str, Header]
+    headers: Mapping[Place, Header]
     duplicates: Duplicates
 
     @cached_property
@@ -72,7 +70,7 @@ class Inspection:
         formats = Image.registered_extensions()
         return {
             name: header.format
-            for name, header in self.headers.items()
+            for name, header in ((self.name(place), header) for place, header in self.headers.items())
             if formats.get(Path(name).suffix.lower()) not in (None, _SAME_FORMAT.get(header.format, header.format))
         }
 
@@ -164,7 +162,7 @@ def inspect_source(config: Config, console: Console | None = None) -> Inspection
     """
     lenient = config.data.model_copy(update={"on_bad_image": "skip"})
     data = load_source(lenient, config.seed, console, copies=find_copies(lenient, console))
-    return Inspection(config, data, _headers(data, console), find_duplicates(data))
+    return Inspection(config, data, read_headers(data, console), find_duplicates(data))
 
 
 def write_inspection(inspection: Inspection, out: Path | None) -> Path:
@@ -187,27 +185,6 @@ def write_inspection(inspection: Inspection, out: Path | None) -> Path:
         "samples.png", plot_contact_sheet(inspection.data, inspection.config.transforms, inspection.config.seed)
     )
     return folder.path
-
-
-def _headers(data: ImageData, console: Console | None) -> dict[str, Header]:
-    """Headers of all decoded image files, by file name."""
-    known = [split.provenance for split in data.splits.values() if split.provenance is not None]
-    files = [(p.pictures, n) for p in known if isinstance(p.pictures, FilePictures) for n in p.numbers.tolist()]
-    by_name: dict[str, Header] = {}
-    with quiet(), Bar(console, "Reading headers", len(files)) as bar, ThreadPoolExecutor(8) as pool:
-        headers = pool.map(lambda place: _header(place[0].open(place[1])), files)
-        for (pictures, number), header in zip(files, headers, strict=True):
-            if header is not None:
-                by_name[pictures.name(number)] = header
-            bar.advance()
-    return by_name
-
-
-def _header(file: Path) -> Header | None:
-    try:
-        return probe(file)
-    except BadImageError:
-        return None  # the file changed since it was decoded; a run uses the decoded copy
 
 
 def _spread(values: Iterable[int]) -> dict[str, int]:

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from kbaseline.config.paths import expand_home
 from kbaseline.console.format import percent, plain_table
 from kbaseline.data.cache import Target, decoded
 from kbaseline.data.pictures import File, FilePictures
@@ -100,7 +101,7 @@ def find_images(arguments: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
     found: dict[Path, None] = {}
     left_out: dict[Path, str] = {}
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = expand_home(argument)
         # An existing file with brackets in its name is not a pattern.
         named = os.path.lexists(path)
         matches = [] if named else glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob wants a root

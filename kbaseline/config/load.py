@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from kbaseline.config.keys import flattened, parse_yaml, read_yaml, with_override
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config, Section, StageConfig, TTAConfig
 from kbaseline.errors import ConfigError, did_you_mean
 
@@ -161,7 +162,7 @@ def _parts(key: str) -> list[str]:
 
 
 def _config_file(source: str | Path) -> Path:
-    path, bundled = Path(source).expanduser(), bundled_configs()
+    path, bundled = expand_home(source), bundled_configs()
     if path.is_file():
         return path
     if str(source) in bundled:

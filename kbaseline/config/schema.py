@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+from kbaseline.config.paths import expand_home
 from kbaseline.errors import ConfigError
 
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -108,19 +109,14 @@ class DataConfig(Section):
     @property
     def cache_folder(self) -> Path:
         """`cache_dir`, or its default."""
-        return _at_home(self.cache_dir or os.environ.get("KBASELINE_CACHE") or "~/.cache/kbaseline", "data.cache_dir")
+        folder = self.cache_dir or os.environ.get("KBASELINE_CACHE") or "~/.cache/kbaseline"
+        return expand_home(folder, "set data.cache_dir")
 
     @property
     def tfds_folder(self) -> Path:
         """`data_dir`, or its default."""
-        return _at_home(self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "data.data_dir")
-
-
-def _at_home(folder: Path | str, key: str) -> Path:
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"HOME is not set, so there is no {str(folder)!r}; set HOME or {key}.") from None
+        folder = self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        return expand_home(folder, "set data.data_dir")
 
 
 class ModelConfig(Section):

@@ -38,7 +38,7 @@ _SIGNATURES = {
 }
 """Format -> how its files begin."""
 
-_ORIENTATION, _PHOTOMETRIC, _BITS = 0x0112, 262, 258
+_ORIENTATION, _MAKE, _MODEL, _PHOTOMETRIC, _BITS = 274, 271, 272, 262, 258
 _SIDEWAYS = (5, 6, 7, 8)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,11 +68,19 @@ def quiet() -> Iterator[None]:
 
 
 class Header(NamedTuple):
-    """What an image says of itself: its size in pixels once it is right side up, and its format as Pillow calls it."""
+    """What an image says of itself.
+
+    Attributes:
+        height: in pixels, once it is right side up.
+        width: in pixels, once it is right side up.
+        format: as Pillow calls it.
+        camera: make and model; empty if it names none.
+    """
 
     height: int
     width: int
     format: str
+    camera: str = ""
 
 
 def kind(file: Path | BinaryIO) -> str | None:
@@ -98,14 +106,15 @@ def probe(file: Path | BinaryIO) -> Header:
         image = _opened(stream, pixels=False)
         if image is None:
             height, width, orientation = tiff.layout(stream)
-            sideways = orientation in _SIDEWAYS
+            sideways, form, camera = orientation in _SIDEWAYS, "TIFF", ""
         else:
             width, height = image.size
             # Pillow turns TIFFs itself.
             sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+            form, camera = image.format or "unknown", _camera(image)
         if sideways:
             height, width = width, height
-        return Header(height, width, "TIFF" if image is None else image.format or "unknown")
+        return Header(height, width, form, camera)
 
 
 def decode(file: Path | BinaryIO, height: int, width: int, resize: Resize) -> np.ndarray:
@@ -174,6 +183,15 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
+
+
+def _camera(image: Image.Image) -> str:
+    """Make and model in the EXIF tags; empty where the tags are missing or spoilt."""
+    try:
+        exif = image.getexif()
+        return f"{exif.get(_MAKE, '')} {exif.get(_MODEL, '')}".strip()
+    except Exception:
+        return ""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -140,12 +140,16 @@ def _no_device(error: Exception) -> InputError:
 
 
 def unused_gpu() -> str | None:
-    """One line on an NVIDIA GPU that JAX cannot use because it was installed without CUDA; None if there is none."""
-    # The files by which JAX itself decides (of WSL 2, the last). A platform that was asked for is meant.
+    """One line on an NVIDIA GPU that JAX cannot use, with the reason; None if there is none, or none is wanted."""
+    # The files by which JAX itself decides (of WSL 2, the last).
     files = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
-    if jax.config.jax_platforms or jax.default_backend() != "cpu" or not any(map(os.path.exists, files)):
+    chosen = jax.config.jax_platforms or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if chosen or jax.default_backend() != "cpu" or not any(map(os.path.exists, files)):
         return None
-    return f"there is an NVIDIA GPU, but JAX computes on the CPU, because it is installed without CUDA: {_CUDA}"
+    installed = any("cuda" in plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins"))
+    # JAX has logged what its plugin lacks, mostly CUDA's libraries or a newer driver.
+    reason = "its CUDA plugin does not start (see JAX's own message)" if installed else "it is installed without CUDA"
+    return f"there is an NVIDIA GPU, but JAX computes on the CPU, because {reason}: {_CUDA}"
 
 
 def jax_has_started() -> bool:

@@ -11,6 +11,7 @@ from urllib.error import URLError
 import keras
 from keras import layers
 
+from kbaseline.config.paths import expand_home
 from kbaseline.errors import DownloadError, ModelError, one_line
 from kbaseline.models.efficientnet_lite import efficientnet_lite, pretrained_efficientnet_lite
 from kbaseline.models.zoo import BUNDLED_RESNET20, Backbone, resolve_weights
@@ -97,7 +98,7 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
     """
     chosen = resolve_weights(name, weights)
     if chosen.row is None:
-        model = _saved_backbone(Path(name).expanduser(), size)
+        model = _saved_backbone(expand_home(name), size)
         model = keras.models.clone_model(model) if chosen.kind == "none" else model
     else:
         model = _pretrained(name, chosen.row) if chosen.kind == "own" else _built(name, chosen.row, None)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from kbaseline.config.paths import expand_home
 from kbaseline.console.format import plain_table
 from kbaseline.errors import ModelError, did_you_mean
 
@@ -149,7 +150,7 @@ def resolve_weights(backbone: str, weights: str) -> Weights:
     Raises:
         ModelError: an unknown name, or a missing file.
     """
-    saved, row = Path(backbone).expanduser(), ZOO.get(backbone)
+    saved, row = expand_home(backbone), ZOO.get(backbone)
     if backbone.endswith(".keras"):
         if not saved.is_file():
             raise ModelError(f"backbone {str(saved)!r}: no such file; give a .keras model or a name: {', '.join(ZOO)}.")
@@ -163,7 +164,7 @@ def resolve_weights(backbone: str, weights: str) -> Weights:
     if weights == "auto" or (row is not None and weights == row.pretrained):
         return Weights(row, "own", saved if row is None else row.weights_file)
     named = weights in {other.pretrained for other in ZOO.values()}
-    file = Path(weights).expanduser()
+    file = expand_home(weights)
     if named or not file.is_file():
         what, own = "no such weights" if named else "no such file", row.pretrained if row else "auto"
         raise ModelError(f"weights {weights!r}: {what} for {backbone}; give {own!r}, 'none' or a weights file's path.")

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from kbaseline.config.paths import expand_home
 from kbaseline.console.format import clock, html_table, percent, shortened
 from kbaseline.errors import InputError
 
@@ -132,7 +133,7 @@ class Gallery:
     def save(self, path: str | Path) -> None:
         """Writes the pictures to a page of HTML, in the colours that the reader's system prefers."""
         head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-        Path(path).expanduser().write_text(f"{head}<title>{escape(self.title)}</title>{self._repr_html_()}", "utf-8")
+        expand_home(path).write_text(f"{head}<title>{escape(self.title)}</title>{self._repr_html_()}", "utf-8")
 
 
 def fragment(*parts: str) -> str:
@@ -192,7 +193,8 @@ def _figure(card: Card) -> str:
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings, in the order in which the rows first name them, and the formatted cells."""
     headings = list(dict.fromkeys(key for row in rows for key in row))
-    return headings, [[_formatted(key, row.get(key)) for key in headings] for row in rows]
+    shown = ["time" if key == "seconds" else key for key in headings]
+    return shown, [[_formatted(key, row.get(key)) for key in headings] for row in rows]
 
 
 def _formatted(column: str, value: Any) -> str:

@@ -131,20 +131,8 @@ def plot_history(rows: Sequence[Mapping[str, Any]], tta: float | None = None, wi
     right.set_ylabel("validation accuracy")
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     if tta is not None and math.isfinite(tta):
-        right.axhline(tta, color=GREEN, linewidth=1.5, linestyle=(0, (5, 2)))
-        # Below the line if the curve lies above it, so that the text covers neither.
-        worse = bool(np.nanmax(accuracy, initial=-1.0) > tta)
-        right.annotate(
-            f"with TTA {percent(tta)}",
-            (0.98, tta),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -4 if worse else 4),
-            textcoords="offset points",
-            ha="right",
-            va="top" if worse else "bottom",
-            color=GREEN,
-            fontsize=9,
-        )
+        right.axhline(tta, color=GREEN, linewidth=1.5, linestyle=(0, (5, 2)), label=f"with TTA {percent(tta)}")
+        right.legend(**_LEGEND, loc="best")
         right.margins(y=0.2)
     for axes in (left, right):
         axes.set_xlabel("epoch")

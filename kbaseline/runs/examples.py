@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageOps
 
+from kbaseline.config.paths import expand_home
 from kbaseline.console.format import percent
 from kbaseline.data import Split
 from kbaseline.data.decode import BadImageError, decode
@@ -83,7 +84,7 @@ def read_pictures(pictures: Picture | Sequence[Picture], size: tuple[int, int], 
         raise DataError("pictures: there are none; give paths, PIL images or arrays.")
     pixels = []
     for number, one in enumerate(every):
-        file = Path(one).expanduser() if isinstance(one, str | Path) else _as_file(one)
+        file = expand_home(one) if isinstance(one, str | Path) else _as_file(one)
         try:
             pixels.append(decode(file, *size, resize))
         except BadImageError as error:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import TypedDict
 
 from kbaseline.config.load import load_config
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config
 from kbaseline.config.splits import SPLITS
 from kbaseline.console.format import interval, percent, shortened
@@ -329,7 +330,7 @@ def read_run(folder: Path) -> RunRecord:
         InputError: the folder does not exist, holds no finished run, or one of its files cannot be read.
     """
     display_name = f"run {str(folder)!r}"
-    folder = folder.expanduser()
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise InputError(
             f"{display_name}: no such folder; give the folder of a finished run, for instance runs/baseline."

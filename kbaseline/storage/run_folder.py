@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from kbaseline.config.paths import expand_home
 from kbaseline.errors import InputError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class RunFolder:
         Raises:
             InputError: `out` is not empty, or the folder cannot be created or written to.
         """
-        wanted = under / name if out is None else Path(out).expanduser()
+        wanted = under / name if out is None else expand_home(out)
         if not writable:
             return cls(wanted, writable)
         try:
@@ -84,7 +85,7 @@ class RunFolder:
         Raises:
             InputError: it holds no run.
         """
-        path = Path(path).expanduser()
+        path = expand_home(path)
         if not (path / "config.yaml").is_file():
             raise InputError(f"run folder {str(path)!r}: holds no config.yaml, so no run was started there; start one.")
         return cls(path)
@@ -98,7 +99,7 @@ class RunFolder:
         """
         try:
             if out is not None:
-                _refuse_used(Path(out).expanduser())
+                _refuse_used(expand_home(out))
         except OSError as error:
             raise InputError(
                 f"run folder {str(out)!r}: cannot be read ({one_line(error)}). Choose another with --out."

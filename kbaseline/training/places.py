@@ -1,10 +1,10 @@
 """Where a run finds what lies outside its folder, by absolute paths; what of it may change when the run is resumed."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kbaseline.config.keys import flattened
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config
 from kbaseline.data.sources.registry import absolute_source
 from kbaseline.models.zoo import ZOO
@@ -58,6 +58,4 @@ def _fixed(config: Config) -> dict[str, Any]:
 
 def _absolute(path: Path) -> Path:
     """Links are not followed: a file's name tells its format, and what a link points to may have another."""
-    with suppress(RuntimeError):  # the home of nobody
-        path = path.expanduser()
-    return path.absolute()
+    return expand_home(path).absolute()

@@ -61,3 +61,4 @@ def test_the_page_is_self_contained(audited):
     assert not re.search(r"<script|https?://", page)
     assert page.count("data:image/") >= 4
     assert "leak between splits" in page
+    assert '<figcaption title="valid/cross/copy.png (valid, cross)">copy.png (valid, cross)<' in page

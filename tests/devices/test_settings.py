@@ -1,5 +1,6 @@
 """The environment is not trusted: what is set otherwise is named, or set for the command line's own process."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -106,32 +107,64 @@ def test_every_entry_says_what_to_restart(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: the extra to install is said where there is a GPU; not where a platform was asked for."""
+@pytest.mark.parametrize(
+    ("platforms", "visible", "plugins", "words"),
+    [
+        (None, None, [], "it is installed without CUDA: `pip install 'kbaseline[cuda13]'`"),
+        (None, "0", ["xla_cuda12"], "its CUDA plugin does not start (see JAX's own message): `pip install"),
+        ("cpu", None, [], None),
+        (None, "", [], None),
+        (None, "-1", ["xla_cuda12"], None),
+    ],
+)
+def test_a_gpu_without_cuda_is_named(
+    platforms: str | None, visible: str | None, plugins: list[str], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Golden: the reason and the extra to install are said where there is a GPU; not where another device was meant."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("JAX uses the GPU here")
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidia0")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [SimpleNamespace(name=n) for n in plugins])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    for asked, said in ((None, True), ("cpu", False)):
-        monkeypatch.setattr(
-            xla, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=asked), default_backend=lambda: "cpu")
-        )
-        line = device_summary(None, 32) or ""
-        assert ("pip install 'kbaseline[cuda13]'" in line) is said
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        line = device_summary(None, 32)
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert line is None if words is None else words in (line or "")
 
 
-def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Golden: a user the system does not know (`docker run --user`) reads which setting is missing."""
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("cache", ("'~/.cache/kbaseline'", "set data.cache_dir")),
+        ("data ~/photos", ("'~/photos'", "write the path in full")),
+        ("data csv:~/table.csv", ("'~/table.csv'", "write the path in full")),
+        ("fit --config ~/mine.yaml", ("'~/mine.yaml'", "write the path in full")),
+        ("fit --data digits --out ~/run", ("'~/run'", "write the path in full")),
+        ("doctor --config quickstart --set model.backbone=~/b.keras", ("'~/b.keras'", "write the path in full")),
+        ("evaluate ~/run", ("'~/run'", "write the path in full")),
+    ],
+)
+def test_without_a_home(command: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: a user the system does not know (`docker run --user`) reads which path needs one, and the remedy."""
     import pwd
 
     def unknown(number: int) -> None:
         raise KeyError(number)
 
     monkeypatch.delenv("HOME")
-    monkeypatch.delenv("KBASELINE_CACHE")
+    if command == "cache":
+        monkeypatch.delenv("KBASELINE_CACHE")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    done = CliRunner().invoke(main, ["cache"])
-    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+    done = CliRunner().invoke(main, command.split())
+    assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1), done.output
     assert "HOME is not set" in done.stderr
-    assert "data.cache_dir" in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
     assert keras_home() == Path("/tmp/.keras")  # noqa: S108 - Keras' own
 
 

@@ -155,6 +155,7 @@ def test_tables_are_short_and_aligned() -> None:
         "… 1 more row",
     ]
     assert repr(Table()) == "no rows"
+    assert repr(Table([{"step": "head", "seconds": 61.0}])).split() == ["step", "time", "head", "01:01"]
 
 
 def pictures(html: str) -> list[np.ndarray]:

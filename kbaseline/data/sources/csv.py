@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import SPLITS
 from kbaseline.console.bars import Bar
@@ -76,15 +77,16 @@ def open_csv(path: str, config: DataConfig, console: Console | None = None) -> I
 
 def csv_status(path: str, config: DataConfig) -> tuple[bool, str]:
     """Whether there is such a file."""
-    file = Path(path).expanduser()
+    file = expand_home(path)
     return file.is_file(), str(file) if file.is_file() else f"no file {file}"
 
 
 def _source(path: str) -> Path:
     if not path.strip():
         raise DataError("data.source 'csv:': names no file; write csv:PATH.")
+    file = expand_home(path)
     try:
-        file = Path(path).expanduser().resolve()
+        file = file.resolve()
         mode = file.stat().st_mode
     except (OSError, RuntimeError, ValueError):
         raise DataError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import DataConfig
 from kbaseline.config.splits import SPLITS, is_container, named_splits
 from kbaseline.data.pictures import File, FilePictures, as_text, shown
@@ -54,15 +55,16 @@ def open_folder(path: str, config: DataConfig, console: Console | None = None) -
 
 def folder_status(path: str, config: DataConfig) -> tuple[bool, str]:
     """Whether there is such a folder."""
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     return folder.is_dir(), str(folder) if folder.is_dir() else f"no folder {folder}"
 
 
 def _root(path: str) -> Path:
     if not path.strip():
         raise DataError("data.source 'folder:': names no folder; write folder:PATH.")
+    root = expand_home(path)
     try:
-        root = Path(path).expanduser().resolve()
+        root = root.resolve()
         mode = root.stat().st_mode
     except (OSError, RuntimeError, ValueError):
         raise DataError(

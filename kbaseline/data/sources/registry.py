@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.pictures import shown
 from kbaseline.data.sources.csv import csv_status, open_csv
@@ -52,9 +53,8 @@ def source_status(config: DataConfig) -> tuple[bool, str]:
 def full_source(source: str) -> str:
     """A source with its prefix: the path of a folder or of a table needs none."""
     if _find(source)[0] is None and source.strip():
-        path = Path(source)
+        path = expand_home(source)
         with suppress(OSError, RuntimeError, ValueError):
-            path = path.expanduser()
             if path.is_dir():
                 return f"folder:{source}"
             if path.suffix.lower() in TABLES and path.is_file():
@@ -67,8 +67,9 @@ def absolute_source(source: str) -> str:
     full = full_source(source)
     prefix, _, rest = full.partition(":")
     if prefix in ("folder", "csv") and rest.strip():
+        path = expand_home(rest)
         with suppress(OSError, RuntimeError, ValueError):
-            return f"{prefix}:{Path(rest).expanduser().resolve()}"
+            return f"{prefix}:{path.resolve()}"
     return full
 
 
