@@ -8,8 +8,8 @@ Needs no GPU and no driver, but JAX 0.11 or later and its CUDA plugin of the sam
 jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION`. Nothing runs, so there are no times; and nothing is tuned, so the
 GPU itself may compute convolutions and products by other kernels.
 
-TARGET describes a GPU to XLA. The XLA project publishes such files in openxla/xla, xla/backends/gpu/target_config/specs;
-`h200.txtpb` beside this program is one of them, under the Apache License 2.0.
+A target is XLA's description of a GPU. The XLA project publishes such files, under the Apache License 2.0, in
+openxla/xla, xla/backends/gpu/target_config/specs; `h200.txtpb` beside this program is one of them.
 """
 
 import kbaseline  # noqa: F401 - first: it chooses Keras' backend

@@ -11,8 +11,8 @@ import numpy as np
 from keras import layers
 
 from kbaseline.errors import ModelError, one_line
-from kbaseline.models.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
 from kbaseline.models.adapt import adapt_to_device
+from kbaseline.models.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
 from kbaseline.render.notebook import Table
 from kbaseline.transforms import RandomTransforms
 

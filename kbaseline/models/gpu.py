@@ -105,9 +105,10 @@ class _Biased:
     @classmethod
     def before(cls, layer: layers.BatchNormalization) -> "_Biased | None":
         """The convolution that a layer normalises, if it is one."""
-        operation = getattr(getattr(layer, "input", None), "_keras_history", (None,))[0]
-        linear = getattr(operation, "activation", None) in (None, keras.activations.linear)
-        return cls(operation) if type(operation) is layers.Conv2D and linear and operation.use_bias else None
+        operation: Any = getattr(getattr(layer, "input", None), "_keras_history", (None,))[0]
+        if type(operation) is not layers.Conv2D or operation.data_format != "channels_last":
+            return None
+        return cls(operation) if operation.use_bias and operation.activation is keras.activations.linear else None
 
     def __call__(self, inputs: Any) -> Any:
         unbiased = self.layer.convolution_op(inputs, self.layer.kernel)
@@ -129,8 +130,7 @@ def _normalize(
         return type(layer).call(layer, inputs, training=training, mask=mask)
     dtype = keras.backend.result_type(inputs.dtype, "float32")
     gamma, beta, moving_mean, moving_variance = (
-        ops.cast(variable, dtype)
-        for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
+        ops.cast(variable, dtype) for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
     )
     bias = jnp.zeros_like(gamma)
     if biased and unbiased is not None:
@@ -192,7 +192,9 @@ batch_normalize.defvjp(_forward, _backward)
 def _pool(layer: layers.MaxPooling2D, inputs: Any) -> Any:
     sizes, steps = tuple(layer.pool_size), tuple(layer.strides)
     if layer.padding == "same":
-        outside = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(inputs.shape[1:3], sizes, steps, strict=True)]
+        outside = [
+            max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(inputs.shape[1:3], sizes, steps, strict=True)
+        ]
         low = jnp.array(-jnp.inf, inputs.dtype)
         inputs = jax.lax.pad(inputs, low, ((0, 0, 0), *((n // 2, n - n // 2, 0) for n in outside), (0, 0, 0)))
     return max_pool(inputs, sizes, steps)

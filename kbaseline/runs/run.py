@@ -19,8 +19,8 @@ from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import set_compilation_cache, start_jax
 from kbaseline.doubt import Doubt
 from kbaseline.errors import DataError, InputError, ModelError, listed
-from kbaseline.models.backbones import read_model
 from kbaseline.models.adapt import adapt_to_device
+from kbaseline.models.backbones import read_model
 from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
 from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
 from kbaseline.runs.inference import predict_plain, predict_views, predict_with_features
