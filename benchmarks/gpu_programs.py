@@ -75,7 +75,11 @@ COUNTS = ("kernels", "of them convolutions", "GB read and written", "pieces the 
 
 
 def _prediction(model: keras.Model, batch: int) -> Program:
-    return model.predict_step, (_values(model.trainable_variables, model.non_trainable_variables), (_images(batch),))
+    def predict_step(state: Any, data: Any) -> Any:
+        outputs, others = model.predict_step(state, data)
+        return outputs, (state[0], others)  # as in Keras, which gives the state away and takes it back
+
+    return predict_step, (_values(model.trainable_variables, model.non_trainable_variables), (_images(batch),))
 
 
 def _images(batch: int) -> np.ndarray:
