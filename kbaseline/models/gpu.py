@@ -22,7 +22,6 @@ from kbaseline.models.backbones import leaves
 
 SWITCH = "KBASELINE_GPU_LAYERS"
 """Environment variable; 1 turns these layers on."""
-
 _MOST_PLACES = 16
 """Places of a pooling window above which Keras' own pooling stays: each is one more operand of a kernel."""
 
@@ -85,10 +84,7 @@ def _is_small_pool(layer: keras.layers.Layer) -> bool:
 
 @dataclass
 class _Biased:
-    """A convolution with a bias before a BatchNorm: its last outputs, and the same without the bias.
-
-    Which of both nobody reads is never computed.
-    """
+    """A convolution with a bias before a BatchNorm: its last outputs, and those without. XLA drops what is unread."""
 
     layer: layers.Conv2D
     last: tuple[Any, Any] | None = None
@@ -148,10 +144,10 @@ def batch_normalize(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tuple
 
 
 def _forward(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[tuple[Any, Any, Any], Any]:
-    x, axes, count = inputs.astype("float32"), tuple(range(inputs.ndim - 1)), inputs.size // inputs.shape[-1]
+    x, axes = inputs.astype("float32"), tuple(range(inputs.ndim - 1))
     # Not about the running mean, which is more exact: XLA would read the inputs more often.
-    mean, squares = jnp.sum(x, axes) / count, jnp.sum(x * x, axes) / count
-    variance = jnp.maximum(squares - mean * mean, 0)
+    mean = jnp.mean(x, axes)
+    variance = jnp.maximum(jnp.mean(x * x, axes) - mean * mean, 0)
     inverse = jax.lax.rsqrt(variance + epsilon)
     outputs = (x * (inverse * gamma) + (beta - mean * inverse * gamma)).astype(inputs.dtype)
     return (outputs, mean, variance), (inputs, gamma, mean, inverse)
@@ -159,10 +155,9 @@ def _forward(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[tuple[
 
 def _backward(_: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]:
     inputs, gamma, mean, inverse = kept
-    axes, count = tuple(range(inputs.ndim - 1)), inputs.size // inputs.shape[-1]
     gradient, centered = gradients[0].astype("float32"), inputs.astype("float32") - mean
-    to_beta = jnp.sum(gradient, axes)
-    to_gamma = jnp.sum(gradient * centered, axes) * inverse
+    axes, count = tuple(range(inputs.ndim - 1)), inputs.size // inputs.shape[-1]
+    to_beta, to_gamma = jnp.sum(gradient, axes), jnp.sum(gradient * centered, axes) * inverse
     to_inputs = gamma * inverse * (gradient - to_beta / count - centered * (inverse * to_gamma / count))
     return to_inputs.astype(inputs.dtype), to_gamma, to_beta
 
