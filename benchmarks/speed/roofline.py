@@ -104,7 +104,8 @@ def traffic(text: str) -> int:
         if found is None:
             continue
         name, shape, operation, rest = found.groups()
-        shapes[name] = _bytes(shape)
+        # The last result of a library's kernel is the memory it works in.
+        shapes[name] = _bytes(re.sub(r", u8\[\d+\]\{0\}\)$", ")", shape))
         if operation not in _NO_KERNEL:
             operands = re.findall(r"%?([\w.\-]+)", rest.split(")")[0])
             moved += shapes[name] + sum(shapes.get(operand, 0) for operand in operands)

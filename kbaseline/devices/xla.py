@@ -13,6 +13,7 @@ import keras
 from jax.experimental.compilation_cache import compilation_cache
 
 from kbaseline.errors import InputError, RunError, one_line
+from kbaseline.models.gpu import is_switched_on
 from kbaseline.storage import cache_folder
 
 PROGRAMS_BYTES = 2 * 10**9
@@ -27,6 +28,9 @@ _NO_MEMORY = ("RESOURCE_EXHAUSTED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT
 
 _LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type"
 _EIGEN = f"{_LIBRARIES}=-individual_convolution"
+
+_GRAPHS = "--xla_gpu_enable_command_buffer"
+_CONVOLUTIONS_IN_GRAPHS = f"{_GRAPHS}=+CONVOLUTION"
 
 _given: list[str] = []
 """The flags that XLA has read from us."""
@@ -93,14 +97,15 @@ def start_jax(*, deterministic: bool = False) -> None:
     Child processes do not inherit our flags, because another version of XLA aborts on flags that it does not know. On a
     CPU, convolutions run in Eigen instead of YNNPACK: faster, and equal up to rounding. That flag is set only where it
     was measured: not with JAX 0.13 or later, not on processors other than x86-64, and not where JAX has a plugin for an
-    accelerator.
+    accelerator. With `kbaseline.models.gpu` switched on and a CUDA plugin, JAX 0.11 and 0.12 record convolutions into
+    CUDA graphs too, so that the host starts a training step as one piece.
 
     Args:
         deterministic: make GPU computations bitwise reproducible; on a CPU they always are.
 
     Raises:
         InputError: JAX has no device of the kind that it was told to use, or has already started on a GPU without the
-            flag for `deterministic`.
+            flag for `deterministic`; or see `is_switched_on`.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax_has_started():
@@ -110,9 +115,14 @@ def start_jax(*, deterministic: bool = False) -> None:
                 f"or set XLA_FLAGS={_DETERMINISTIC} in the environment."
             )
         return
+    plugins = [plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins")]
     measured = platform.machine() in ("x86_64", "AMD64") and jax.__version_info__ < (0, 13)
-    eigen = measured and _LIBRARIES not in flags and not importlib.metadata.entry_points(group="jax_plugins")
-    ours = [flag for flag, wanted in ((_DETERMINISTIC, deterministic), (_EIGEN, eigen)) if wanted and flag not in flags]
+    eigen = measured and _LIBRARIES not in flags and not plugins
+    # Others may not know the value, and XLA aborts.
+    known = (0, 11) <= jax.__version_info__ < (0, 13) and any("cuda" in name for name in plugins)
+    graphs = is_switched_on() and known and _GRAPHS not in flags
+    choices = (_DETERMINISTIC, deterministic), (_EIGEN, eigen), (_CONVOLUTIONS_IN_GRAPHS, graphs)
+    ours = [flag for flag, wanted in choices if wanted and flag not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
     try:
         jax.devices()

@@ -11,8 +11,8 @@ import numpy as np
 from keras import layers
 
 from kbaseline.errors import ModelError, one_line
+from kbaseline.models.adapt import adapt_to_device
 from kbaseline.models.backbones import ImageNetPreprocessing, layer_groups, leaves, load_backbone
-from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.render.notebook import Table
 from kbaseline.transforms import RandomTransforms
 
@@ -113,7 +113,7 @@ def _embed(
         raise ModelError(
             f"backbone {backbone!r}: cannot take images of {size} pixels ({reason}); set another data.size."
         ) from None
-    adapt_to_cpu(body)
+    adapt_to_device(body)
     return body, features
 
 

@@ -19,8 +19,8 @@ from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import set_compilation_cache, start_jax
 from kbaseline.doubt import Doubt
 from kbaseline.errors import DataError, InputError, ModelError, listed
+from kbaseline.models.adapt import adapt_to_device
 from kbaseline.models.backbones import read_model
-from kbaseline.models.cpu import adapt_to_cpu
 from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
 from kbaseline.runs.copies import copies_of_run
 from kbaseline.runs.examples import Picture, prediction_gallery, read_pictures
@@ -230,7 +230,7 @@ def load(run: str | Path) -> SavedRun:
         raise ModelError(f"run {str(run)!r}: has no model.keras; run it again.")
     _prepare(read.config)
     model = read_model(path, f"run {str(run)!r}: model.keras")
-    adapt_to_cpu(model)
+    adapt_to_device(model)
     return SavedRun(read.folder, read.config, model, read.class_names, read.result, doubt=Doubt.read(read.folder))
 
 
@@ -249,7 +249,7 @@ def _restored(
 ) -> SavedRun:
     """A run from its pickle, made ready for this machine."""
     _prepare(config)
-    adapt_to_cpu(model)
+    adapt_to_device(model)
     return SavedRun(folder, config, model, class_names, result, doubt=doubt)
 
 

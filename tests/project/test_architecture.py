@@ -64,13 +64,16 @@ def test_the_public_names_are_the_promised_ones() -> None:
 def test_xla_has_its_flags_and_children_do_not() -> None:
     """Golden: XLA reads our flags beside the user's as JAX starts; the environment, and what is started, gets its own.
 
-    Eigen's only where it was measured, and not where the user or the machine says otherwise. Programs of other flags
-    stay apart in JAX's cache.
+    Eigen's only where it was measured, and not where the user or the machine says otherwise. Convolutions go into CUDA
+    graphs only where layers for a GPU are on, and a JAX with CUDA knows the flag. Programs of other flags stay apart in
+    JAX's cache.
     """
+    graphs = "--xla_gpu_enable_command_buffer=+CONVOLUTION"
     eigen, strict = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution", "--xla_gpu_deterministic_ops=true"
     user, theirs = "--xla_cpu_enable_fast_math=false", "--xla_cpu_experimental_ynn_fusion_type=-reduce"
     code = f"""
 import importlib.metadata, os, platform
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -79,6 +82,9 @@ from kbaseline.devices import xla
 platform.machine, importlib.metadata.entry_points = lambda: "x86_64", lambda **_: ()
 jax.__version_info__ = (0, 12, 3)
 devices, key = jax.devices, jax._src.cache_key
+
+def plugin(name):
+    return lambda group: [SimpleNamespace(name=name)]
 
 def show(flags, owner=os, name="name", value=os.name, **settings):
     os.environ["XLA_FLAGS"] = flags
@@ -90,7 +96,15 @@ def show(flags, owner=os, name="name", value=os.name, **settings):
 show({theirs!r})
 show({user!r}, platform, "machine", lambda: "arm64")
 show({user!r}, jax, "__version_info__", (0, 13, 0))
-show({user!r}, importlib.metadata, "entry_points", lambda group: [group])
+show({user!r}, importlib.metadata, "entry_points", plugin("tpu"))
+show({user!r}, importlib.metadata, "entry_points", plugin("xla_cuda13"))
+os.environ["KBASELINE_GPU_LAYERS"] = "1"
+show({user!r}, importlib.metadata, "entry_points", plugin("tpu"))
+show({user!r}, importlib.metadata, "entry_points", plugin("xla_cuda13"))
+show("--xla_gpu_enable_command_buffer=", importlib.metadata, "entry_points", plugin("xla_cuda13"))
+jax.__version_info__ = (0, 10, 2)
+show({user!r}, importlib.metadata, "entry_points", plugin("xla_cuda13"))
+os.environ["KBASELINE_GPU_LAYERS"] = "0"
 show({user!r}, deterministic=True)
 del os.environ["XLA_FLAGS"]
 jax.devices, key.custom_hook = devices, lambda: ""
@@ -100,7 +114,8 @@ print(key.custom_hook())
 with mock.patch.object(jax, "devices", lambda: exit("again")):
     xla.start_jax(deterministic=True)
 """
-    assert run(code).splitlines() == [theirs, *[user] * 3, f"{user} {strict} {eigen}", f" {eigen}"]
+    lines = [theirs, *[user] * 5, f"{user} {graphs}", "--xla_gpu_enable_command_buffer=", user]
+    assert run(code).splitlines() == [*lines, f"{user} {strict} {eigen}", f" {eigen}"]
 
 
 def test_a_learner_tells_xla_in_time() -> None:
