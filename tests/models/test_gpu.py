@@ -27,15 +27,18 @@ POOLS = [
 
 
 def network() -> keras.Model:
-    """A convolution with a bias before BatchNorm, one without, and one whose biased outputs are read twice."""
+    """A convolution with a bias before BatchNorm, one without, and one that is called twice."""
     keras.utils.set_random_seed(0)
     image = keras.Input((*SIDES, 3))
     x = layers.Conv2D(6, 3, bias_initializer="normal", name="biased")(image)
     x = layers.ReLU()(layers.BatchNormalization(epsilon=1e-3, name="bn1")(x))
     x = layers.MaxPooling2D(3, 2, "same", name="pool")(x)
     x = layers.BatchNormalization(momentum=0.5, name="bn2")(layers.Conv2D(5, 1, use_bias=False, name="plain")(x))
-    both = layers.Conv2D(5, 1, bias_initializer="normal", name="read_twice")(x)
-    return keras.Model(image, layers.Add()([layers.BatchNormalization(name="bn3")(both), both]))
+    twice = layers.Conv2D(5, 1, bias_initializer="normal", name="twice")
+    first, second = twice(x), twice(layers.ReLU()(x))
+    return keras.Model(
+        image, layers.Add()([layers.BatchNormalization(name="bn3")(first), first, layers.ReLU()(second)])
+    )
 
 
 def step(model: keras.Model, images: np.ndarray, training: bool) -> dict[str, np.ndarray]:
@@ -74,7 +77,7 @@ def test_a_step_is_that_of_keras(frozen: tuple[str, ...], training: bool, rng: n
 def test_half_precision_is_no_further_from_float32(rng: np.random.Generator) -> None:
     """Reference: under mixed bfloat16, outputs, gradients and statistics are as near to float32's as the stock layers'.
 
-    To a fiftieth of their norm. One by one they differ: rounding makes other values the highest of a window.
+    To a twentieth of their norm. One by one they differ: rounding makes other values the highest of a window.
     """
     images = rng.normal(size=(32, *SIDES, 3)).astype("float32")
     exact = step(network(), images, True)
@@ -85,7 +88,7 @@ def test_half_precision_is_no_further_from_float32(rng: np.random.Generator) -> 
     ours = step(model, images, True)
     for name, expected in exact.items():
         error, theirs = (np.linalg.norm(found[name] - expected) for found in (ours, stock))
-        assert error <= 1.1 * theirs + 0.02 * np.linalg.norm(expected), name
+        assert error <= 1.1 * theirs + 0.05 * np.linalg.norm(expected), name
 
 
 def test_pooling_is_that_of_keras(rng: np.random.Generator) -> None:
