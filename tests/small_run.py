@@ -50,7 +50,7 @@ def recipe(backbone: str) -> dict[str, Any]:
         "lr_find": {"steps": 20},
         "stages": [
             {"name": "head", "freeze": True, "epochs": 1, "max_lr": 1e-2, "lr_find": False},
-            {"name": "all", "freeze": False, "epochs": 2, "max_lr": 1e-2},
+            {"name": "all", "freeze": False, "epochs": 2, "max_lr": 1e-2, "lr_find": True},
         ],
         "probe": False,
         "tta": {"views": 2, "flip": False, "scale": 1.1},
