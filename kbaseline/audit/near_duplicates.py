@@ -5,7 +5,9 @@ picture shows, and by its coarse light and shade, which see how. The alignment o
 from another photo of the same thing.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,12 +182,17 @@ def _shades(small: np.ndarray) -> np.ndarray:
 
 def _agreements(small: np.ndarray, pairs: np.ndarray, console: Console | None) -> np.ndarray:
     """`agreement` of every pair, float64 `(pairs,)`."""
+
+    def compared(start: int) -> np.ndarray:
+        first, second = pairs[start : start + _BATCH].T
+        return agreement(small[first], small[second])
+
     scores = [np.empty(0)]
-    with Bar(console, "Comparing pixels", len(pairs), "pairs") as bar:
-        for start in range(0, len(pairs), _BATCH):
-            first, second = pairs[start : start + _BATCH].T
-            scores.append(agreement(small[first], small[second]))
-            bar.advance(len(first))
+    # NumPy lets go of the interpreter while it computes.
+    with Bar(console, "Comparing pixels", len(pairs), "pairs") as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for found in pool.map(compared, range(0, len(pairs), _BATCH)):
+            scores.append(found)
+            bar.advance(len(found))
     return np.concatenate(scores)
 
 
