@@ -217,6 +217,12 @@ def test_the_articles_recipe_on_a_cpu_is_forecast(clouds, monkeypatch):
     assert f"takes about {round(1.2 * (2 * 3 * 400 + 900) / 60)} minutes; `--config light`" in said
     assert asked == [100, 100]
     assert forecast_line(load_config(), data, asked.append) == ""
+    # A stage that is long enough, or asks for it, has its sweep: 3 passes of 20 steps of 64.
+    stage = {"name": "a", "freeze": True, "epochs": 1, "max_lr": 1e-3}
+    for lr_find, epochs, sweeps in (("auto", 1, 0), ("auto", 40, 1), (True, 1, 1), (False, 40, 0)):
+        changes = {"stages": [{**stage, "lr_find": lr_find, "epochs": epochs}], "lr_find.steps": 20, "tta": None}
+        expected = epochs * 400 + sweeps * 3 * 20 * 64 + 100
+        assert forecast._passes(load_config(None, changes), data) == expected
     assert forecast_line(load_config("light", {"data.source": "folder:photos"}), data, asked.append) == ""
     monkeypatch.setattr(forecast.jax, "default_backend", lambda: "gpu")
     assert forecast_line(load_config({"data": {"source": "folder:photos"}}), data, asked.append) == ""
