@@ -14,7 +14,12 @@ import keras
 from keras import layers, ops
 
 from kbaseline.models.backbones import leaves
+from kbaseline.models.batchnorm import is_plain, normalize, uses_the_batch
 from kbaseline.models.depthwise import depthwise
+from kbaseline.models.materialise import materialised
+
+_IMAGE_CHANNELS = 4
+"""Most channels of an image."""
 
 _REPLACED = ("convolution_op", "call")
 """The methods of layers that are replaced, on the object."""
@@ -56,6 +61,8 @@ def is_adapted(layer: keras.layers.Layer) -> bool:
 def _replacement(layer: keras.layers.Layer) -> tuple[str, Callable[..., Any]] | None:
     """The method to replace, and what computes it instead; None for a layer that stays as it is."""
     # By type: subclasses may compute something else.
+    if is_plain(layer):
+        return "call", _batchnorm_layer
     if type(layer) is layers.Dense:
         return "call", _dense_layer
     if getattr(layer, "data_format", None) != "channels_last":
@@ -66,6 +73,8 @@ def _replacement(layer: keras.layers.Layer) -> tuple[str, Callable[..., Any]] | 
         return "call", _separable_layer
     if type(layer) is layers.Conv2D and layer.groups == 1 and tuple(layer.kernel_size) == (1, 1):
         return "convolution_op", _pointwise_convolution
+    if type(layer) is layers.Conv2D and layer.groups == 1 and layer.kernel.shape[2] <= _IMAGE_CHANNELS:
+        return "convolution_op", _first_convolution
     if type(layer) is layers.Conv2D and layer.groups > 1 and layer.kernel.shape[2] == 1:
         return "convolution_op", _grouped_convolution
     return None
@@ -74,6 +83,13 @@ def _replacement(layer: keras.layers.Layer) -> tuple[str, Callable[..., Any]] | 
 def _pointwise_convolution(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
     kernel = ops.convert_to_tensor(kernel)
     return pointwise(ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides))
+
+
+def _first_convolution(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
+    """A convolution of images, which XLA would draw and resize anew for the gradient of the kernel."""
+    kernel = ops.convert_to_tensor(kernel)
+    images = materialised(ops.cast(inputs, kernel.dtype), kernel)
+    return type(layer).convolution_op(layer, images, kernel)
 
 
 def _grouped_convolution(layer: layers.Conv2D, inputs: Any, kernel: Any) -> Any:
@@ -96,6 +112,14 @@ def _depthwise(layer: Any, inputs: Any, kernel: Any) -> Any:
     return depthwise(
         ops.cast(inputs, kernel.dtype), kernel, tuple(layer.strides), layer.padding, tuple(layer.dilation_rate)
     )
+
+
+def _batchnorm_layer(
+    layer: layers.BatchNormalization, inputs: Any, training: bool | None = None, mask: Any = None
+) -> Any:
+    if not uses_the_batch(layer, training, mask):
+        return type(layer).call(layer, inputs, training=training, mask=mask)
+    return normalize(layer, inputs, one_pass=False)
 
 
 def _dense_layer(layer: layers.Dense, inputs: Any, training: bool | None = None) -> Any:

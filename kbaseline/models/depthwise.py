@@ -11,6 +11,8 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from kbaseline.models.materialise import materialised
+
 _CHUNKS = 8
 """Most rows of products that are added in one loop, for the gradient of the kernel."""
 
@@ -51,28 +53,13 @@ def _shifted_sum(inputs: Any, weights: Any, strides: Pair, margins: tuple[Pair, 
     weights = weights.astype(exact)
     shifted = _shifted(inputs, weights, strides, margins, dilation)
     total = sum(view.astype(exact) * weights[at] for at, view in shifted.items())
-    return _materialised(total.astype(inputs.dtype), weights)
-
-
-def _materialised(values: Any, weights: Any) -> Any:
-    """The same values, written to memory.
-
-    XLA's CPU backend computes a cheap expression anew wherever it is used, here in every loop over a shift: all 25
-    products of a 5x5 kernel for each of 25 sums. It removes `lax.optimization_barrier` before it decides that. But it
-    cannot see through a loop whose number of turns depends on data: one turn, times one.
-    """
-    first = weights[(0,) * weights.ndim]
-    one = first == first  # Not known to XLA, for a NaN is not: then there is no turn, and all is NaN anyway.
-    turns, factor = one.astype(jnp.int32), one.astype(values.dtype)
-    return lax.while_loop(
-        lambda state: state[0] < turns, lambda state: (state[0] + 1, state[1] * factor), (jnp.int32(0), values)
-    )[1]
+    return materialised(total.astype(inputs.dtype), weights)
 
 
 def _shifted(inputs: Any, weights: Any, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair) -> dict[Pair, Any]:
     """What each weight of the kernel is multiplied with: (row, column) -> `(batch, output height, width, channels)`."""
     padded = jnp.pad(inputs, ((0, 0), *margins, (0, 0)))
-    padded = _materialised(padded, weights)
+    padded = materialised(padded, weights)
     (rows, columns), (height, width) = weights.shape[:2], padded.shape[1:3]
     last_row, last_column = height - (rows - 1) * dilation[0], width - (columns - 1) * dilation[1]
     return {
@@ -94,7 +81,7 @@ def _backward(
     strides: Pair, margins: tuple[Pair, Pair], dilation: Pair, seen: tuple[Any, Any], gradient: Any
 ) -> tuple[Any, Any]:
     inputs, weights = seen
-    gradient = _materialised(gradient, weights)
+    gradient = materialised(gradient, weights)
     geometry = strides, margins, dilation
     return (
         _gradient_of_inputs(inputs, weights, gradient, *geometry),
@@ -129,7 +116,7 @@ def _gradient_of_inputs(
     by_phase = by_phase.reshape(axes[0].taps, strides[0], axes[1].taps, strides[1], -1)
     zero = jnp.zeros((), gradient.dtype)
     padded = lax.pad(gradient, zero, ((0, 0, 0), *((*axis.margins, 0) for axis in axes), (0, 0, 0)))
-    padded = _materialised(padded, weights)
+    padded = materialised(padded, weights)
     rows, columns = ([axis.view(tap) for tap in range(axis.taps)] for axis in axes)
     blocks = sum(
         padded[:, row, None, column, None].astype(exact) * by_phase[at_row, :, at_column][:, None]
@@ -137,7 +124,7 @@ def _gradient_of_inputs(
         for at_column, column in enumerate(columns)
     )
     whole = blocks.reshape(len(inputs), axes[0].blocks * strides[0], axes[1].blocks * strides[1], -1)
-    return _materialised(whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype), weights)
+    return materialised(whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype), weights)
 
 
 class _Phases:
@@ -174,12 +161,11 @@ def _gradient_of_weights(
     def total(shifted: Any) -> Any:
         pairs = zip(*(jnp.split(factor, chunks, axis) for factor in (shifted.astype(exact), gradient)), strict=True)
         partial_sums = sum(ours * theirs for ours, theirs in pairs)
-        # A product with ones: XLA gives a sum with its factors to YNNPACK, which wants every shifted copy in memory.
-        table = jnp.reshape(partial_sums, (-1, partial_sums.shape[-1]))
-        return jnp.ones((1, len(table)), exact) @ table
+        # XLA gives a sum with its factors to YNNPACK, which wants every shifted copy in memory.
+        return jnp.sum(materialised(partial_sums, weights), (0, 1, 2))
 
     shifted = _shifted(inputs, weights, strides, margins, dilation)
-    totals = jnp.concatenate([total(view) for view in shifted.values()])
+    totals = jnp.stack([total(view) for view in shifted.values()])
     return jnp.reshape(totals, weights.shape).astype(weights.dtype)
 
 

@@ -19,6 +19,7 @@ from keras import layers, ops
 
 from kbaseline.errors import InputError
 from kbaseline.models.backbones import leaves
+from kbaseline.models.batchnorm import is_plain, normalize, uses_the_batch
 
 SWITCH = "KBASELINE_GPU_LAYERS"
 """Environment variable; 1 turns these layers on."""
@@ -59,7 +60,7 @@ def replace_layers(model: keras.Model) -> int:
     """What `adapt_to_gpu` does on a GPU, on any device."""
     changed = 0
     for layer in leaves(model):
-        if _is_plain_batchnorm(layer):
+        if is_plain(layer):
             biased = _Biased.before(layer)
             layer.call = partial(_normalize, layer, biased)
             if biased:
@@ -69,12 +70,6 @@ def replace_layers(model: keras.Model) -> int:
             layer.call = partial(_pool, layer)
             changed += 1
     return changed
-
-
-def _is_plain_batchnorm(layer: keras.layers.Layer) -> bool:
-    # By type: subclasses may compute something else.
-    plain = type(layer) is layers.BatchNormalization and layer.center and layer.scale
-    return plain and layer.axis in (-1, layer.input_spec.ndim - 1) and not (layer.renorm or layer.synchronized)
 
 
 def _is_small_pool(layer: keras.layers.Layer) -> bool:
@@ -113,56 +108,11 @@ def _normalize(
     layer: layers.BatchNormalization, biased: _Biased | None, inputs: Any, training: Any = None, mask: Any = None
 ) -> Any:
     unbiased, bias = biased.take(inputs) if biased else None, 0.0
-    if mask is not None or not (training and layer.trainable):
+    if not uses_the_batch(layer, training, mask):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     if biased and unbiased is not None:
         inputs, bias = unbiased, ops.cast(biased.layer.bias, "float32")
-    gamma, beta = (ops.cast(variable, "float32") for variable in (layer.gamma, layer.beta))
-    outputs, mean, variance = batch_normalize(inputs, gamma, beta, layer.epsilon)
-    for moving, now in ((layer.moving_mean, mean + bias), (layer.moving_variance, variance)):
-        moving.assign(moving * layer.momentum + jax.lax.stop_gradient(now) * (1.0 - layer.momentum))
-    return ops.cast(outputs, layer.compute_dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def batch_normalize(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
-    """BatchNorm of a batch, its gradient in closed form (https://arxiv.org/abs/1502.03167).
-
-    The variance is the mean of squares less the squared mean, at least 0. It is wrong by some 1e-7 of the mean of
-    squares, which matters where the mean is hundreds of standard deviations from 0.
-
-    Args:
-        inputs: float `(..., channels)`.
-        gamma, beta: scale and offset, float32 `(channels,)`.
-        epsilon: added to the variance.
-
-    Returns:
-        The normalised batch, of the inputs' dtype; its mean and variance, float32 `(channels,)`, through which no
-        gradient flows.
-    """
-    return _forward(inputs, gamma, beta, epsilon)[0]
-
-
-def _forward(inputs: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[tuple[Any, Any, Any], Any]:
-    x, axes = inputs.astype("float32"), tuple(range(inputs.ndim - 1))
-    # Not about the running mean, which is more exact: XLA would read the inputs more often.
-    mean = jnp.mean(x, axes)
-    variance = jnp.maximum(jnp.mean(x * x, axes) - mean * mean, 0)
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    outputs = (x * (inverse * gamma) + (beta - mean * inverse * gamma)).astype(inputs.dtype)
-    return (outputs, mean, variance), (inputs, gamma, mean, inverse)
-
-
-def _backward(_: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]:
-    inputs, gamma, mean, inverse = kept
-    gradient, centered = gradients[0].astype("float32"), inputs.astype("float32") - mean
-    axes, count = tuple(range(inputs.ndim - 1)), inputs.size // inputs.shape[-1]
-    to_beta, to_gamma = jnp.sum(gradient, axes), jnp.sum(gradient * centered, axes) * inverse
-    to_inputs = gamma * inverse * (gradient - to_beta / count - centered * (inverse * to_gamma / count))
-    return to_inputs.astype(inputs.dtype), to_gamma, to_beta
-
-
-batch_normalize.defvjp(_forward, _backward)
+    return normalize(layer, inputs, bias, one_pass=True)
 
 
 def _pool(layer: layers.MaxPooling2D, inputs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""1x1 convolutions as matrix products on a CPU: Keras' results up to rounding, and an unchanged saved file."""
+"""Convolutions of 1x1 and of images on a CPU: Keras' results up to rounding, and an unchanged saved file."""
 
 from pathlib import Path
 
@@ -78,15 +78,28 @@ def test_other_layers_are_left_alone() -> None:
     class Mine(keras.layers.Conv2D):
         pass
 
-    image = keras.Input((8, 8, 4))
+    image = keras.Input((8, 8, 6))
     for layer in (
         keras.layers.Conv2D(4, 3),
         keras.layers.Conv2D(4, (1, 2)),
         keras.layers.Conv2D(4, 1, groups=2),
         Mine(4, 1),
-        keras.layers.BatchNormalization(),
+        keras.layers.BatchNormalization(center=False),
+        keras.layers.LayerNormalization(),
     ):
         assert adapt_to_cpu(keras.Model(image, layer(image))) == 0, layer
+
+
+def test_images_are_drawn_once(rng: np.random.Generator) -> None:
+    """Invariant: the first convolution writes its images to memory; all gradients are Keras', also to the images."""
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, keras.layers.Conv2D(4, 3, 2, "same")(image))
+    images = rng.normal(size=(4, 8, 8, 3)).astype("float32")
+    stock = gradients(model, images)
+    assert adapt_to_cpu(model) == 1
+    assert "while" in str(jax.make_jaxpr(lambda x: model(x))(images))
+    for name, found in gradients(model, images).items():
+        np.testing.assert_allclose(found, stock[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
-"""Layers for a GPU, on a CPU: Keras' results, gradients and statistics up to rounding, and an unchanged saved file."""
+"""Layers for a GPU, and BatchNorm for a CPU, run on a CPU: Keras' results up to rounding, and an unchanged saved file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from keras import layers
 
 from kbaseline.errors import InputError
 from kbaseline.models.adapt import adapt_to_device
-from kbaseline.models.cpu import restore
-from kbaseline.models.gpu import SWITCH, batch_normalize, max_pool, replace_layers
+from kbaseline.models.cpu import adapt_to_cpu, restore
+from kbaseline.models.gpu import SWITCH, max_pool, replace_layers
 
 SIDES = (11, 8)
 
@@ -57,17 +58,21 @@ def step(model: keras.Model, images: np.ndarray, training: bool) -> dict[str, np
     return {name: np.asarray(one, "float32") for name, one in zip(names, found, strict=True)}
 
 
+@pytest.mark.parametrize("adapt", [replace_layers, adapt_to_cpu])
 @pytest.mark.parametrize(("frozen", "training"), [((), True), (("biased", "plain", "bn2"), True), ((), False)], ids=str)
-def test_a_step_is_that_of_keras(frozen: tuple[str, ...], training: bool, rng: np.random.Generator) -> None:
+def test_a_step_is_that_of_keras(
+    frozen: tuple[str, ...], training: bool, adapt: Callable[[keras.Model], int], rng: np.random.Generator
+) -> None:
     """Reference: outputs, every gradient and the running statistics agree with the stock layers' to 1e-5."""
     model, images = network(), rng.normal(size=(8, *SIDES, 3)).astype("float32")
     for name in frozen:
         model.get_layer(name).trainable = False
     stock = step(model, images, training)
-    assert replace_layers(model) == 6
+    assert adapt(model) == 6
     ours = step(model, images, training)
     if training and not frozen:
-        assert not ours.pop("biased/bias").any(), "BatchNorm takes the bias out: its gradient is zero, not rounding"
+        # BatchNorm takes the bias out: its gradient is rounding, or zero where it is not added at all.
+        assert np.abs(ours.pop("biased/bias")).max() <= (0 if adapt is replace_layers else 1e-3)
     for name, found in ours.items():
         largest = np.abs(stock[name]).max()
         assert largest > 1e-4 or not training or "/" in name, name
@@ -117,21 +122,6 @@ def test_pooling_is_that_of_keras(rng: np.random.Generator) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours[1][0], stock[1][0])
 
 
-def test_the_variance_is_no_less_than_nothing(rng: np.random.Generator) -> None:
-    """Property: its error is a few roundings of the mean of squares, and equal values give no NaN."""
-    gamma, beta = np.ones(99, "float32"), np.zeros(99, "float32")
-    constants = np.tile(rng.normal(0, 1000, 99).astype("float32"), (63, 1))
-    outputs, _, variance = batch_normalize(constants, gamma, beta, 1e-3)
-    assert (np.asarray(variance) >= 0).all()
-    assert np.isfinite(outputs).all()
-    for mean in (0, 10, 100):
-        values = rng.normal(mean, 1, (4096, 99)).astype("float32")
-        exact = np.var(values.astype("float64"), axis=0)
-        np.testing.assert_allclose(
-            batch_normalize(values, gamma, beta, 1e-3)[2], exact, rtol=0, atol=1e-6 * (mean**2 + 1)
-        )
-
-
 def test_only_where_they_are_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: not by default, not on another device, and no other value than 0 and 1."""
     model = network()
@@ -143,9 +133,9 @@ def test_only_where_they_are_switched_on(monkeypatch: pytest.MonkeyPatch) -> Non
         restore(model)
         return count
 
-    # A CPU has its own way for the two convolutions of 1x1.
+    # A CPU has its own way for BatchNorm, for the convolutions of 1x1 and for that of the images.
     cases = [(None, "gpu"), ("0", "gpu"), ("1", "gpu"), ("", "gpu"), ("1", "cpu"), ("1", "tpu")]
-    assert [changed(*case) for case in cases] == [0, 0, 6, 0, 2, 0]
+    assert [changed(*case) for case in cases] == [0, 0, 6, 0, 6, 0]
     with pytest.raises(InputError, match=r"^KBASELINE_GPU_LAYERS: must be 0 or 1; got 'yes'\. Unset it for 0\.$"):
         changed("yes", "gpu")
 
