@@ -133,9 +133,16 @@ def start_jax(*, deterministic: bool = False) -> None:
         if not flags:
             del os.environ["XLA_FLAGS"]
     _given.extend(ours)
-    # JAX reads the environment to keep the programs of other flags apart.
-    cache_key, further = jax._src.cache_key, jax._src.cache_key.custom_hook
-    cache_key.custom_hook = lambda: " ".join([further(), *ours])
+    # JAX keeps the programs of other flags apart by the environment. Those of other numbers of cores it does not: one
+    # that was compiled on one core runs on one for ever.
+    cache_key, further, apart = jax._src.cache_key, jax._src.cache_key.custom_hook, [f"{_cores()} cores", *ours]
+    cache_key.custom_hook = lambda: " ".join([further(), *apart])
+
+
+def _cores() -> int | str | None:
+    """The number of threads for which XLA divides a program on a CPU."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return os.environ.get("NPROC", usable)
 
 
 def _no_device(error: Exception) -> InputError:

@@ -1,4 +1,4 @@
-"""Layers for a GPU, and BatchNorm for a CPU, run on a CPU: Keras' results up to rounding, and an unchanged saved file."""
+"""Layers for a GPU, and BatchNorm for a CPU, run on a CPU: Keras' results up to rounding, and the same saved file."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -65,8 +65,8 @@ def test_xla_has_its_flags_and_children_do_not() -> None:
     """Golden: XLA reads our flags beside the user's as JAX starts; the environment, and what is started, gets its own.
 
     Eigen's only where it was measured, and not where the user or the machine says otherwise. Convolutions go into CUDA
-    graphs only where layers for a GPU are on, and a JAX with CUDA knows the flag. Programs of other flags stay apart in
-    JAX's cache.
+    graphs only where layers for a GPU are on, and a JAX with CUDA knows the flag. Programs of other flags
+    and numbers of cores stay apart in JAX's cache.
     """
     graphs = "--xla_gpu_enable_command_buffer=+CONVOLUTION"
     eigen, strict = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution", "--xla_gpu_deterministic_ops=true"
@@ -108,6 +108,7 @@ os.environ["KBASELINE_GPU_LAYERS"] = "0"
 show({user!r}, deterministic=True)
 del os.environ["XLA_FLAGS"]
 jax.devices, key.custom_hook = devices, lambda: ""
+os.environ["NPROC"] = "3"
 xla.start_jax()
 assert "XLA_FLAGS" not in os.environ
 print(key.custom_hook())
@@ -115,7 +116,7 @@ with mock.patch.object(jax, "devices", lambda: exit("again")):
     xla.start_jax(deterministic=True)
 """
     lines = [theirs, *[user] * 5, f"{user} {graphs}", "--xla_gpu_enable_command_buffer=", user]
-    assert run(code).splitlines() == [*lines, f"{user} {strict} {eigen}", f" {eigen}"]
+    assert run(code).splitlines() == [*lines, f"{user} {strict} {eigen}", f" 3 cores {eigen}"]
 
 
 def test_a_learner_tells_xla_in_time() -> None:
