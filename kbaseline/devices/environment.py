@@ -19,17 +19,20 @@ def versions() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """`versions`, and the kind and number of the devices that JAX computes on.
+    """`versions`, the kind and number of the devices that JAX computes on, and the layers for a GPU where they are on.
 
     Raises:
-        InputError: see `start_jax`.
+        InputError: see `start_jax`, and `is_switched_on` of `kbaseline.models.gpu`.
     """
     from kbaseline.devices.xla import start_jax
 
     start_jax()
     import jax
 
-    return {**versions(), "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    from kbaseline.models.gpu import SWITCH, is_switched_on
+
+    switched = {SWITCH: 1} if is_switched_on() else {}
+    return {**versions(), "device": jax.devices()[0].device_kind, "devices": jax.device_count(), **switched}
 
 
 def version(package: str) -> str:

@@ -172,8 +172,9 @@ class Session:
                 f"run folder {str(self.folder.path)!r}: images or labels of {self._config.data.source!r} changed since "
                 "its checkpoint; restore them, or start a new run."
             )
-        for name, now in self._record["environment"].items():
-            if now != (then := earlier["environment"].get(name)):
+        before, today = earlier["environment"], self._record["environment"]
+        for name in {**today, **before}:
+            if (now := today.get(name, "not set")) != (then := before.get(name, "not set")):
                 self._log(f"{name} was {then}, is {now}: the result may differ in the last digits", "yellow")
 
     def curve(self, stage: str, sweep: Callable[[], LRCurve]) -> LRCurve:

@@ -1,7 +1,7 @@
 """What may have changed when a run goes on: where things lie and how its settings are written, not what they say."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from kbaseline.config.load import load_config
 from kbaseline.config.schema import Config
 from kbaseline.data import ImageData, Split
 from kbaseline.data.pictures import FilePictures, Provenance
+from kbaseline.devices.environment import environment
 from kbaseline.errors import InputError
+from kbaseline.models.gpu import SWITCH
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import Checkpoint, Checkpoints
 from kbaseline.training.session import Session
@@ -30,8 +32,10 @@ def images(*, changed: int | None = None, labels: int = 2) -> ImageData:
     return ImageData.from_arrays((pixels, np.arange(20) % labels))
 
 
-def begun(folder: Path, config: Config, data: ImageData, *, resumed: bool) -> Session:
-    session = Session(RunFolder(folder), config, lambda *_: None, resumed=resumed)
+def begun(
+    folder: Path, config: Config, data: ImageData, *, resumed: bool, log: Callable[..., None] = lambda *_: None
+) -> Session:
+    session = Session(RunFolder(folder), config, log, resumed=resumed)
     try:
         session.begin(data, {"data": 1.0})
         if not resumed:
@@ -104,6 +108,20 @@ def test_what_may_not_change(record, overrides, data, said, tmp_path):
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert load_config(tmp_path / "config.yaml") == CONFIG
+
+
+def test_what_computes_otherwise_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Golden: a line each for what was set and is not, and the other way; nothing where all is as before."""
+    said: list[str] = []
+    switched = ["0", "1", "1", "0"]
+    for number, value in enumerate(switched):
+        monkeypatch.setenv(SWITCH, value)
+        begun(tmp_path, CONFIG, images(), resumed=number > 0, log=lambda line, *_: said.append(line))
+        rewritten(tmp_path, {"environment": environment()})
+    assert [line for line in said if SWITCH in line] == [
+        f"{SWITCH} was {then}, is {now}: the result may differ in the last digits"
+        for then, now in [("not set", "1"), ("1", "not set")]
+    ]
 
 
 def test_of_decoded_images_the_digests_count():
