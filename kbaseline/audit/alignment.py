@@ -9,11 +9,9 @@ from scipy.ndimage import gaussian_filter
 SIDE = 48
 """Side of the thumbnails, in pixels: fine enough for edges, coarse enough to be fast."""
 
-_LEVELS = ((4, 12), (2, 10), (1, 8))
-"""(reduction, iterations), coarse to fine."""
-
-_HOPELESS = 0.5
-"""Pairs that agree less than this at the coarsest level are not looked at further."""
+_LEVELS = ((4, 12, 0.7), (2, 10, 0.8), (1, 8, -1.0))
+"""(reduction, iterations, least correlation), coarse to fine; pairs below it are not looked at further. Of the copies in
+CIFAR-10 and among photos of waste, 99 % are above 0.79 and 0.93."""
 
 _CELL = 6
 """Side of the cells in which the fine structure is compared, in pixels of a thumbnail."""
@@ -29,7 +27,7 @@ _LEAST_SCALE, _MOST_SCALE, _MOST_STRETCH, _MOST_ANGLE = 0.6, 1.7, 1.35, 12.0
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """A grey image of `SIDE` x `SIDE` pixels, each the mean of what it covers.
+    """A grey image of `SIDE` x `SIDE` pixels, each the mean of what it covers; of a smaller image, interpolated.
 
     Args:
         image: uint8 `(height, width, 3)`.
@@ -37,7 +35,9 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     Returns:
         float32 `(SIDE, SIDE)`, 0-255.
     """
-    return np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    # Means of less than a pixel are steps, and the steps of two copies fall on different places.
+    how = Image.Resampling.BOX if min(image.shape[:2]) >= SIDE else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), how), np.float32)
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -66,13 +66,12 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     found = np.full(len(first), -1.0)
     alive = np.arange(len(first))
     maps = _identity(len(first))
-    for factor, iterations in _LEVELS:
+    for factor, iterations, least in _LEVELS:
         a, b = _reduced(first[alive], factor), _reduced(second[alive], factor)
         aligned = _align(a, b, maps, iterations)
         maps = np.where(_plausible(aligned)[:, None, None], aligned, _identity(len(aligned)))
-        if factor == _LEVELS[0][0]:
-            hopeful = _correlation(a, b, maps)[0] >= _HOPELESS
-            alive, maps = alive[hopeful], maps[hopeful]
+        hopeful = _correlation(a, b, maps)[0] >= least
+        alive, maps = alive[hopeful], maps[hopeful]
         if not len(alive):
             return found
     a, b = _fine(first[alive]), _fine(second[alive])
