@@ -1,5 +1,7 @@
 """Lays one small grey image over another and measures how well they agree, to tell copies from other shots."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -7,11 +9,9 @@ from scipy.ndimage import gaussian_filter
 SIDE = 48
 """Side of the thumbnails, in pixels: fine enough for edges, coarse enough to be fast."""
 
-_LEVELS = ((4, 12), (2, 10), (1, 8))
-"""(reduction, iterations), coarse to fine."""
-
-_HOPELESS = 0.5
-"""Pairs that agree less than this at the coarsest level are not looked at further."""
+_LEVELS = ((4, 12, 0.7), (2, 10, 0.8), (1, 8, -1.0))
+"""(reduction, iterations, least correlation), coarse to fine; pairs below it are not looked at further. Of the copies
+in CIFAR-10 and among photos of waste, 99 % are above 0.79 and 0.92."""
 
 _CELL = 6
 """Side of the cells in which the fine structure is compared, in pixels of a thumbnail."""
@@ -27,7 +27,7 @@ _LEAST_SCALE, _MOST_SCALE, _MOST_STRETCH, _MOST_ANGLE = 0.6, 1.7, 1.35, 12.0
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """A grey image of `SIDE` x `SIDE` pixels, each the mean of what it covers.
+    """A grey image of `SIDE` x `SIDE` pixels, each the mean of what it covers; of a smaller image, interpolated.
 
     Args:
         image: uint8 `(height, width, 3)`.
@@ -35,7 +35,9 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     Returns:
         float32 `(SIDE, SIDE)`, 0-255.
     """
-    return np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    # Means of less than a pixel are steps, and the steps of two copies fall on different places.
+    how = Image.Resampling.BOX if min(image.shape[:2]) >= SIDE else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), how), np.float32)
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -64,13 +66,12 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     found = np.full(len(first), -1.0)
     alive = np.arange(len(first))
     maps = _identity(len(first))
-    for factor, iterations in _LEVELS:
+    for factor, iterations, least in _LEVELS:
         a, b = _reduced(first[alive], factor), _reduced(second[alive], factor)
         aligned = _align(a, b, maps, iterations)
         maps = np.where(_plausible(aligned)[:, None, None], aligned, _identity(len(aligned)))
-        if factor == _LEVELS[0][0]:
-            hopeful = _correlation(a, b, maps)[0] >= _HOPELESS
-            alive, maps = alive[hopeful], maps[hopeful]
+        hopeful = _correlation(a, b, maps)[0] >= least
+        alive, maps = alive[hopeful], maps[hopeful]
         if not len(alive):
             return found
     a, b = _fine(first[alive]), _fine(second[alive])
@@ -101,19 +102,21 @@ def _align(first: np.ndarray, second: np.ndarray, maps: np.ndarray, iterations: 
     slope_y, slope_x = np.gradient(second, axis=(1, 2))
     for _ in range(iterations):
         x, y, grid = _places(maps, side)
-        values, inside = _sample(second, x, y)
-        a, b, length = _unit(template, inside)[0], *_unit(values, inside)
-        along_x, along_y = (_sample(slope, x, y)[0] * (side / 2) / length for slope in (slope_x, slope_y))
+        corners = _corners(x, y, side)
+        inside = corners.inside
+        a, b, length = _unit(template, inside)[0], *_unit(corners.values(second), inside)
+        scale = inside * (side / 2) / length
+        slopes = np.stack([corners.values(slope_x) * scale, corners.values(slope_y) * scale], 1)
         # How the values change with each of the six numbers of a map.
-        change = np.stack([slope * part for slope in (along_x, along_y) for part in grid], -1) * inside[..., None]
-        change -= (change.sum(1) / inside.sum(1, keepdims=True).clip(1))[:, None] * inside[..., None]
+        change = (slopes[:, :, None] * grid).reshape(len(maps), 6, -1)
+        change -= (change.sum(2) / inside.sum(1, keepdims=True).clip(1))[..., None] * inside[:, None]
         # A change of contrast is free.
-        change -= b[..., None] * np.einsum("pn,pnk->pk", b, change)[:, None]
+        change -= (change @ b[..., None]) * b[:, None]
         correlation = (a * b).sum(1, keepdims=True)
         rest = a / np.maximum(correlation, 0.2) - b
-        normal = np.einsum("pnk,pnl->pkl", change, change)
+        normal = change @ change.transpose(0, 2, 1)
         damping = 1e-3 * np.trace(normal, axis1=1, axis2=2)[:, None, None] / 6 + 1e-6
-        step = np.linalg.solve(normal + np.eye(6) * damping, np.einsum("pnk,pn->pk", change, rest)[..., None])
+        step = np.linalg.solve(normal + np.eye(6, dtype=np.float32) * damping, change @ rest[..., None])
         maps = maps + np.clip(step[..., 0], -0.15, 0.15).reshape(-1, 2, 3)
     return maps
 
@@ -127,20 +130,39 @@ def _places(maps: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return there[:, 0], there[:, 1], grid
 
 
-def _sample(images: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bilinear values of the images at places, `(pairs, places)`, and 1 where a place is inside, else 0."""
-    side = images.shape[-1]
+@dataclass(frozen=True, eq=False)
+class _Corners:
+    """Places in images between whose pixels they lie; arrays are `(pairs, places)`.
+
+    Attributes:
+        first: int, the upper left pixel of each, counted through all images.
+        right: float32, how far it lies to the right of that pixel.
+        down: the same downwards.
+        inside: 1 where a place is in the image, else 0.
+        side: pixels a side.
+    """
+
+    first: np.ndarray
+    right: np.ndarray
+    down: np.ndarray
+    inside: np.ndarray
+    side: int
+
+    def values(self, images: np.ndarray) -> np.ndarray:
+        """Bilinear values of images `(pairs, side, side)`."""
+        # Without checks, which cost more than the values: `first` is in range.
+        at = [images.ravel().take(self.first + offset, mode="clip") for offset in (0, 1, self.side, self.side + 1)]
+        upper = at[0] + (at[1] - at[0]) * self.right
+        lower = at[2] + (at[3] - at[2]) * self.right
+        found: np.ndarray = upper + (lower - upper) * self.down
+        return found
+
+
+def _corners(x: np.ndarray, y: np.ndarray, side: int) -> _Corners:
     inside = (x >= 0) & (x <= side - 1) & (y >= 0) & (y <= side - 1)
-    left, top = (np.clip(np.floor(place), 0, side - 2).astype(np.int64) for place in (x, y))
-    right, down = np.clip(x - left, 0, 1), np.clip(y - top, 0, 1)
-    flat, corner = images.reshape(len(images), -1), top * side + left
-
-    def at(offset: int) -> np.ndarray:
-        return np.take_along_axis(flat, corner + offset, 1)
-
-    upper = at(0) * (1 - right) + at(1) * right
-    lower = at(side) * (1 - right) + at(side + 1) * right
-    return upper * (1 - down) + lower * down, inside.astype(np.float32)
+    left, top = (np.clip(np.floor(place), 0, side - 2) for place in (x, y))
+    first = (top * side + left).astype(np.int64) + np.arange(len(x))[:, None] * side**2
+    return _Corners(first, np.clip(x - left, 0, 1), np.clip(y - top, 0, 1), inside.astype(np.float32), side)
 
 
 def _unit(values: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +177,8 @@ def _unit(values: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _correlation(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Correlation of the pairs where they overlap, and the share of the first that does."""
     x, y, _ = _places(maps, first.shape[-1])
-    values, inside = _sample(second, x, y)
+    corners = _corners(x, y, first.shape[-1])
+    values, inside = corners.values(second), corners.inside
     a, b = _unit(first.reshape(len(first), -1), inside)[0], _unit(values, inside)[0]
     return (a * b).sum(1), inside.mean(1)
 
@@ -163,7 +186,8 @@ def _correlation(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> tup
 def _in_cells(first: np.ndarray, second: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """The correlation that all but the worst of the structured cells reach; -1 where too few have structure."""
     x, y, _ = _places(maps, SIDE)
-    values, inside = _sample(second, x, y)
+    corners = _corners(x, y, SIDE)
+    values, inside = corners.values(second), corners.inside
     (a, length_a), (b, length_b) = (
         _unit(_cells(part).reshape(-1, _CELL**2), _cells(inside).reshape(-1, _CELL**2)) for part in (first, values)
     )

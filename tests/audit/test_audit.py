@@ -113,6 +113,19 @@ def test_another_photo_of_the_same_thing_is_no_copy():
     assert agreement(others[:4], others[4:]).max() < 0.6
 
 
+@pytest.mark.parametrize("kind", ["cropped", "mirrored", "all of it"])
+def test_copies_of_small_images_agree_too(kind):
+    """Of 32 pixels a side, which a thumbnail has to enlarge without steps."""
+    rng = np.random.default_rng(4)
+    photos = [photo(label, rng) for label in range(3)]
+    first, second = (
+        np.stack([thumbnail(np.asarray(image.convert("RGB").resize((32, 32)))) for image in images])
+        for images in (photos, map(COPIES[kind], photos))
+    )
+    assert agreement(first, second).min() > 0.95
+    assert agreement(first, np.roll(second, 1, axis=0)).max() < 0.6
+
+
 def test_blank_images_agree_with_nothing():
     blank = np.full((1, SIDE, SIDE), 99, np.float32)
     assert agreement(blank, blank) < 0.5
