@@ -10,23 +10,34 @@ import jax
 
 from kbaseline.devices.environment import environment
 
+TURN = 1.0
+"""Least seconds of a turn."""
+
 
 def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each, measured in turn, so that a machine that slows down slows all of them.
 
-    A step may itself say how long it took, as a `Seconds`; else the call is timed until its arrays are there. Each turn
-    takes two steps and counts the second: while others had theirs, caches and pages went. The first round compiles and
-    does not count.
+    A step may itself say how long it took, as a `Seconds`; else the call is timed until its arrays are there. A turn
+    takes steps for a second, two at least, and counts the second half: while others had their turns, caches and pages
+    went, and Linux still tidies up after them. The first round compiles and does not count.
     """
     found: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
-            jax.block_until_ready(step())
-            begin = time.perf_counter()
-            done = jax.block_until_ready(step())
+            seconds = _turn(step)
             if number:
-                found[name].append(done if isinstance(done, Seconds) else time.perf_counter() - begin)
+                found[name].append(seconds)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def _turn(step: Callable[[], Any]) -> float:
+    found: list[float] = []
+    start = time.perf_counter()
+    while len(found) < 2 or time.perf_counter() < start + TURN:
+        begin = time.perf_counter()
+        done = jax.block_until_ready(step())
+        found.append(done if isinstance(done, Seconds) else time.perf_counter() - begin)
+    return statistics.median(found[len(found) // 2 :])
 
 
 class Seconds(float):
