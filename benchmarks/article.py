@@ -1,4 +1,4 @@
-r"""The article's accuracy by step on CIFAR-10, with controls, and the page docs/results.md from the run folders.
+r"""The article's accuracy by step on CIFAR-10, with controls, and the first section of docs/results.md.
 
     python benchmarks/article.py run --out runs/article --seeds 1 --seeds 2 --seeds 3         # all images; wants a GPU
     python benchmarks/article.py run --out runs/article --train 5000 --valid 2000 --control-size 32 \
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import marked
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -87,7 +88,7 @@ def shuffled_labels(folder: Path, seed: int, changes: dict[str, Any]) -> None:
 @click.argument("runs", type=click.Path(path_type=Path, exists=True))
 @click.argument("docs", type=click.Path(path_type=Path, exists=True))
 def page(runs: Path, docs: Path) -> None:
-    """Write results.md, accuracy-by-step.png and lr-find-cifar10.png into DOCS, from the run folders in RUNS."""
+    """Write the first section of results.md, accuracy-by-step.png and lr-find-cifar10.png into DOCS, from RUNS."""
     found = {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))}
     measured = {name: result for name, result in found.items() if name.startswith("article-")}
     if not measured:
@@ -122,7 +123,7 @@ def page(runs: Path, docs: Path) -> None:
             size, images = result["data"]["size"], result["data"]["images"]["train"]
             title = name.split("-", 1)[1].rsplit("-", 1)[0].replace("-", " ")
             lines.append(f"| {title}, {size} px, {images:,} images | {100 * last:.1f} | {rule} |")
-    (docs / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    marked.write(docs / "results.md", "article", "\n".join(lines))
     picture = next(runs.glob("article-2-5-*/lr_find.png"))
     (docs / "lr-find-cifar10.png").write_bytes(picture.read_bytes())
     RunFolder(docs).write_figure("accuracy-by-step.png", _picture(steps))

@@ -7,7 +7,7 @@ from speed.measure import side_by_side, table
 from speed.peer import Timm
 from speed.training import images_and_labels, one_step, prepared
 
-from kbaseline.models.classifier import build_classifier, classifier_groups, freeze
+from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
 from kbaseline.optimizer import LayerwiseAdamW
 
 NETWORKS = {
@@ -26,7 +26,7 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
     rows = []
     for network in names:
         for work, what in WORK.items():
-            steps = {"here": _step(network, work, batch, size)}
+            steps = {"here": step(network, work, batch, size)}
             steps |= {name: lambda n=network, w=work, p=peer: p.step(n, w) for name, peer in peers.items()}
             seconds = side_by_side(steps, rounds)
             row = [f"{NETWORKS[network]}: {what}", f"{batch / seconds['here']:.1f}"]
@@ -45,10 +45,13 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
     )
 
 
-def _step(network: str, work: str, batch: int, size: int) -> Callable[[], Any]:
+def step(network: str, work: str, batch: int, size: int, train_bn: bool = True) -> Callable[[], Any]:
+    """One step of a network with random weights; `work` is one of `WORK`."""
     model = build_classifier(10, size, network, "none")
     if work == "head":
-        freeze(model)
+        freeze(model, train_bn)
+    elif work == "everything":
+        unfreeze(model, train_bn)
     # A group without a trainable variable is an error: of a ConvNeXt, which has no BatchNorm, only the head is left.
     trained = {name for variable in model.trainable_variables for name in variable.path.split("/")}
     groups = zip(classifier_groups(model), [0.01, 0.1, 1.0], strict=True)
