@@ -10,7 +10,7 @@ import jax
 
 from kbaseline.devices.environment import environment
 
-TURN = 1.0
+TURN = 4.0
 """Least seconds of a turn."""
 
 
@@ -18,8 +18,8 @@ def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     """Median seconds of each, measured in turn, so that a machine that slows down slows all of them.
 
     A step may itself say how long it took, as a `Seconds`; else the call is timed until its arrays are there. A turn
-    takes steps for a second, two at least, and counts the second half: while others had their turns, caches and pages
-    went, and Linux still tidies up after them. The first round compiles and does not count.
+    takes steps for `TURN` seconds, two at least, and counts the second half: while others had their turns, caches and
+    pages went, and a virtual machine takes seconds to get its pages back. The first round compiles and does not count.
     """
     found: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):

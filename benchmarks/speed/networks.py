@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from speed.measure import side_by_side, table
+from speed.measure import TURN, side_by_side, table
 from speed.peer import Timm
 from speed.training import images_and_labels, one_step, prepared
 
@@ -38,8 +38,9 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
             print(*rows[-1], sep=" | ", flush=True)
     header = ["network", "here, images/s", *(["PyTorch, images/s", "here ÷ PyTorch"] if peers else [])]
     return (
-        f"{size} pixels, batch {batch}, float32, random weights; medians of {rounds} turns of a second each. "
-        "Here: with reading and, in training, augmenting the batch. PyTorch: timm's networks, eager, channels last, on a batch in "
+        f"{size} pixels, batch {batch}, float32, random weights; medians of {rounds} turns of {TURN:g} seconds each. "
+        "Here: with reading and, in training, augmenting the batch. "
+        "PyTorch: timm's networks, eager, channels last, on a batch in "
         "memory that is resized but not augmented; with glibc's huge pages, which are always on here, or without, "
         "whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
