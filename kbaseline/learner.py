@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kbaseline.config.load import load_config
 from kbaseline.config.paths import expand_home
-from kbaseline.config.schema import Config
+from kbaseline.config.schema import FEW_PHOTOS, Config
 from kbaseline.console.format import shortened
 from kbaseline.console.training import StageTable, SweepBar
 from kbaseline.data import ImageData, Split
@@ -134,7 +134,16 @@ class Learner:
         self.config = resolve_batch_size(self.config, self.model, data, self.console, devices)
         per_epoch = len(data.train) // self.config.data.batch
         stages = tuple(stage.with_enough_steps(per_epoch) for stage in self.config.stages)
-        self.config = self.config.model_copy(update={"stages": stages})
+        asked = self.config.model.train_bn
+        self.config = self.config.model_copy(update={"stages": stages}).with_train_bn(len(data.train))
+        if asked != self.config.model.train_bn and not self.config.model.train_bn:
+            self.console.print(
+                f"BatchNorm stays as it was trained: {len(data.train):,} photos are fewer than {FEW_PHOTOS:,} "
+                "(model.train_bn: auto)",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         if line := device_summary(self.distribution, self.config.data.batch):
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self.frozen = False
@@ -199,14 +208,14 @@ class Learner:
 
     def freeze(self) -> None:
         """Freezes the backbone, except its BatchNorm layers if `model.train_bn` is true."""
-        freeze(self.model, self.config.model.train_bn)
+        freeze(self.model, self.config.model.train_bn is True)
         self.frozen, self._optimizer, self._compiled = True, None, None
 
     def unfreeze(self) -> None:
         """Makes every layer trainable, except the backbone's BatchNorm layers if `model.train_bn` is false."""
         settings = self.config.model
         # Random weights have no statistics worth keeping.
-        unfreeze(self.model, settings.train_bn or settings.weights == "none")
+        unfreeze(self.model, settings.train_bn is True or settings.weights == "none")
         self.frozen, self._optimizer, self._compiled = False, None, None
 
     def skip_stage(self, row: dict[str, Any]) -> None:

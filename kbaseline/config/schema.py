@@ -16,6 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from kbaseline.config.paths import expand_home
 from kbaseline.errors import ConfigError
 
+FEW_PHOTOS = 10_000
+"""Training photos below which `model.train_bn: auto` leaves BatchNorm. Trained on 1,618 it lost, and with the 50,000
+images of the article it does not; nothing between was measured (docs/results.md)."""
+
 Rate = Annotated[float, Field(gt=0, le=100)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -127,10 +131,11 @@ class ModelConfig(Section):
     weights: str = "auto"
     """`auto`: the backbone's own pretrained weights (`imagenet`; `cifar10` for resnet20; those saved in a `.keras`
     model). Or one of these names, `none` for random weights, or the path of a weights file."""
-    train_bn: bool = True
+    train_bn: bool | Literal["auto"] = "auto"
     """Train the backbone's BatchNorm layers in every stage, also while it is frozen, as fastai does. `false` leaves
     pretrained ones as they are in every stage: on some hundred or thousand photos the statistics of their own batches
-    cost more than they bring."""
+    cost more than they bring. `auto`: `false` for fewer than 10,000 training photos of a folder or a table, else
+    `true`; the run folder's configuration has the choice."""
     bn_momentum: float = Field(0.9, gt=0, lt=1)
     """Momentum of the running statistics in the backbone's BatchNorm layers; PyTorch calls 0.9 momentum 0.1."""
     head: Literal["fastai", "linear"] = "fastai"
@@ -375,6 +380,19 @@ class Config(Section):
             if not self.probe:
                 raise ValueError(f"{key}: needs the probe; set probe to true")
         return self
+
+    def with_train_bn(self, images: int) -> Self:
+        """The configuration with `true` or `false` for `model.train_bn`.
+
+        Args:
+            images: number of training images.
+        """
+        if self.model.train_bn != "auto":
+            return self
+        few = self.data.source.startswith(("folder:", "csv:")) and images < FEW_PHOTOS
+        # Random weights have no statistics worth keeping.
+        model = self.model.model_copy(update={"train_bn": not few or self.model.weights == "none"})
+        return self.model_copy(update={"model": model})
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""

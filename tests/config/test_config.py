@@ -33,6 +33,26 @@ def test_so_many_steps_are_enough(epochs, per_epoch, left):
 
 
 @pytest.mark.parametrize(
+    ("source", "model", "images", "trained"),
+    [
+        ("folder:photos", {}, 9_999, False),
+        ("csv:table.csv", {}, 100, False),
+        ("folder:photos", {}, 10_000, True),
+        ("folder:photos", {"weights": "none"}, 100, True),
+        ("folder:photos", {"train_bn": True}, 100, True),
+        ("tfds:cifar10", {}, 100, True),
+        ("tfds:cifar10", {"train_bn": False}, 50_000, False),
+        ("digits", {}, 1_438, True),
+    ],
+)
+def test_batchnorm_of_few_photos_stays(source: str, model: dict, images: int, trained: bool) -> None:
+    """Golden: `auto` leaves pretrained statistics where a folder or a table has few photos; what is set holds."""
+    config = load_config({"data": {"source": source}, "model": model}).with_train_bn(images)
+    assert config.model.train_bn is trained
+    assert config.with_train_bn(images) == config
+
+
+@pytest.mark.parametrize(
     ("changes", "stage_steps", "accelerator", "swept"),
     [
         ({}, 200, False, True),
@@ -55,7 +75,7 @@ def test_the_defaults_are_the_articles_recipe() -> None:
     config = load_config()
     assert config == Config()
     assert (config.data.source, config.data.size, config.data.batch_size) == ("tfds:cifar10", 128, 64)
-    assert (config.model.backbone, config.model.weights, config.model.train_bn) == ("resnet50", "auto", True)
+    assert (config.model.backbone, config.model.weights, config.model.train_bn) == ("resnet50", "auto", "auto")
     assert (config.model.hidden, config.model.dropout, config.model.bn_momentum) == (512, 0.5, 0.9)
     draw = config.transforms
     assert (draw.max_rotate, draw.max_zoom, draw.max_lighting, draw.max_warp) == (10, 1.1, 0.2, 0.2)
@@ -90,8 +110,8 @@ def test_there_are_configs() -> None:
 
 
 def test_cifar10_is_the_default() -> None:
-    """Golden: configs/cifar10.yaml spells out exactly the built-in defaults."""
-    assert load_config("cifar10") == Config()
+    """Golden: configs/cifar10.yaml spells out exactly the built-in defaults, as they are for all its images."""
+    assert load_config("cifar10") == Config().with_train_bn(50_000)
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:

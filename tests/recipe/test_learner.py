@@ -1,6 +1,7 @@
 """The verbs on real digits, with a backbone small enough to train in seconds."""
 
 import dataclasses
+import io
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from kbaseline import ImageData, Learner
@@ -123,6 +125,24 @@ def test_train_bn_false_leaves_the_body_alone(digits, tiny_backbone):
     scratch = Learner(digits, tiny_backbone, "none", config={"model": {"train_bn": False}}, console=QUIET)
     scratch.unfreeze()
     assert any(v.path.endswith("gamma") for v in scratch.model.get_layer("backbone").trainable_variables)
+
+
+def test_of_few_photos_batchnorm_stays_and_that_is_said(tiny_backbone: str, tmp_path: Path) -> None:
+    """Golden: the line, what trains, and the choice in the configuration; set by hand, nothing is said."""
+    for number in range(8):
+        path = tmp_path / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 30 * number, np.uint8)).save(path)
+    photos = ImageData.from_source(f"folder:{tmp_path}", size=16, batch_size=2)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    learn = Learner(photos, tiny_backbone, console=console)
+    said = "BatchNorm stays as it was trained: 6 photos are fewer than 10,000 (model.train_bn: auto)"
+    assert said in console.export_text()
+    assert learn.config.model.train_bn is False
+    assert not learn.model.get_layer("backbone").trainable_variables
+    learn = Learner(photos, tiny_backbone, config={"model": {"train_bn": True}}, console=console)
+    assert said not in console.export_text()
+    assert learn.model.get_layer("backbone").trainable_variables
 
 
 def test_predict_gives_probabilities_of_uint8_images(digits, tiny_backbone):
