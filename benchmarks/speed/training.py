@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import keras
 import numpy as np
-from speed.measure import side_by_side, table
+from speed.measure import TURN, side_by_side, table
 from speed.peer import VARIANTS, Fastai, Keras
 
 from kbaseline.data.batches import ImageBatches
@@ -58,9 +58,9 @@ def section(batch: int, size: int, rounds: int, stock: Keras, fastai: Fastai | N
         name = f"{kernel}x{kernel} on {side}x{side}, {channels} to {filters}, stride {stride}"
         kernels.append([name, *figures, f"{seconds['Keras'] / seconds['here']:.1f}"])
     return (
-        f"{size} pixels, batch {batch}, float32; medians of {rounds} steps, each including reading and augmenting "
-        "its batch. The sides take turns of two steps, of which the second counts. Keras: its own ResNet50, "
-        "augmentation layers and AdamW, in a separate process. fastai: `vision_learner` and `aug_transforms`, with its "
+        f"{size} pixels, batch {batch}, float32; medians of {rounds} turns, each step including reading and augmenting "
+        f"its batch. The sides take turns of {TURN:g} seconds, of which the second half counts. Keras: its own "
+        "ResNet50, augmentation layers and AdamW, in a separate process. fastai: `vision_learner` and `aug_transforms`, with its "
         "default memory layout or channels last, whichever is faster.\n\n"
         + table(header, rows)
         + "\nWhere it comes from, the kernel gradients of single convolutions:\n\n"
