@@ -60,8 +60,8 @@ def section(batch: int, size: int, rounds: int, stock: Keras, fastai: Fastai | N
     return (
         f"{size} pixels, batch {batch}, float32; medians of {rounds} turns, each step including reading and augmenting "
         f"its batch. The sides take turns of {TURN:g} seconds, of which the second half counts. Keras: its own "
-        "ResNet50, augmentation layers and AdamW, in a separate process. fastai: `vision_learner` and `aug_transforms`, with its "
-        "default memory layout or channels last, whichever is faster.\n\n"
+        "ResNet50, augmentation layers and AdamW, in a separate process. fastai: `vision_learner` and "
+        "`aug_transforms`, with its default memory layout or channels last, whichever is faster.\n\n"
         + table(header, rows)
         + "\nWhere it comes from, the kernel gradients of single convolutions:\n\n"
         + table(["convolution", "here, GFLOP/s", "Keras, GFLOP/s", "here ÷ Keras"], kernels)
