@@ -2,7 +2,7 @@
 
 1x1 convolutions become matrix products: XLA's CPU backend computes the kernel gradient of a convolution many times
 slower than that of a product. Larger kernels gain nothing. Dense layers on images become products of two matrices,
-and depthwise convolutions sums of shifted products.
+depthwise convolutions sums of shifted products, and BatchNorm in training has its gradient in closed form.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ _REPLACED = ("convolution_op", "call")
 
 
 def adapt_to_cpu(model: keras.Model) -> int:
-    """Computes 1x1 and depthwise convolutions and dense layers faster on a CPU. Compile the model afterwards.
+    """Computes 1x1 and depthwise convolutions, dense layers and BatchNorm faster on a CPU. Compile the model afterwards.
 
     Weights, configuration and the saved file do not change; a model loaded from the file is a plain Keras model. The
     outputs of every layer are equal up to rounding.
 
     Args:
-        model: any built Keras model; its `Conv2D`, `DepthwiseConv2D`, `SeparableConv2D` and `Dense` layers are changed,
-            subclasses of them are not.
+        model: any built Keras model; its `Conv2D`, `DepthwiseConv2D`, `SeparableConv2D`, `Dense` and
+            `BatchNormalization` layers are changed, subclasses of them are not.
 
     Returns:
         The number of layers changed; 0 on any other kind of device.
