@@ -26,7 +26,7 @@ _REPLACED = ("convolution_op", "call")
 
 
 def adapt_to_cpu(model: keras.Model) -> int:
-    """Computes 1x1 and depthwise convolutions, dense layers and BatchNorm faster on a CPU. Compile the model afterwards.
+    """Computes convolutions, dense layers and BatchNorm faster on a CPU. Compile the model afterwards.
 
     Weights, configuration and the saved file do not change; a model loaded from the file is a plain Keras model. The
     outputs of every layer are equal up to rounding.
