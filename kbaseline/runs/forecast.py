@@ -9,7 +9,8 @@ from kbaseline.config.schema import Config
 from kbaseline.data import ImageData
 
 _TRAINING = 3
-"""Forward passes that a training step costs: its own, and a backward pass of twice that."""
+"""Forward passes that a training step costs: its own, and a backward pass of twice that. A frozen backbone whose
+BatchNorm stays needs no backward pass: its step costs one (docs/results.md)."""
 
 
 def forecast_line(config: Config, data: ImageData, predict: Callable[[int], object]) -> str:
@@ -20,9 +21,11 @@ def forecast_line(config: Config, data: ImageData, predict: Callable[[int], obje
         data: its data.
         predict: predicts so many validation images, as the run will; called twice, first to compile.
     """
-    article = Config()
+    # As a run has chosen it where it says `auto`.
+    config = config.with_train_bn(len(data.train))
+    article = Config(data=config.data).with_train_bn(len(data.train))
     same = config.model == article.model and config.stages == article.stages
-    if not same or config.data.source == article.data.source or jax.default_backend() != "cpu":
+    if not same or config.data.source == Config().data.source or jax.default_backend() != "cpu":
         return ""
     images = min(2 * config.data.batch, len(data.valid))
     predict(images)
@@ -40,9 +43,10 @@ def _passes(config: Config, data: ImageData) -> int:
     train, scored = len(data.train), len(data.valid) + (len(data.test) if data.test else 0)
     passes = scored * (1 + (config.tta.views if config.tta else 0))
     for stage in config.stages:
-        passes += stage.epochs * (_TRAINING * train + len(data.valid))
+        training = 1 if stage.freeze and not config.model.train_bn else _TRAINING
+        passes += stage.epochs * (training * train + len(data.valid))
         swept = stage.sweeps(config.lr_find.steps, stage.epochs * (train // config.data.batch), accelerator=False)
-        passes += swept * _TRAINING * config.lr_find.steps * config.data.batch
+        passes += swept * training * config.lr_find.steps * config.data.batch
     return passes
 
 

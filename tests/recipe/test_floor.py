@@ -208,14 +208,17 @@ def test_a_run_below_its_floor_says_so(finished_run):
 def test_the_articles_recipe_on_a_cpu_is_forecast(clouds, monkeypatch):
     """Time of the second prediction, times the passes of the recipe (reference); said of the article's recipe alone."""
     data, _ = clouds
-    clock = iter([10.0, 130.0])
+    clock = iter([10.0, 130.0, 10.0, 130.0])
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(forecast.jax, "default_backend", lambda: "cpu")
     asked: list[int] = []
-    # 100 images in 120 seconds; two stages of 3 epochs of 3 x 100 + 100, too short for a sweep, and 9 x 100 at last.
-    said = forecast_line(load_config({"data": {"source": "folder:photos"}}), data, asked.append)
-    assert f"takes about {round(1.2 * (2 * 3 * 400 + 900) / 60)} minutes; `--config light`" in said
+    # 100 images in 120 seconds; 3 epochs of 100 + 100, frozen with BatchNorm left, 3 of 3 x 100 + 100, both too short
+    # for a sweep; 9 x 100 at last.
+    photos = load_config({"data": {"source": "folder:photos"}})
+    said = forecast_line(photos, data, asked.append)
+    assert f"takes about {round(1.2 * (3 * 200 + 3 * 400 + 900) / 60)} minutes; `--config light`" in said
     assert asked == [100, 100]
+    assert forecast_line(photos.with_train_bn(len(data.train)), data, lambda _: None) == said, "as a run asks for it"
     assert forecast_line(load_config(), data, asked.append) == ""
     # A stage that is long enough, or asks for it, has its sweep: 3 passes of 20 steps of 64.
     stage = {"name": "a", "freeze": True, "epochs": 1, "max_lr": 1e-3}
