@@ -136,7 +136,7 @@ class Learner:
         stages = tuple(stage.with_enough_steps(per_epoch) for stage in self.config.stages)
         asked = self.config.model.train_bn
         self.config = self.config.model_copy(update={"stages": stages}).with_train_bn(len(data.train))
-        if asked != self.config.model.train_bn and not self.config.model.train_bn:
+        if asked == "auto" and not self.config.model.train_bn:
             self.console.print(
                 f"BatchNorm stays as it was trained: {len(data.train):,} photos are fewer than {FEW_PHOTOS:,} "
                 "(model.train_bn: auto)",

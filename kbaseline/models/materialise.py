@@ -7,7 +7,7 @@ from jax import lax
 from jax import numpy as jnp
 
 
-def materialised(values: Any, witness: Any) -> Any:
+def materialised(values: Any, traced: Any) -> Any:
     """The same values, written to memory once.
 
     XLA's CPU backend computes a cheap expression anew wherever it is used: in a depthwise convolution, all 25 products
@@ -16,17 +16,17 @@ def materialised(values: Any, witness: Any) -> Any:
 
     Args:
         values: float, any shape.
-        witness: float, any shape; any array that is not a constant, such as weights. Where its first number is a NaN,
-            there is no turn.
+        traced: float, any shape; an array that is no constant of the program, such as weights. Where its first number
+            is a NaN, there is no turn.
 
     Returns:
         The values; their gradient passes as it is.
     """
-    return _materialised(values, witness)
+    return _materialised(values, traced)
 
 
-def _written(values: Any, witness: Any) -> Any:
-    first = witness[(0,) * witness.ndim]
+def _written(values: Any, traced: Any) -> Any:
+    first = traced[(0,) * traced.ndim]
     one = first == first  # Not known to XLA, for a NaN is not.
     turns, factor = one.astype(jnp.int32), one.astype(values.dtype)
     corner = (0,) * values.ndim
@@ -39,12 +39,12 @@ def _written(values: Any, witness: Any) -> Any:
     return lax.while_loop(lambda state: state[0] < turns, turn, (jnp.int32(0), values))[1]
 
 
-def _forward(values: Any, witness: Any) -> tuple[Any, Any]:
-    return _written(values, witness), witness
+def _forward(values: Any, traced: Any) -> tuple[Any, Any]:
+    return _written(values, traced), traced
 
 
-def _backward(witness: Any, gradient: Any) -> tuple[Any, Any]:
-    return gradient, jnp.zeros_like(witness)
+def _backward(traced: Any, gradient: Any) -> tuple[Any, Any]:
+    return gradient, jnp.zeros_like(traced)
 
 
 _materialised = jax.custom_vjp(_written)

@@ -10,12 +10,12 @@ from kbaseline.models.materialise import materialised
 
 
 def test_values_and_gradients_pass_unchanged(rng: np.random.Generator) -> None:
-    """Reference: as without it, bit for bit; nothing flows to the witness."""
-    values, witness = (rng.normal(size=(3, 4)).astype("float32") for _ in range(2))
-    np.testing.assert_array_equal(jax.jit(materialised)(values, witness), values)
-    to_values, to_witness = jax.grad(lambda v, w: jnp.sum(materialised(v, w) ** 2), (0, 1))(values, witness)
+    """Reference: as without it, bit for bit; nothing flows to the traced."""
+    values, traced = (rng.normal(size=(3, 4)).astype("float32") for _ in range(2))
+    np.testing.assert_array_equal(jax.jit(materialised)(values, traced), values)
+    to_values, to_traced = jax.grad(lambda v, w: jnp.sum(materialised(v, w) ** 2), (0, 1))(values, traced)
     np.testing.assert_array_equal(to_values, 2 * values)
-    assert not to_witness.any()
+    assert not to_traced.any()
 
 
 def test_xla_computes_it_once() -> None:
