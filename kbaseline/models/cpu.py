@@ -2,7 +2,8 @@
 
 1x1 convolutions become matrix products: XLA's CPU backend computes the kernel gradient of a convolution many times
 slower than that of a product. Larger kernels gain nothing. Dense layers on images become products of two matrices,
-depthwise convolutions sums of shifted products, and BatchNorm in training has its gradient in closed form.
+depthwise convolutions sums of shifted products, BatchNorm in training has its gradient in closed form, and that of a
+swish computes its sigmoid anew.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from kbaseline.models.backbones import leaves
 from kbaseline.models.batchnorm import is_plain, normalize, uses_the_batch
 from kbaseline.models.depthwise import depthwise
 from kbaseline.models.materialise import materialised
+from kbaseline.models.product import product
+from kbaseline.models.swish import swish
 
 _IMAGE_CHANNELS = 4
 """Most channels of an image."""
@@ -32,8 +35,8 @@ def adapt_to_cpu(model: keras.Model) -> int:
     outputs of every layer are equal up to rounding.
 
     Args:
-        model: any built Keras model; its `Conv2D`, `DepthwiseConv2D`, `SeparableConv2D`, `Dense` and
-            `BatchNormalization` layers are changed, subclasses of them are not.
+        model: any built Keras model; its `Conv2D`, `DepthwiseConv2D`, `SeparableConv2D`, `Dense`, `BatchNormalization`
+            and `Activation("swish")` layers are changed, subclasses of them are not.
 
     Returns:
         The number of layers changed; 0 on any other kind of device.
@@ -63,6 +66,8 @@ def _replacement(layer: keras.layers.Layer) -> tuple[str, Callable[..., Any]] | 
     # By type: subclasses may compute something else.
     if is_plain(layer):
         return "call", _batchnorm_layer
+    if type(layer) is layers.Activation and layer.activation is keras.activations.silu:
+        return "call", _swish_layer
     if type(layer) is layers.Dense:
         return "call", _dense_layer
     if getattr(layer, "data_format", None) != "channels_last":
@@ -122,9 +127,13 @@ def _batchnorm_layer(
     return normalize(layer, inputs, one_pass=False)
 
 
+def _swish_layer(layer: layers.Activation, inputs: Any) -> Any:
+    return swish(inputs)
+
+
 def _dense_layer(layer: layers.Dense, inputs: Any, training: bool | None = None) -> Any:
     """Reshaped to matrices for the same reason as `pointwise`."""
-    outputs = ops.matmul(ops.reshape(inputs, (-1, inputs.shape[-1])), ops.convert_to_tensor(layer.kernel))
+    outputs = product(ops.reshape(inputs, (-1, inputs.shape[-1])), ops.convert_to_tensor(layer.kernel))
     return _finished(layer, ops.reshape(outputs, (-1, *inputs.shape[1:-1], outputs.shape[-1])))
 
 
@@ -150,5 +159,5 @@ def pointwise(inputs: Any, kernel: Any, strides: tuple[int, int]) -> Any:
     inputs = jax.lax.optimization_barrier(inputs)
     seen = inputs[:, :: strides[0], :: strides[1]]
     # Reshaped to matrices: with three axes, the kernel gradient would first copy both factors transposed.
-    outputs = ops.matmul(ops.reshape(seen, (-1, seen.shape[-1])), kernel[0, 0])
+    outputs = product(ops.reshape(seen, (-1, seen.shape[-1])), kernel[0, 0])
     return ops.reshape(outputs, (-1, *seen.shape[1:-1], outputs.shape[-1]))
