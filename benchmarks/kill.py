@@ -35,7 +35,7 @@ RECIPE = {
     "name": "kill",
     "seed": 3,
     "data": {"source": "digits", "size": 16, "limit": 1000, "limit_valid": 200, "batch_size": 8},
-    "model": {"backbone": "resnet20"},
+    "model": {"backbone": "resnet20", "train_bn": True},
     "lr_find": {"steps": 30},
     "stages": [
         {"name": "head", "freeze": True, "epochs": 2, "max_lr": "auto"},

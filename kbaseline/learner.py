@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kbaseline.config.load import load_config
 from kbaseline.config.paths import expand_home
-from kbaseline.config.schema import FEW_PHOTOS, Config
+from kbaseline.config.schema import FEW_IMAGES, Config
 from kbaseline.console.format import shortened
 from kbaseline.console.training import StageTable, SweepBar
 from kbaseline.data import ImageData, Split
@@ -138,7 +138,7 @@ class Learner:
         self.config = self.config.model_copy(update={"stages": stages}).with_train_bn(len(data.train))
         if asked == "auto" and not self.config.model.train_bn:
             self.console.print(
-                f"BatchNorm stays as it was trained: {len(data.train):,} photos are fewer than {FEW_PHOTOS:,} "
+                f"BatchNorm stays as it was trained: {len(data.train):,} training images are fewer than {FEW_IMAGES:,} "
                 "(model.train_bn: auto)",
                 markup=False,
                 highlight=False,

@@ -45,7 +45,7 @@ def recipe(backbone: str) -> dict[str, Any]:
         "seed": 3,
         "data": {"source": "digits", "size": 8, "limit": 171, "limit_valid": 83, "batch_size": 32}
         | {"class_weights": "auto"},
-        "model": {"backbone": backbone, "hidden": 16},
+        "model": {"backbone": backbone, "hidden": 16, "train_bn": True},
         "transforms": {"do_flip": True},
         "lr_find": {"steps": 20},
         "stages": [

@@ -54,6 +54,7 @@ def section(
         folder = Path(folder_name)
         command = [sys.executable, "-m", "kbaseline", "fit", "--data", data, "--set", f"model.weights={weights}"]
         changes = {"data.size": size, "data.batch_size": batch, "data.limit": limit, "data.limit_valid": limit}
+        changes["model.train_bn"] = True  # As fastai does, however few images there are.
         for key, value in changes.items():
             command += ["--set", f"{key}={'null' if value is None else value}"]
         place = {

@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from kbaseline.config.paths import expand_home
 from kbaseline.errors import ConfigError
 
-FEW_PHOTOS = 10_000
-"""Training photos below which `model.train_bn: auto` leaves BatchNorm. Trained on 1,618 it lost, and with the 50,000
+FEW_IMAGES = 10_000
+"""Training images below which `model.train_bn: auto` leaves BatchNorm. Trained on 1,618 it lost, and with the 50,000
 images of the article it does not; nothing between was measured (docs/results.md)."""
 
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -134,8 +134,8 @@ class ModelConfig(Section):
     train_bn: bool | Literal["auto"] = "auto"
     """Train the backbone's BatchNorm layers in every stage, also while it is frozen, as fastai does. `false` leaves
     pretrained ones as they are in every stage: on some hundred or thousand photos the statistics of their own batches
-    cost more than they bring. `auto`: `false` for fewer than 10,000 training photos of a folder or a table, else
-    `true`; the run folder's configuration has the choice."""
+    cost more than they bring. `auto`: `false` for pretrained weights and fewer than 10,000 training images,
+    else `true`; the run folder's configuration has the choice."""
     bn_momentum: float = Field(0.9, gt=0, lt=1)
     """Momentum of the running statistics in the backbone's BatchNorm layers; PyTorch calls 0.9 momentum 0.1."""
     head: Literal["fastai", "linear"] = "fastai"
@@ -389,9 +389,9 @@ class Config(Section):
         """
         if self.model.train_bn != "auto":
             return self
-        few = self.data.source.startswith(("folder:", "csv:")) and images < FEW_PHOTOS
         # Random weights have no statistics worth keeping.
-        model = self.model.model_copy(update={"train_bn": not few or self.model.weights == "none"})
+        trained = images >= FEW_IMAGES or self.model.weights == "none"
+        model = self.model.model_copy(update={"train_bn": trained})
         return self.model_copy(update={"model": model})
 
     def to_yaml(self) -> str:

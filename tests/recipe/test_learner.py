@@ -136,7 +136,7 @@ def test_of_few_photos_batchnorm_stays_and_that_is_said(tiny_backbone: str, tmp_
     photos = ImageData.from_source(f"folder:{tmp_path}", size=16, batch_size=2)
     console = Console(record=True, file=io.StringIO(), width=200)
     learn = Learner(photos, tiny_backbone, console=console)
-    said = "BatchNorm stays as it was trained: 6 photos are fewer than 10,000 (model.train_bn: auto)"
+    said = "BatchNorm stays as it was trained: 6 training images are fewer than 10,000 (model.train_bn: auto)"
     assert said in console.export_text()
     assert learn.config.model.train_bn is False
     assert not learn.model.get_layer("backbone").trainable_variables
