@@ -74,7 +74,7 @@ def test_forward_and_both_gradients_are_products() -> None:
 
 
 def test_other_layers_are_left_alone() -> None:
-    """Invariant: larger kernels, groups, subclasses and other layers stay Keras' own."""
+    """Invariant: larger kernels, subclasses and other layers stay Keras' own."""
 
     class Mine(keras.layers.Conv2D):
         pass
@@ -83,7 +83,6 @@ def test_other_layers_are_left_alone() -> None:
     for layer in (
         keras.layers.Conv2D(4, 3),
         keras.layers.Conv2D(4, (1, 2)),
-        keras.layers.Conv2D(4, 1, groups=2),
         Mine(4, 1),
         keras.layers.BatchNormalization(center=False),
         keras.layers.LayerNormalization(),

@@ -1,4 +1,4 @@
-"""Depthwise convolutions and dense layers of images on a CPU: Keras' results and gradients up to rounding."""
+"""Depthwise and grouped convolutions, dense layers of images on a CPU: Keras' outputs and gradients up to rounding."""
 
 import jax
 import keras
@@ -8,7 +8,7 @@ import pytest
 from kbaseline.models.cpu import adapt_to_cpu, restore
 
 SIDES = (10, 7)
-CHANNELS = 3
+CHANNELS = 4
 
 LAYERS = {
     "3x3": lambda: keras.layers.DepthwiseConv2D(3, padding="same"),
@@ -31,6 +31,10 @@ LAYERS = {
     "grouped, multiplier, stride 2": lambda: keras.layers.Conv2D(
         2 * CHANNELS, (3, 5), 2, "same", groups=CHANNELS, activation="tanh"
     ),
+    "two groups": lambda: keras.layers.Conv2D(6, 3, padding="same", groups=2, activation="tanh"),
+    "two groups, stride 2 valid": lambda: keras.layers.Conv2D(6, (3, 2), 2, groups=2, use_bias=False),
+    "two groups, dilated": lambda: keras.layers.Conv2D(2, 3, padding="same", groups=2, dilation_rate=2),
+    "two groups, 1x1 stride 2": lambda: keras.layers.Conv2D(6, 1, 2, groups=2),
     "dense, of images": lambda: keras.layers.Dense(4, activation="tanh"),
 }
 
