@@ -26,7 +26,8 @@ from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
 from kbaseline.metrics import Evaluation, final_evaluation
 from kbaseline.models.backbones import read_model
-from kbaseline.models.classifier import set_linear_head
+from kbaseline.models.classifier import set_linear_head, soften_logits
+from kbaseline.models.probe import TEMPERATURE
 from kbaseline.runs.copies import FILE as COPIES
 from kbaseline.runs.copies import copies_of_run
 from kbaseline.runs.floor import Measured, below_floor, floor_line, measure_floor
@@ -364,6 +365,9 @@ class _Run:
         if not stage.epochs:
             learner.skip_stage(self._probe_row(stage))
         else:
+            first = next(stage for stage in self.config.stages if stage.epochs)
+            if stage is first and self.config.stages[0].init == "probe":
+                soften_logits(learner.model, TEMPERATURE)  # a checkpoint's state comes after it
             self._train(stage, trained=trained)
         self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]

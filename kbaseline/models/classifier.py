@@ -168,6 +168,18 @@ def set_linear_head(model: keras.Model, weights: np.ndarray, bias: np.ndarray) -
     layer.bias.assign(np.maximum(bias, -1e4))
 
 
+def soften_logits(model: keras.Model, temperature: float) -> None:
+    """Divides the logits of a linear head: the same answers, less sure.
+
+    Args:
+        model: a classifier from `build_classifier(head="linear")`.
+        temperature: the divisor, above 0.
+    """
+    layer = model.get_layer(LOGITS)
+    for variable in (layer.kernel, layer.bias):
+        variable.assign(variable / temperature)
+
+
 def with_features(model: keras.Model) -> keras.Model:
     """A classifier that also gives the averages of its backbone's feature map.
 

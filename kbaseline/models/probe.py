@@ -15,6 +15,11 @@ from kbaseline.data.splits import fold_indices
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's `C` on standardised features, from the strongest regularisation to the weakest."""
 
+TEMPERATURE = 4.0
+"""Divides the probe's logits where training starts from them. A probe is all but certain of each image that it was
+fitted to; with so small a loss, the first steps would teach the backbone what these images do not share with others
+(docs/recipe.md)."""
+
 _PARTS = 5
 """One of so many parts of the images is held out, to choose the strength on."""
 

@@ -19,6 +19,7 @@ from kbaseline.models.classifier import (
     classifier_groups,
     freeze,
     set_linear_head,
+    soften_logits,
     unfreeze,
 )
 from kbaseline.optimizer import LayerwiseAdamW
@@ -217,7 +218,7 @@ def test_unfrozen_without_batchnorm(small: keras.Model, photos: tuple[np.ndarray
 
 
 def test_a_linear_head_is_the_probe(rng: np.random.Generator, tiny_backbone: str) -> None:
-    """Reference: a linear head set to a probe gives its logits; a class the probe never saw gets a number, not -inf."""
+    """Reference: a linear head set to a probe gives its logits, and softened a part of them; no class gets -inf."""
     images = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     features = build_extractor(16, tiny_backbone).predict(images, verbose=0)
     weights, bias = rng.normal(size=(32, 4)), np.array([0.5, -1, 2, -np.inf])
@@ -226,6 +227,8 @@ def test_a_linear_head_is_the_probe(rng: np.random.Generator, tiny_backbone: str
     logits = model.predict(images, verbose=0)
     np.testing.assert_allclose(logits[:, :3], (features @ weights + bias)[:, :3], rtol=1e-4, atol=1e-4)
     assert (logits[:, 3] < -9000).all()
+    soften_logits(model, 4)
+    np.testing.assert_allclose(model.predict(images, verbose=0), logits / 4, rtol=1e-5, atol=1e-5)
     assert [layer.name for layer in model.layers if layer.trainable_variables][1:] == ["head_logits"]
 
 

@@ -78,6 +78,27 @@ def test_a_run_of_the_probe_alone(tiny_backbone, tmp_path):
     assert "linear probe" in (result.folder / "report.html").read_text()
 
 
+def test_training_starts_from_a_less_certain_probe(tiny_backbone, tmp_path):
+    """Reference: at a rate of nothing the network is the probe at temperature 4; the probe is kept as it was."""
+    recipe = small(
+        tiny_backbone,
+        {"name": "head", "init": "probe"},
+        {"name": "all", "freeze": False, "epochs": 1, "max_lr": 1e-12, "lr_find": False},
+        keep="best",
+    )
+    result = run_baseline(recipe, out=tmp_path / "run", console=QUIET)
+    assert result.kept == "head"
+    assert result.figures["valid"]["plain"]["loss"] == pytest.approx(result.floor.probe_loss, abs=1e-4)
+    record = read_run(result.folder)
+    powers = record.arrays["valid_plain_probabilities"].astype("float64") ** (1 / 4)
+    softened = powers / powers.sum(axis=1, keepdims=True)
+    right = softened[np.arange(len(softened)), record.arrays["valid_labels"]]
+    trained = result.history[-1]
+    assert trained["accuracy"] == result.floor.probe
+    assert trained["valid_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-3)
+    assert trained["valid_loss"] > 1.5 * result.floor.probe_loss
+
+
 def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, monkeypatch):
     """A rate that ruins the network leaves the probe as the model; cut twice, the run ends as one that was not."""
     recipe = small(
