@@ -24,7 +24,7 @@ from kbaseline.doubt import FILE as DOUBT
 from kbaseline.errors import ConfigError, InputError, LRFinderError, RunError, did_you_mean
 from kbaseline.learner import Learner
 from kbaseline.lr_finder import LRCurve
-from kbaseline.metrics import Evaluation, final_evaluation
+from kbaseline.metrics import Evaluation, final_evaluation, without_harm
 from kbaseline.models.backbones import read_model
 from kbaseline.models.classifier import set_linear_head, soften_logits
 from kbaseline.models.probe import TEMPERATURE
@@ -258,9 +258,13 @@ class _Run:
         for number, stage in enumerate(self.config.stages):
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
         self._restore_kept()
-        evaluations = {"valid": self._evaluate("valid", {})}
+        valid = self._evaluate("valid", {}, tta=self.config.tta is not None)
+        if self.config.keep == "best" and len(better := without_harm(valid)) < len(valid):
+            valid = better
+            self._print("kept: plain predictions, which are better on validation than test-time augmentation")
+        evaluations = {"valid": valid}
         if "test" in self.data.splits:
-            evaluations["test"] = self._evaluate("test", fitted_temperatures(evaluations["valid"]))
+            evaluations["test"] = self._evaluate("test", fitted_temperatures(valid), tta="tta" in valid)
         learner, data, config = self.learner, self.data, self.config
         doubt = None
         # Of images that were trained on, nothing can be learnt about others.
@@ -404,9 +408,9 @@ class _Run:
             if not trained:
                 self.folder.write_csv("history.csv", learner.history)
 
-    def _evaluate(self, split: str, temperatures: Mapping[str, float]) -> dict[str, Evaluation]:
+    def _evaluate(self, split: str, temperatures: Mapping[str, float], *, tta: bool) -> dict[str, Evaluation]:
         """Evaluations of a split by kind of prediction; `temperatures` by kind were fitted on another split."""
-        if self.config.tta is None:
+        if not tta:
             return {"plain": self.learner.evaluate(split, temperature=temperatures.get("plain"))}
         result = self._timed(f"{split} tta", lambda: self.learner.tta(split, temperatures=temperatures))
         return {"plain": result.plain, "tta": result.tta}
@@ -423,8 +427,10 @@ class _Run:
             self._print(line, "yellow")
 
     def _print_accuracies(self, split: str, last: Evaluation, result: RunResult) -> None:
-        self.console.print(accuracy_table(result.steps))
-        self._print(f"{result.steps[-1].name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images")
+        self.console.print(accuracy_table(result.steps, result.final_step))
+        self._print(
+            f"{result.final_step.name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images"
+        )
         leak = leak_line(split, (result.leaked or {}).get(split, []), last)
         for line in filter(None, [leak, below_floor(result)]):
             self._print(line, "yellow")

@@ -279,6 +279,12 @@ def final_evaluation(by_kind: Mapping[str, Evaluation]) -> Evaluation:
     return by_kind.get("tta") or by_kind["plain"]
 
 
+def without_harm(by_kind: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+    """Evaluations by kind of prediction, without TTA if it is less accurate than plain."""
+    harmful = "tta" in by_kind and by_kind["tta"].accuracy < by_kind["plain"].accuracy
+    return {kind: one for kind, one in by_kind.items() if not (harmful and kind == "tta")}
+
+
 def score_rows(by_kind: Mapping[str, Evaluation]) -> list[tuple[str, list[str]]]:
     """Every score of evaluations by kind of prediction, as rows (name, formatted value of each kind)."""
     columns = [

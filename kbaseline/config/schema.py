@@ -349,7 +349,8 @@ class Config(Section):
     )
     keep: Literal["last", "best"] = "last"
     """The model of a run: after the `last` stage, or after the one with the `best` validation accuracy, the earlier of
-    equals; the linear probe is among them where a stage starts from it."""
+    equals; the linear probe is among them where a stage starts from it. `best` also leaves out test-time augmentation
+    that is worse than plain predictions on validation."""
     probe: bool = True
     """Before training, measure what it must beat: a linear probe on the backbone's frozen features, beside the majority
     class. It is fitted to at most 5,000 training images, a stratified part, or to all where a stage starts from it."""

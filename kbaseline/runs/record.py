@@ -220,8 +220,15 @@ class RunResult(BaseModel):
             steps.append(Step(f"test {kind}", accuracy, images["test"], spent))
         return steps
 
+    @property
+    def final_step(self) -> Step:
+        """The step whose accuracy is the run's: the last, or the kept one where only stages were scored."""
+        kept = [step for step in self.steps if step.name == self.kept]
+        is_stage = kept and not self.test_accuracy and self.tta_accuracy is None
+        return kept[0] if is_stage else self.steps[-1]
+
     def __repr__(self) -> str:
-        last, counts = self.steps[-1], self.data.images
+        last, counts = self.final_step, self.data.images
         reached = ", ".join(f"{step.name} {percent(step.accuracy)}" for step in self.steps[:8])
         rates = "; ".join(f"{name}: {Rates(found)!r}" for name, found in list(self.suggested_lrs.items())[:4])
         return "\n".join(
@@ -350,6 +357,8 @@ def read_run(folder: Path) -> RunRecord:
     if result.data.image_size is None:  # written by the first versions, which fitted to a square
         data = result.data.model_copy(update={"image_size": [config.data.size] * 2})
         result = result.model_copy(update={"data": data})
+    if result.tta_accuracy is None:  # also where `keep: best` left it out
+        config = config.model_copy(update={"tta": None})
     return RunRecord(folder, config, result, names, arrays)
 
 

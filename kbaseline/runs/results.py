@@ -133,10 +133,10 @@ def write_sweeps(folder: RunFolder, sweeps: Mapping[str, Sweep]) -> None:
     folder.write_figure("lr_find.png", plot_lr_find([sweep.plot_data(name) for name, sweep in sweeps.items()]))
 
 
-def accuracy_table(steps: Sequence[Step]) -> Table:
-    """A run's accuracy by step, as a table for the terminal; the last step is bold."""
+def accuracy_table(steps: Sequence[Step], final: Step) -> Table:
+    """A run's accuracy by step, as a table for the terminal; the step that counts is bold."""
     table = plain_table("step", figures=("accuracy", "time"))
     for step in steps:
-        style = "bold" if step is steps[-1] else ""
+        style = "bold" if step == final else ""
         table.add_row(Text(step.name), percent(step.accuracy), clock(step.seconds), style=style)
     return table

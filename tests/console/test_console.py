@@ -282,7 +282,8 @@ def test_bars_leave_a_log_alone(log, model, samples):
 
 def test_accuracy_table(log):
     """Golden: one step a line, a dash where there is no time."""
-    log.print(accuracy_table([Step("head", 0.9412, 100, 83.0), Step("[tta]", 0.9612, 100)]))
+    steps = [Step("head", 0.9412, 100, 83.0), Step("[tta]", 0.9612, 100)]
+    log.print(accuracy_table(steps, steps[0]))
     lines = [line.split() for line in seen(log).splitlines()]
     assert lines == [["step", "accuracy", "time"], ["head", "94.12", "%", "01:23"], ["[tta]", "96.12", "%", "-"]]
 

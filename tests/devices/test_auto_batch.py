@@ -57,7 +57,7 @@ def data() -> ImageData:
 
 
 def config(backbone: str, size: Any) -> dict[str, Any]:
-    return {"model": {"backbone": backbone, "hidden": 8}, "data": {"batch_size": size}}
+    return {"model": {"backbone": backbone, "hidden": 8, "train_bn": True}, "data": {"batch_size": size}}
 
 
 def test_fewer_images_than_a_batch(tiny_backbone: str, data: ImageData) -> None:

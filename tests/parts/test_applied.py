@@ -160,7 +160,7 @@ def learner(folder: Any) -> Learner:
     config = {
         "transforms": {"max_rotate": 0, "max_zoom": 1, "max_lighting": 0, "max_warp": 0},
         "lr_find": {"start_lr": 1e-4, "end_lr": 1, "steps": 20, "stop_factor": 1e9},
-        "model": {"dropout": 0, "hidden": 16},
+        "model": {"dropout": 0, "hidden": 16, "train_bn": True},
         "data": {"batch_size": BATCH},
     }
     return Learner(data, str(folder / "body.keras"), config=config, console=Console(quiet=True))

@@ -8,7 +8,7 @@ import pytest
 
 from kbaseline.console.format import clock, percent
 from kbaseline.errors import InputError
-from kbaseline.metrics import accuracy_interval, compare_paired, evaluate_predictions
+from kbaseline.metrics import accuracy_interval, compare_paired, evaluate_predictions, without_harm
 
 NAMES = ("cat", "dog", "emu")
 # Predictions: cat, dog, cat, dog, dog. None is emu.
@@ -25,6 +25,15 @@ def test_accuracy_and_loss(evaluation):
     """Golden: two of five right; the mean of -log of 0.8, 0.5, 0.4, 0.3, 0.25."""
     assert evaluation.accuracy == 0.4
     assert evaluation.loss == pytest.approx(-math.log(0.8 * 0.5 * 0.4 * 0.3 * 0.25) / 5, rel=1e-12)
+
+
+def test_tta_that_harms_is_left_out(evaluation):
+    """Golden: less accurate than plain it goes, equally accurate or alone it stays."""
+    worse = evaluate_predictions((1 - PROBABILITIES) / 2, LABELS, NAMES)
+    assert worse.accuracy < evaluation.accuracy
+    assert without_harm({"plain": evaluation, "tta": worse}) == {"plain": evaluation}
+    for kept in ({"plain": worse, "tta": evaluation}, {"plain": worse, "tta": worse}, {"plain": evaluation}):
+        assert without_harm(kept) == kept
 
 
 def test_a_probability_of_zero_costs_a_finite_loss():

@@ -13,6 +13,7 @@ from kbaseline import ImageData, baseline, resume_run, run_baseline
 from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.config.load import load_config
 from kbaseline.errors import RunError
+from kbaseline.metrics import accuracy_interval
 from kbaseline.runs import floor, forecast
 from kbaseline.runs.floor import below_floor, floor_line, measure_floor
 from kbaseline.runs.forecast import forecast_line
@@ -79,15 +80,19 @@ def test_a_run_of_the_probe_alone(tiny_backbone, tmp_path):
 
 
 def test_training_starts_from_a_less_certain_probe(tiny_backbone, tmp_path):
-    """Reference: at a rate of nothing the network is the probe at temperature 4; the probe is kept as it was."""
+    """Reference: at a rate of nothing the network is the probe at temperature 4. The probe is kept, no harmful TTA."""
     recipe = small(
         tiny_backbone,
         {"name": "head", "init": "probe"},
         {"name": "all", "freeze": False, "epochs": 1, "max_lr": 1e-12, "lr_find": False},
         keep="best",
+        tta={"views": 1, "scale": 10.0, "flip": False},  # one corner, of one pixel
     )
-    result = run_baseline(recipe, out=tmp_path / "run", console=QUIET)
-    assert result.kept == "head"
+    screen = io.StringIO()
+    result = run_baseline(recipe, out=tmp_path / "run", console=Console(file=screen, width=200))
+    assert "kept: plain predictions, which are better on validation than" in screen.getvalue()
+    assert result.accuracy == result.floor.probe > 0.5
+    assert (result.kept, result.tta_accuracy, load(result.folder).config.tta) == ("head", None, None)
     assert result.figures["valid"]["plain"]["loss"] == pytest.approx(result.floor.probe_loss, abs=1e-4)
     record = read_run(result.folder)
     powers = record.arrays["valid_plain_probabilities"].astype("float64") ** (1 / 4)
@@ -111,6 +116,8 @@ def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, m
     assert whole.kept == "linear probe"
     assert whole.floor.probe > max(whole.stages.values())
     assert whole.accuracy == whole.floor.probe == pytest.approx(scored_again(whole.folder))
+    low, high = accuracy_interval(round(83 * whole.accuracy), 83)
+    assert f"(95 % interval {100 * low:.2f} – {100 * high:.2f} %) on 83 images" in repr(whole)
     run, screen = tmp_path / "run", io.StringIO()
     for place, work in (
         ((0, 0, 2), lambda: run_baseline(recipe, out=run, console=QUIET)),
