@@ -369,9 +369,9 @@ class _Run:
         if not stage.epochs:
             learner.skip_stage(self._probe_row(stage))
         else:
-            first = next(stage for stage in self.config.stages if stage.epochs)
+            first = next(each for each in self.config.stages if each.epochs)
             if stage is first and self.config.stages[0].init == "probe":
-                soften_logits(learner.model, TEMPERATURE)  # a checkpoint's state comes after it
+                soften_logits(learner.model, TEMPERATURE)  # A checkpoint's state is restored after it.
             self._train(stage, trained=trained)
         self.seconds[stage.name] = sum(row["seconds"] for row in learner.history[before:])
         self.accuracy[stage.name] = learner.history[-1]["accuracy"]

@@ -169,7 +169,7 @@ def evaluate_source(
         InputError: the model cannot be loaded, or `tta` is true and the run's configuration turns it off.
     """
     if tta and run.config.tta is None:
-        raise InputError(f"run {str(run.folder)!r}: its configuration has no test-time augmentation; omit --tta.")
+        raise InputError(f"run {str(run.folder)!r}: is without test-time augmentation; omit --tta.")
     settings = _settings(run.config, source, overrides or {})
     images = load_labelled(settings, run.class_names, split, console, image_size=run.result.image_size)
     # Keras takes seconds to import, and saved predictions are scored without it.

@@ -177,11 +177,13 @@ def predict_views(
 
     Raises:
         DataError, RunError: as `predict_plain`.
-        InputError: the configuration turns test-time augmentation off.
+        InputError: the run is without test-time augmentation.
     """
     settings = config.tta
     if settings is None:
-        raise InputError("tta: the configuration turns test-time augmentation off (tta: null); add a tta section.")
+        raise InputError(
+            "tta: the run turns test-time augmentation off (tta: null), or left it out as worse (keep: best)."
+        )
     images = checked_images("prediction", images)
     images_per_pass = images_per_pass or 4 * config.data.batch
     batches = math.ceil(len(images) / max(1, images_per_pass // (1 + settings.views)))

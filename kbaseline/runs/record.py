@@ -187,11 +187,7 @@ class RunResult(BaseModel):
     @property
     def final_valid_accuracy(self) -> float:
         """Validation accuracy of the kept model, with test-time augmentation if the recipe has it."""
-        if self.tta_accuracy is not None:
-            return self.tta_accuracy
-        if self.kept == PROBE and self.floor and self.floor.probe is not None:
-            return self.floor.probe
-        return self.stages[self.kept] if self.kept else list(self.stages.values())[-1]
+        return self.kept_step.accuracy if self.tta_accuracy is None else self.tta_accuracy
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -221,11 +217,15 @@ class RunResult(BaseModel):
         return steps
 
     @property
+    def kept_step(self) -> Step:
+        """The step on validation whose network is the run's: the kept one, or else the last stage."""
+        steps = {step.name: step for step in self.steps}
+        return steps.get(self.kept or "") or steps[list(self.stages)[-1]]
+
+    @property
     def final_step(self) -> Step:
-        """The step whose accuracy is the run's: the last, or the kept one where only stages were scored."""
-        kept = [step for step in self.steps if step.name == self.kept]
-        is_stage = kept and not self.test_accuracy and self.tta_accuracy is None
-        return kept[0] if is_stage else self.steps[-1]
+        """The step whose accuracy is the run's: of the test split, of test-time augmentation, or else the kept one."""
+        return self.steps[-1] if self.test_accuracy or self.tta_accuracy is not None else self.kept_step
 
     def __repr__(self) -> str:
         last, counts = self.final_step, self.data.images

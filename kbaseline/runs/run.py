@@ -105,7 +105,7 @@ class SavedRun:
         Raises:
             DataError: there are no images, one cannot be read, a wrong shape (also one image without its batch axis)
                 or dtype, or values outside 0-255.
-            InputError: `tta` is true, but the run's configuration turns it off; or `batch_size` is below 1.
+            InputError: `tta` is true, but the run is without it; or `batch_size` is below 1.
         """
         if _are_pictures(images):
             pixels = read_pictures(images, self.image_size, self.config.data.resize)

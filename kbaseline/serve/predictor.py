@@ -36,13 +36,13 @@ class Predictor:
 
     @property
     def has_tta(self) -> bool:
-        """Whether the run's configuration has test-time augmentation."""
+        """Whether the run has test-time augmentation."""
         return self._run.config.tta is not None
 
     def about(self) -> dict[str, Any]:
         """The run as plain Python: name, classes, accuracies (0 to 1) by split, TTA settings, input of the network."""
         config, result, doubt = self._run.config, self._run.result, self._run.doubt
-        valid = {"plain": list(result.stages.values())[-1], "tta": result.tta_accuracy}
+        valid = {"plain": result.kept_step.accuracy, "tta": result.tta_accuracy}
         return {
             "run": self._run.folder.resolve().name,
             "classes": list(self._run.class_names),

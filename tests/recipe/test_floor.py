@@ -20,6 +20,7 @@ from kbaseline.runs.forecast import forecast_line
 from kbaseline.runs.leaks import find_leaked, leak_line
 from kbaseline.runs.record import RunFloor, read_run
 from kbaseline.runs.run import load
+from kbaseline.serve.predictor import Predictor
 from kbaseline.training.checkpoint import Checkpoint, Checkpoints
 
 QUIET = Console(quiet=True)
@@ -116,6 +117,9 @@ def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, m
     assert whole.kept == "linear probe"
     assert whole.floor.probe > max(whole.stages.values())
     assert whole.accuracy == whole.floor.probe == pytest.approx(scored_again(whole.folder))
+    assert (whole.kept_step.name, whole.final_step) == ("linear probe", whole.kept_step)
+    with Predictor(load(whole.folder)) as served:
+        assert served.about()["accuracy"]["valid"] == {"plain": whole.floor.probe, "tta": None}
     low, high = accuracy_interval(round(83 * whole.accuracy), 83)
     assert f"(95 % interval {100 * low:.2f} – {100 * high:.2f} %) on 83 images" in repr(whole)
     run, screen = tmp_path / "run", io.StringIO()
