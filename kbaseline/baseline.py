@@ -259,8 +259,9 @@ class _Run:
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
         self._restore_kept()
         valid = self._evaluate("valid", {}, tta=self.config.tta is not None)
+        dropped = None
         if self.config.keep == "best" and len(better := without_harm(valid)) < len(valid):
-            valid = better
+            dropped, valid = valid["tta"].accuracy, better
             self._print("kept: plain predictions, which are better on validation than test-time augmentation")
         evaluations = {"valid": valid}
         if "test" in self.data.splits:
@@ -283,6 +284,7 @@ class _Run:
             floor=self.floor,
             leaked=self.leaked,
             kept=self.kept if config.keep == "best" else None,
+            dropped_tta=dropped,
         )
         write_results(self.folder, result, evaluations, learner.applied)
         report = ReportData(result, config, data, learner.model, evaluations, self.sweeps, learner.applied, doubt)

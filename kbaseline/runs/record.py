@@ -142,6 +142,8 @@ class RunResult(BaseModel):
         kept: the step after which the model was kept, with `keep: best`; None for the last stage's.
         stages: validation accuracy after each stage, by name, in training order.
         tta_accuracy: validation accuracy with test-time augmentation, or None.
+        dropped_tta: what it was where `keep: best` left test-time augmentation out, because plain predictions are
+            better; else None.
         test_accuracy: accuracy on a separate test split, scored once: `plain` and, if configured, `tta`; or None.
         suggested_lrs: the finder's suggestions, stage -> rule -> rate; empty for an unusable curve.
         seconds: wall-clock seconds of each part: data, model, every sweep, stage and augmented prediction.
@@ -163,6 +165,7 @@ class RunResult(BaseModel):
     kept: str | None = None
     stages: dict[str, _Fraction]
     tta_accuracy: _Fraction | None
+    dropped_tta: _Fraction | None = None
     test_accuracy: dict[_Kind, _Fraction] | None
     suggested_lrs: dict[str, dict[str, _NonNegative]]
     seconds: dict[str, _NonNegative]

@@ -52,6 +52,7 @@ def build_result(
     floor: RunFloor | None = None,
     leaked: Mapping[str, list[int]] | None = None,
     kept: str | None = None,
+    dropped_tta: float | None = None,
 ) -> RunResult:
     """The result of a finished run.
 
@@ -67,6 +68,7 @@ def build_result(
         floor: what the run must beat.
         leaked: split -> rows of its images that have a near-duplicate in an earlier split; None if not looked for.
         kept: the step whose model is kept; None for the last.
+        dropped_tta: validation accuracy with the test-time augmentation that was left out; None if none was.
     """
     valid, test = evaluations["valid"], evaluations.get("test")
     return RunResult(
@@ -76,6 +78,7 @@ def build_result(
         kept=kept,
         stages=stages,
         tta_accuracy=valid["tta"].accuracy if "tta" in valid else None,
+        dropped_tta=dropped_tta,
         test_accuracy={kind: one.accuracy for kind, one in test.items()} if test else None,
         suggested_lrs={name: dict(sweep.suggestions) for name, sweep in sweeps.items()},
         seconds=dict(seconds),

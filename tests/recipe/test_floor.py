@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
@@ -94,6 +95,10 @@ def test_training_starts_from_a_less_certain_probe(tiny_backbone, tmp_path):
     assert "kept: plain predictions, which are better on validation than" in screen.getvalue()
     assert result.accuracy == result.floor.probe > 0.5
     assert (result.kept, result.tta_accuracy, load(result.folder).config.tta) == ("head", None, None)
+    assert result.dropped_tta < result.floor.probe
+    report = (result.folder / "report.html").read_text()
+    assert "The model is that of <b>head</b>" in report
+    assert f"it has {100 * result.dropped_tta:.2f} % there, less than the {100 * result.floor.probe:.2f} %" in report
     assert result.figures["valid"]["plain"]["loss"] == pytest.approx(result.floor.probe_loss, abs=1e-4)
     record = read_run(result.folder)
     powers = record.arrays["valid_plain_probabilities"].astype("float64") ** (1 / 4)
@@ -103,6 +108,26 @@ def test_training_starts_from_a_less_certain_probe(tiny_backbone, tmp_path):
     assert trained["accuracy"] == result.floor.probe
     assert trained["valid_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-3)
     assert trained["valid_loss"] > 1.5 * result.floor.probe_loss
+
+
+def test_the_test_split_is_scored_as_validation_chose(tiny_backbone, tmp_path):
+    """Test-time augmentation that is left out on validation is not scored on the test images either (behaviour)."""
+    digits = ImageData.from_source("digits", 8, seed=3, limit=171, limit_valid=40)
+    for split, part in (("train", digits.train), ("test", digits.valid)):
+        for row, (image, label) in enumerate(zip(part.images, part.labels, strict=True)):
+            (tmp_path / "photos" / split / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "photos" / split / str(label) / f"{row}.png")
+    recipe = small(
+        tiny_backbone,
+        {"name": "head", "init": "probe"},
+        keep="best",
+        tta={"views": 1, "scale": 10.0, "flip": False},  # one corner, of one pixel
+        data={"source": f"folder:{tmp_path / 'photos'}", "size": 8, "valid_fraction": 0.3, "batch_size": 32},
+    )
+    result = run_baseline(recipe, out=tmp_path / "run", console=QUIET)
+    assert result.dropped_tta < result.kept_step.accuracy
+    assert set(result.test_accuracy) == set(result.figures["test"]) == {"plain"}
+    assert result.accuracy == result.test_accuracy["plain"] == result.final_step.accuracy
 
 
 def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, monkeypatch):
