@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import click
-from speed import feeding, networks, scaling, shares, starting, training, views
+from speed import feeding, networks, passes, scaling, shares, starting, training, views
 from speed.measure import signature
 from speed.peer import Fastai, Keras, Timm
 
@@ -29,6 +29,7 @@ PyTorch and timm. Without them, their columns are left out.
 HEADINGS = {
     "train": "Training",
     "networks": "Small networks",
+    "predict": "Images predicted at once",
     "profile": "Where a training step's time goes",
     "feed": "Input path and host overhead",
     "start": "Start",
@@ -79,6 +80,7 @@ def main(
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),
             "networks": lambda: networks.section(names, batch, size, rounds, timm),
+            "predict": lambda: passes.section(rounds),
             "profile": lambda: shares.section(batch, size),
             "feed": lambda: feeding.section(batch, size, rounds, fastai),
             "start": lambda: starting.section(batch, size),

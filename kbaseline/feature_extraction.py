@@ -22,7 +22,7 @@ from kbaseline.data.image_data import ImageData
 from kbaseline.data.pictures import File, FilePictures
 from kbaseline.data.rows import Rows
 from kbaseline.data.walk import as_image
-from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.parallel import images_per_pass, predict_batches
 from kbaseline.devices.xla import explain_oom, set_compilation_cache, start_jax
 from kbaseline.errors import DataError, InputError, ModelError
 from kbaseline.models.classifier import build_extractor
@@ -45,7 +45,7 @@ def features(
     *,
     size: int | None = ...,
     resize: Resize = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
     cache_dir: Path | None = ...,
     console: Console | None = ...,
 ) -> dict[str, np.ndarray]: ...
@@ -59,7 +59,7 @@ def features(
     *,
     size: int | None = ...,
     resize: Resize = ...,
-    batch_size: int = ...,
+    batch_size: int | None = ...,
     cache_dir: Path | None = ...,
     console: Console | None = ...,
 ) -> np.ndarray: ...
@@ -72,7 +72,7 @@ def features(
     *,
     size: int | None = None,
     resize: Resize = "crop",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     cache_dir: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, np.ndarray] | np.ndarray:
@@ -101,7 +101,7 @@ def features(
             backbone was trained on (224 for a `.keras` model).
         resize: how a file that is not square becomes square: `"crop"` cuts out its centre, `"squish"` changes its
             aspect ratio.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; default: 64, fewer large ones on a CPU.
         cache_dir: kbaseline's cache folder; default: as `data.cache_dir`.
         console: where progress is shown; None shows nothing.
 
@@ -127,6 +127,7 @@ def features(
     else:
         size = size or (ZOO[backbone].size if backbone in ZOO else 224)
         splits = {"given": _decoded_files(data, size, resize, folder, console)}
+    batch_size = batch_size or images_per_pass(64, size**2)
     found = pooled_features(splits, backbone, weights, size, batch_size, folder, console)
     return found if isinstance(data, ImageData) else found["given"]
 

@@ -25,7 +25,13 @@ from kbaseline.data.image_data import checked_images
 from kbaseline.data.splits import stratified_sample
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
-from kbaseline.devices.parallel import available_devices, data_parallel, device_summary, on_all_devices
+from kbaseline.devices.parallel import (
+    available_devices,
+    data_parallel,
+    device_summary,
+    images_per_pass,
+    on_all_devices,
+)
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import explain_oom, set_compilation_cache, start_jax, with_precision
 from kbaseline.doubt import IMAGES, Doubt, fit_doubt
@@ -360,7 +366,8 @@ class Learner:
             raise InputError(f"{title}: epochs must be at least 1; got {epochs}.")
         self._compile(optimizer)
         size, train_steps = self.config.data.batch, len(self._batches)
-        stage = Stage(self._fits, title, epochs, train_steps, int(optimizer.iterations))
+        valid_batch = images_per_pass(2 * size, self.data.size**2)
+        stage = Stage(self._fits, title, epochs, train_steps, int(optimizer.iterations), valid_batch)
         self._fits += 1
         before, start = len(self.history), self.session.start if self.session else None
         if start is not None and start.stage > stage.number:
@@ -417,7 +424,7 @@ class Learner:
 
         Args:
             images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
-            batch_size: images per batch; default: twice the training batch size.
+            batch_size: images per batch; default: twice the training batch size, less on a CPU.
 
         Returns:
             Float32 `(number, classes)`.

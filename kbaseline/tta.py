@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.parallel import images_per_pass, predict_batches
 from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
 from kbaseline.geometry import flip, identity, resample, shrink, zoom
@@ -101,7 +101,7 @@ def tta_predict(
     flip: bool = True,
     *,
     from_logits: bool | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray: ...
@@ -117,7 +117,7 @@ def tta_predict(
     scale: float = 1.35,
     flip: bool = True,
     from_logits: bool | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[np.ndarray, np.ndarray]: ...
@@ -133,7 +133,7 @@ def tta_predict(
     flip: bool = True,
     *,
     from_logits: bool | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[np.ndarray, np.ndarray]: ...
@@ -148,7 +148,7 @@ def tta_predict(
     flip: bool = True,
     *,
     from_logits: bool | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -181,7 +181,7 @@ def tta_predict(
         from_logits: whether the model outputs logits, which get a softmax, or a sigmoid if there is one; None: it does
             unless it ends in a softmax or sigmoid, also inside a nested model, or in an average of such.
         batch_size: images per forward pass, where each image counts 1 + views times; at least one image is predicted
-            at a time.
+            at a time. Default: 256, fewer large ones on a CPU.
         seed: seed of the random draws.
         callbacks: Keras callbacks for `predict`, such as a progress bar.
 
@@ -208,7 +208,9 @@ def tta_predict(
     key = (parts, shape, dtype, numbers, float(scale), bool(flip), bool(from_logits), int(seed))
     predictor = kept(model, "views", key, lambda: parts.predictor(*key[1:]))
     values(model, ())  # within a fit, brings back what the predictor shares with the model
-    batches = ImageBatches(images, batch_size=min(len(images), max(1, batch_size // (1 + len(numbers)))), pad=True)
+    seen = (parts.transforms.height, parts.transforms.width) if parts.transforms else shape[:2]
+    at_once = (batch_size or images_per_pass(256, math.prod(seen))) // (1 + len(numbers))
+    batches = ImageBatches(images, batch_size=min(len(images), max(1, at_once)), pad=True)
     probabilities = predict_batches(predictor, batches, callbacks)
     plain, mean = probabilities[:, 0], probabilities[:, 1]
     return (plain, mean) if beta is None else beta * plain + (1 - beta) * mean

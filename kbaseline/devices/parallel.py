@@ -21,6 +21,9 @@ from kbaseline.devices.programs import kept, values
 from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import InputError
 
+CPU_PIXELS = 2**18
+"""Pixels of a network's input that a CPU predicts at once: sixteen images of 128 x 128, or five of 224 x 224."""
+
 _Arguments = ParamSpec("_Arguments")
 _Found = TypeVar("_Found")
 
@@ -105,6 +108,23 @@ def device_summary(distribution: keras.distribution.DataParallel | None, batch_s
     if (there := jax.local_device_count()) > 1:
         return f"1 of {there} devices is used; set runtime.devices=all to split every batch over all of them"
     return unused_gpu()
+
+
+def images_per_pass(most: int, pixels: int) -> int:
+    """How many images to predict at once: `most`, and fewer large ones on a CPU, where more only need more memory.
+
+    XLA allocates the activations anew at each pass, and a network that needs hundreds of MB for them waits for memory;
+    measured in docs/performance.md.
+
+    Args:
+        most: images that an accelerator takes.
+        pixels: height times width of the network's input.
+    """
+    if jax.default_backend() != "cpu":
+        return most
+    spread = keras.distribution.distribution()
+    devices = 1 if spread is None else spread.num_model_replicas
+    return min(most, devices * max(1, CPU_PIXELS // pixels))
 
 
 def predict_batches(

@@ -11,6 +11,7 @@ from kbaseline.console.format import clock, percent
 from kbaseline.data import ImageData, Split
 from kbaseline.data.cache import Decoded
 from kbaseline.data.splits import stratified_sample
+from kbaseline.devices.parallel import images_per_pass
 from kbaseline.devices.xla import with_precision
 from kbaseline.errors import RunError
 from kbaseline.feature_extraction import pooled_features
@@ -112,9 +113,9 @@ def _sample(part: Split, seed: int) -> Split:
 
 def _features(parts: Mapping[str, Split], size: int, config: Config, console: Console | None) -> dict[str, np.ndarray]:
     decoded = {name: Decoded(part.images, part.digests, {}) for name, part in parts.items()}
-    model = config.model
+    model, batch_size = config.model, images_per_pass(config.data.batch, size**2)
     # In the precision of the network that the probe is to become the head of.
     with with_precision(config.runtime.precision):
         return pooled_features(
-            decoded, model.backbone, model.weights, size, config.data.batch, config.data.cache_folder, console
+            decoded, model.backbone, model.weights, size, batch_size, config.data.cache_folder, console
         )

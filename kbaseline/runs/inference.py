@@ -14,7 +14,7 @@ from kbaseline.console.format import clock, html_table, interval, percent
 from kbaseline.console.training import PredictBar
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
-from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.parallel import images_per_pass, predict_batches
 from kbaseline.devices.programs import kept, values
 from kbaseline.devices.xla import explain_oom
 from kbaseline.errors import InputError
@@ -102,7 +102,7 @@ def predict_plain(
     Args:
         model: from uint8 images to logits.
         images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
-        config: its training batch size, doubled, is the default batch size.
+        config: twice its training batch size is the default batch size, less on a CPU; see `images_per_pass`.
         console: where progress is shown.
         batch_size: images per batch.
         callbacks: further Keras callbacks.
@@ -147,7 +147,7 @@ def _outputs(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> np.ndarray:
     images = checked_images("prediction", images)
-    size = min(batch_size or 2 * config.data.batch, len(images))
+    size = min(batch_size or images_per_pass(2 * config.data.batch, config.data.size**2), len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
     with PredictBar("predict", len(batches), console) as bar, explain_oom("prediction", config.data.batch):
         return predict_batches(model, batches, [bar, *callbacks])
@@ -159,7 +159,7 @@ def predict_views(
     config: Config,
     source: str,
     console: Console,
-    images_per_pass: int | None = None,
+    batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class probabilities, plain and with test-time augmentation as configured by `config.tta`.
@@ -168,8 +168,8 @@ def predict_views(
         model, images, console: as for `predict_plain`.
         config: its `tta` section, seed and training batch size are used.
         source: where the images came from, for `tta.flip: auto`.
-        images_per_pass: images per forward pass, where each image counts 1 + views times; default: four times the
-            training batch size.
+        batch_size: images per forward pass, where each image counts 1 + views times; default: four times the
+            training batch size, less on a CPU.
         callbacks: further Keras callbacks.
 
     Returns:
@@ -185,8 +185,8 @@ def predict_views(
             "tta: the run turns test-time augmentation off (tta: null), or left it out as worse (keep: best)."
         )
     images = checked_images("prediction", images)
-    images_per_pass = images_per_pass or 4 * config.data.batch
-    batches = math.ceil(len(images) / max(1, images_per_pass // (1 + settings.views)))
+    batch_size = batch_size or images_per_pass(4 * config.data.batch, config.data.size**2)
+    batches = math.ceil(len(images) / max(1, batch_size // (1 + settings.views)))
     with PredictBar("tta", batches, console) as bar, explain_oom("tta", config.data.batch):
         plain, mean = tta_predict(
             model,
@@ -196,7 +196,7 @@ def predict_views(
             settings.scale,
             settings.mirrors(source),
             from_logits=True,
-            batch_size=images_per_pass,
+            batch_size=batch_size,
             seed=config.seed,
             callbacks=[bar, *callbacks],
         )

@@ -96,7 +96,7 @@ class SavedRun:
                 paths of image files or PIL images of any size; a single one needs no list.
             tta: use test-time augmentation.
             batch_size: images per batch; with `tta`, images per forward pass, where each image counts 1 + views
-                times. Default: twice the training batch size, with `tta` four times.
+                times. Default: twice the training batch size, with `tta` four times; less on a CPU.
 
         Returns:
             Float32 `(number, classes)`. Of files and PIL images a row each: `image` (the path, or `image N`), `class`

@@ -47,6 +47,7 @@ class Stage:
         epochs: passes over the training images.
         steps: training steps per epoch.
         first: the optimizer's `iterations` at its start.
+        valid_batch: validation images predicted at once.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Stage:
     epochs: int
     steps: int
     first: int
+    valid_batch: int
 
 
 def train(
@@ -95,9 +97,7 @@ def train(
         parts.append((begin + len(parts), stage.epochs, 0))
     if start is not None:
         table.resume(start.record["history"][len(history) :], start.record["elapsed"])
-    callback_list = _StageCallbacks(
-        model, valid, 2 * batches.batch_size, stage, table, callbacks, history, session, start, interrupts
-    )
+    callback_list = _StageCallbacks(model, valid, stage, table, callbacks, history, session, start, interrupts)
     earlier = batches.epoch
     try:
         with table, interrupts.deferred() if interrupts else nullcontext():
@@ -134,7 +134,6 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         self,
         model: keras.Model,
         valid: Split,
-        batch_size: int,
         stage: Stage,
         table: StageTable,
         callbacks: Sequence[keras.callbacks.Callback],
@@ -149,7 +148,7 @@ class _StageCallbacks(keras.callbacks.CallbackList):  # type: ignore[misc]
         self._stage, self._table, self._history = stage, table, history
         self._labels = valid.labels
         # Without labels, so that validation runs the same compiled program as prediction.
-        self._valid = ImageBatches(valid.images, batch_size=min(batch_size, len(valid)), pad=True)
+        self._valid = ImageBatches(valid.images, batch_size=min(stage.valid_batch, len(valid)), pad=True)
         self._session, self._start, self._interrupts = session, start, interrupts
         self._epoch = 0
         self._held: list[tuple[keras.Variable, Any]] = []

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from kbaseline.config.load import load_config
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.parallel import available_devices, data_parallel
+from kbaseline.devices.parallel import available_devices, data_parallel, images_per_pass
 from kbaseline.errors import ConfigError, InputError
 from kbaseline.learner import Learner
 
@@ -251,3 +251,13 @@ def test_padding_is_cut(monkeypatch):
     rows = [np.concatenate([part[index][0] for part in mine])[:, 0, 0] for index in range(len(mine[0]))]
     assert [len(batch) for batch in rows] == [8, 8, 8, 8]
     np.testing.assert_array_equal(mine[0].unpadded(np.concatenate(rows))[:, 0], np.arange(23))
+
+
+def test_a_cpu_predicts_few_large_images_at_once(monkeypatch):
+    """As many pixels as 16 images of 128 x 128 a device, but one image at least; an accelerator takes them all."""
+    sides = (8, 32, 128, 224, 1024)
+    assert [images_per_pass(64, side**2) for side in sides] == [64, 64, 16, 5, 1]
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: SimpleNamespace(num_model_replicas=8))
+    assert [images_per_pass(64, side**2) for side in sides] == [64, 64, 64, 40, 8]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert {images_per_pass(64, side**2) for side in sides} == {64}

@@ -331,6 +331,15 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(("size", "passes"), [(10, 1), (400, 4)])
+def test_large_images_are_predicted_one_at_a_time_on_a_cpu(rng, size, passes):
+    """Behaviour: what counts is the size that the network sees, not that of the image."""
+    seen: list[int] = []
+    count = keras.callbacks.LambdaCallback(on_predict_batch_end=lambda batch, logs: seen.append(batch))
+    tta_predict(ours(size), pictures(rng, 4, 12, 12), 2, callbacks=[count])
+    assert seen == list(range(passes))
+
+
 class Interrupt(keras.callbacks.Callback):
     """Ctrl-C, before a batch is computed or after."""
 
