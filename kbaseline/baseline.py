@@ -260,7 +260,7 @@ class _Run:
         self._restore_kept()
         valid = self._evaluate("valid", {}, tta=self.config.tta is not None)
         dropped = None
-        if self.config.keep == "best" and len(better := without_harm(valid)) < len(valid):
+        if self.config.chooses_best and len(better := without_harm(valid)) < len(valid):
             dropped, valid = valid["tta"].accuracy, better
             self._print("kept: plain predictions, which are better on validation than test-time augmentation")
         evaluations = {"valid": valid}
@@ -269,7 +269,7 @@ class _Run:
         learner, data, config = self.learner, self.data, self.config
         doubt = None
         # Of images that were trained on, nothing can be learnt about others.
-        if config.data.fold is None or config.data.fold[0]:
+        if config.data.holds_out:
             doubt = self._timed("doubt", lambda: learner.doubt(evaluations["valid"]))
             self.folder.write_npz(DOUBT, **doubt.arrays())
         result = build_result(
@@ -283,7 +283,7 @@ class _Run:
             folder=self.folder.path,
             floor=self.floor,
             leaked=self.leaked,
-            kept=self.kept if config.keep == "best" else None,
+            kept=self.kept if config.chooses_best else None,
             dropped_tta=dropped,
         )
         write_results(self.folder, result, evaluations, learner.applied)
@@ -304,8 +304,9 @@ class _Run:
 
         floor = self.floor = RunFloor.model_validate(self.session.once("floor", measure))
         images = {name: len(split) for name, split in self.data.splits.items()}
-        self._print(floor_line(floor, images, self.seconds[PROBE]))
-        features = found.features if found is not None else {}
+        if self.config.data.holds_out:
+            self._print(floor_line(floor, images, self.seconds[PROBE]))
+        features = found.features if found is not None and self.config.data.holds_out else {}
         seek = partial(find_leaked, self.data, features, self.console)
         self.leaked = self.session.once("leaked", lambda: self._timed("near-duplicates", seek) if features else None)
         if self.config.stages[0].init != "probe":
@@ -313,11 +314,11 @@ class _Run:
         if found is not None and found.probe is not None:  # else the checkpoint holds what became of it
             set_linear_head(self.learner.model, found.probe.weights, found.probe.bias)
         if floor.probe is not None and self.config.stages[0].epochs:
-            self._keep(PROBE, floor.probe, save=self.config.keep == "best" and found is not None)
+            self._keep(PROBE, floor.probe, save=self.config.chooses_best and found is not None)
 
     def _keep(self, step: str, accuracy: float, *, save: bool) -> None:
         """Makes a step's model the one that is kept, unless it is to be the best and is not; `save` writes it."""
-        if self.config.keep == "best" and self.kept is not None and accuracy <= self._kept_accuracy:
+        if self.config.chooses_best and self.kept is not None and accuracy <= self._kept_accuracy:
             return
         self.kept, self._kept_accuracy = step, accuracy
         if save and self.folder.writable:
@@ -425,7 +426,8 @@ class _Run:
         lines = [f"skipped: {line}" for line in self.data.skipped[:5]]
         if len(self.data.skipped) > 5:
             lines.append(f"skipped: {len(self.data.skipped)} in all; result.json has every line")
-        for line in filter(None, [*lines, leak_warning(self.data)]):
+        leak = leak_warning(self.data) if self.config.data.holds_out else ""
+        for line in filter(None, [*lines, leak]):
             self._print(line, "yellow")
 
     def _print_accuracies(self, split: str, last: Evaluation, result: RunResult) -> None:
@@ -434,7 +436,8 @@ class _Run:
             f"{result.final_step.name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images"
         )
         leak = leak_line(split, (result.leaked or {}).get(split, []), last)
-        for line in filter(None, [leak, below_floor(result)]):
+        below = below_floor(result) if self.config.data.holds_out else ""
+        for line in filter(None, [leak, below]):
             self._print(line, "yellow")
         self._print(f"model, plots and report.html: {self.folder.path}")
         if self.planner is not None:

@@ -18,7 +18,7 @@ from kbaseline.config.schema import Config
 from kbaseline.console.format import interval, percent, plain_table
 from kbaseline.errors import ConfigError, InputError, one_line
 from kbaseline.metrics import CONFIDENCE, Evaluation, accuracy_interval, evaluate_predictions, final_evaluation
-from kbaseline.runs.record import read_run
+from kbaseline.runs.record import PROBE, RunResult, read_run
 from kbaseline.storage.run_folder import RunFolder
 
 PLAN = "repeats.json"
@@ -94,7 +94,8 @@ def run_folds(
     """Runs the recipe on every part of the training images in turn, and at last on all of them.
 
     Every image is predicted once, by the run that did not train on it. The final model is trained on all images, so
-    that nothing can measure it; the folds say what to expect of it, or a little more: each had fewer images.
+    that nothing can measure it; the folds say what to expect of it, or a little more: each had fewer images. With
+    `keep: best` it is what most folds kept; each chose on the part that it is scored on, which flatters a little.
 
     Args:
         config, console, **overrides: as for `run_baseline`.
@@ -155,12 +156,23 @@ def _run(folder: RunFolder, config: Config, kind: Literal["seeds", "folds"], cou
     configs = {f"seed-{config.seed + k}": config.model_copy(update={"seed": config.seed + k}) for k in range(count)}
     if kind == "folds":
         configs = {f"fold-{k}": _with_fold(config, k, count) for k in range(1, count + 1)}
-        configs["final"] = _with_fold(config, 0, count)
+    names = list(configs)
     with _hint(folder.path):
-        for name, own in configs.items():
+        for name in names:
             console.rule(name)
-            _once(own, folder.path / name, console)
-    names = [name for name in configs if name != "final"]
+            _once(configs[name], folder.path / name, console)
+        if kind == "folds":
+            console.rule("final")
+            final = as_chosen(config, [read_run(folder.path / name).result for name in names])
+            if final != config:
+                console.print(
+                    f"as most folds kept: stages {', '.join(stage.name for stage in final.stages)}; "
+                    f"{'with' if final.tta else 'without'} test-time augmentation",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            _once(_with_fold(final, 0, count), folder.path / "final", console)
     last = [final_evaluation(_scored(folder.path / name, kind)) for name in names]
     found = _summary(kind, folder.path, names, last)
     folder.write_json(_SUMMARY, found.to_dict())
@@ -172,6 +184,29 @@ def _with_fold(config: Config, number: int, folds: int) -> Config:
     if config.data.valid_fraction is not None:
         raise ConfigError("data.valid_fraction: with folds each part is held out once; leave it out.")
     return config.model_copy(update={"data": config.data.model_copy(update={"fold": (number, folds)})})
+
+
+def as_chosen(config: Config, folds: Sequence[RunResult]) -> Config:
+    """The recipe for all images: what most folds kept, where `keep` is `best`, for it has no images to choose on.
+
+    Args:
+        config: of all runs.
+        folds: the results of the folds.
+
+    Returns:
+        The configuration without the stages after the one that most folds kept, the earlier of equals, and without
+        test-time augmentation if most left it out.
+    """
+    if config.keep != "best":
+        return config
+    names = [PROBE, *(stage.name for stage in config.stages)]
+    kept = [run.kept_step.name for run in folds]
+    chosen = max(names, key=kept.count)
+    stages = config.stages[: max(1, names.index(chosen))]
+    if chosen == PROBE:
+        stages = (stages[0].model_copy(update={"epochs": 0}),)
+    dropped = sum(run.dropped_tta is not None for run in folds)
+    return config.model_copy(update={"stages": stages, "tta": None if 2 * dropped > len(folds) else config.tta})
 
 
 @contextmanager

@@ -104,6 +104,11 @@ class DataConfig(Section):
         return self
 
     @property
+    def holds_out(self) -> bool:
+        """Whether validation has images that are not trained on; with `fold` `[0, K]` it has none."""
+        return self.fold is None or self.fold[0] > 0
+
+    @property
     def batch(self) -> int:
         """`batch_size` as a number; the configuration of every `Learner` and every run folder has one."""
         if self.batch_size == "auto":
@@ -350,7 +355,8 @@ class Config(Section):
     keep: Literal["last", "best"] = "last"
     """The model of a run: after the `last` stage, or after the one with the `best` validation accuracy, the earlier of
     equals; the linear probe is among them where a stage starts from it. `best` also leaves out test-time augmentation
-    that is worse than plain predictions on validation."""
+    that is worse than plain predictions on validation. With `data.fold` `[0, K]` it is the last: of images that were
+    trained on, nothing can be chosen."""
     probe: bool = True
     """Before training, measure what it must beat: a linear probe on the backbone's frozen features, beside the majority
     class. It is fitted to at most 5,000 training images, a stratified part, or to all where a stage starts from it."""
@@ -381,6 +387,11 @@ class Config(Section):
             if not self.probe:
                 raise ValueError(f"{key}: needs the probe; set probe to true")
         return self
+
+    @property
+    def chooses_best(self) -> bool:
+        """Whether validation chooses the model: `keep` is `best`, and there are images to choose on."""
+        return self.keep == "best" and self.data.holds_out
 
     def with_train_bn(self, images: int) -> Self:
         """The configuration with `true` or `false` for `model.train_bn`.

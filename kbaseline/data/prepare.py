@@ -164,7 +164,7 @@ def prepare(
     if config.limit is None and config.limit_valid is None:
         for name, split in splits.items():
             notes += missing_classes(name, split.labels, listing.class_names, splits["train"].labels)
-    if config.fold is None or config.fold[0]:  # else what is held out is trained on, and meant to be
+    if config.holds_out:
         notes += divided_groups(listing, chosen)
     return splits, listing.class_names, (*notes, *listing.skipped, *skipped.values())
 

@@ -86,7 +86,7 @@ def render_report(report: ReportData) -> str:
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
         with_tta="tta" in by_kind,
         steps=_steps(report.result),
-        kept=report.result.kept_step if report.config.keep == "best" else None,
+        kept=report.result.kept_step if report.config.chooses_best else None,
         dropped_tta=report.result.dropped_tta,
         scores=score_rows(by_kind),
         paired=compare_paired(by_kind["plain"], last) if "tta" in by_kind else None,

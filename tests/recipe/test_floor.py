@@ -130,6 +130,24 @@ def test_the_test_split_is_scored_as_validation_chose(tiny_backbone, tmp_path):
     assert result.accuracy == result.test_accuracy["plain"] == result.final_step.accuracy
 
 
+def test_nothing_is_chosen_on_images_that_are_trained_on(tiny_backbone, tmp_path):
+    """A run on all images keeps its last stage, although a probe fits them better, and compares itself with nothing."""
+    recipe = small(
+        tiny_backbone,
+        {"name": "head", "init": "probe", "epochs": 1, "max_lr": 3.0, "lr_find": False},
+        keep="best",
+        tta={"views": 1, "scale": 10.0, "flip": False},  # one corner, of one pixel
+    )
+    recipe["data"]["fold"] = [0, 3]
+    screen = io.StringIO()
+    result = run_baseline(recipe, out=tmp_path / "run", console=Console(file=screen, width=200))
+    assert result.floor.probe > result.stages["head"] > result.tta_accuracy == result.accuracy
+    assert (result.kept, result.dropped_tta, result.leaked) == (None, None, None)
+    printed = screen.getvalue()
+    assert "linear probe" in printed
+    assert not any(word in printed for word in ("leak", "to beat", "below its floor", "near-duplicates", "kept"))
+
+
 def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, monkeypatch):
     """A rate that ruins the network leaves the probe as the model; cut twice, the run ends as one that was not."""
     recipe = small(

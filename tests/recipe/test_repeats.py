@@ -1,14 +1,17 @@
 """Several runs, one number: seeds and folds, with runs that take no time in place of training."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 from kbaseline import repeats
 from kbaseline.config.load import load_config
 from kbaseline.errors import ConfigError
 from kbaseline.metrics import accuracy_interval, evaluate_predictions
+from kbaseline.repeats import as_chosen
 from kbaseline.runs.record import read_run
 
 
@@ -57,6 +60,26 @@ def test_folds_hold_out_each_part_once_and_end_with_all(trained, tmp_path):
         repeats.run_folds({"data": {"valid_fraction": 0.2}}, 4, out=tmp_path / "other")
     with pytest.raises(ConfigError, match="at least 2; got 1"):
         repeats.run_seeds({}, 1, out=tmp_path / "other")
+
+
+def folds(*found: tuple[str, float | None]) -> list:
+    return [SimpleNamespace(kept_step=SimpleNamespace(name=name), dropped_tta=tta) for name, tta in found]
+
+
+def test_the_final_model_is_what_most_folds_kept():
+    """Behaviour: it cannot choose for itself, because it has no images to choose on."""
+    config = load_config("light")
+    as_it_is = folds(("finetune", None), ("finetune", 0.9), ("linear probe", None))
+    assert as_chosen(config, as_it_is) == config
+    trained = as_chosen(config, folds(("linear probe", 0.9), ("finetune", 0.8), ("finetune", None)))
+    assert (trained.stages, trained.tta) == (config.stages, None)
+    probes = as_chosen(config, folds(("linear probe", None), ("linear probe", None), ("finetune", None)))
+    assert [(stage.name, stage.init, stage.epochs) for stage in probes.stages] == [("head", "probe", 0)]
+    equals = as_chosen(config, folds(("finetune", None), ("head", None)))
+    assert [stage.name for stage in equals.stages] == ["head"]
+    last = config.model_copy(update={"keep": "last"})
+    assert as_chosen(last, folds(("linear probe", 0.9))) == last
+    assert load_config(yaml.safe_load(probes.to_yaml())) == probes
 
 
 def test_a_stop_says_how_to_continue_and_nothing_is_run_twice(trained, tmp_path):
