@@ -265,7 +265,8 @@ class _Run:
             self._print("kept: plain predictions, which are better on validation than test-time augmentation")
         evaluations = {"valid": valid}
         if "test" in self.data.splits:
-            evaluations["test"] = self._evaluate("test", fitted_temperatures(valid), tta="tta" in valid)
+            fitted = fitted_temperatures(valid) if self.config.data.holds_out else {}
+            evaluations["test"] = self._evaluate("test", fitted, tta="tta" in valid)
         learner, data, config = self.learner, self.data, self.config
         doubt = None
         # Of images that were trained on, nothing can be learnt about others.

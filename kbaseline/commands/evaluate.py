@@ -177,7 +177,8 @@ def evaluate_source(
 
     # Scores are of the probabilities as predicted, like those that the run saved; calibration is one of them.
     saved = replace(load(run.folder), doubt=None)
-    fitted, seconds, evaluations = fitted_temperatures(run.evaluations["valid"]), {}, {}
+    fitted = fitted_temperatures(run.evaluations["valid"]) if run.config.data.holds_out else {}
+    seconds, evaluations = {}, {}
     for kind in ("plain", "tta") if tta is not False and run.config.tta else ("plain",):
         begin = time.perf_counter()
         probabilities = saved.predict(images.images, tta=kind == "tta")

@@ -309,11 +309,11 @@ class RunRecord:
     def evaluations(self) -> dict[str, dict[str, Evaluation]]:
         """Evaluations of the saved predictions: split -> kind -> `Evaluation`.
 
-        The test split is calibrated with the temperatures fitted on validation.
+        The test split is calibrated with the temperatures fitted on validation, if that was not trained on.
         """
         scored: dict[str, dict[str, Evaluation]] = {}
         for split in self.splits:
-            fitted = fitted_temperatures(scored["valid"]) if scored else {}
+            fitted = fitted_temperatures(scored["valid"]) if scored and self.config.data.holds_out else {}
             labels = self.arrays[f"{split}_labels"]
             scored[split] = {
                 kind: evaluate_predictions(self.arrays[name], labels, self.class_names, temperature=fitted.get(kind))

@@ -11,7 +11,7 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from kbaseline import ImageData, baseline, resume_run, run_baseline
-from kbaseline.commands.evaluate import evaluate_kept
+from kbaseline.commands.evaluate import evaluate_kept, evaluate_source
 from kbaseline.config.load import load_config
 from kbaseline.errors import RunError
 from kbaseline.metrics import accuracy_interval
@@ -146,6 +146,8 @@ def test_nothing_is_chosen_on_images_that_are_trained_on(tiny_backbone, tmp_path
     printed = screen.getvalue()
     assert "linear probe" in printed
     assert not any(word in printed for word in ("leak", "to beat", "below its floor", "near-duplicates", "kept"))
+    # Nor is a temperature fitted on them.
+    assert evaluate_source(read_run(result.folder), "digits").last.calibration.cross_fitted
 
 
 def test_the_best_is_kept_and_a_cut_run_ends_the_same(tiny_backbone, tmp_path, monkeypatch):
