@@ -22,7 +22,7 @@ from kbaseline.data.image_data import ImageData
 from kbaseline.data.pictures import File, FilePictures
 from kbaseline.data.rows import Rows
 from kbaseline.data.walk import as_image
-from kbaseline.devices.parallel import images_per_pass, predict_batches
+from kbaseline.devices.predict import predict_batches, prediction_batch_size
 from kbaseline.devices.xla import explain_oom, set_compilation_cache, start_jax
 from kbaseline.errors import DataError, InputError, ModelError
 from kbaseline.models.classifier import build_extractor
@@ -127,7 +127,7 @@ def features(
     else:
         size = size or (ZOO[backbone].size if backbone in ZOO else 224)
         splits = {"given": _decoded_files(data, size, resize, folder, console)}
-    batch_size = batch_size or images_per_pass(64, size**2)
+    batch_size = batch_size or prediction_batch_size(64, size**2)
     found = pooled_features(splits, backbone, weights, size, batch_size, folder, console)
     return found if isinstance(data, ImageData) else found["given"]
 

@@ -25,13 +25,8 @@ from kbaseline.data.image_data import checked_images
 from kbaseline.data.splits import stratified_sample
 from kbaseline.devices.auto_batch import resolve_batch_size
 from kbaseline.devices.multihost import are_several, init_distributed, is_first, rank0_console, rank0_first
-from kbaseline.devices.parallel import (
-    available_devices,
-    data_parallel,
-    device_summary,
-    images_per_pass,
-    on_all_devices,
-)
+from kbaseline.devices.parallel import available_devices, data_parallel, device_summary, on_all_devices
+from kbaseline.devices.predict import prediction_batch_size
 from kbaseline.devices.settings import check_settings
 from kbaseline.devices.xla import explain_oom, set_compilation_cache, start_jax, with_precision
 from kbaseline.doubt import IMAGES, Doubt, fit_doubt
@@ -366,7 +361,7 @@ class Learner:
             raise InputError(f"{title}: epochs must be at least 1; got {epochs}.")
         self._compile(optimizer)
         size, train_steps = self.config.data.batch, len(self._batches)
-        valid_batch = images_per_pass(2 * size, self.data.size**2)
+        valid_batch = prediction_batch_size(2 * size, self.data.size**2)
         stage = Stage(self._fits, title, epochs, train_steps, int(optimizer.iterations), valid_batch)
         self._fits += 1
         before, start = len(self.history), self.session.start if self.session else None

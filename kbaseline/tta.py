@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.parallel import images_per_pass, predict_batches
+from kbaseline.devices.predict import predict_batches, prediction_batch_size
 from kbaseline.devices.programs import kept, values
 from kbaseline.errors import InputError
 from kbaseline.geometry import flip, identity, resample, shrink, zoom
@@ -209,7 +209,7 @@ def tta_predict(
     predictor = kept(model, "views", key, lambda: parts.predictor(*key[1:]))
     values(model, ())  # within a fit, brings back what the predictor shares with the model
     seen = (parts.transforms.height, parts.transforms.width) if parts.transforms else shape[:2]
-    at_once = (batch_size or images_per_pass(256, math.prod(seen))) // (1 + len(numbers))
+    at_once = (batch_size or prediction_batch_size(256, math.prod(seen))) // (1 + len(numbers))
     batches = ImageBatches(images, batch_size=min(len(images), max(1, at_once)), pad=True)
     probabilities = predict_batches(predictor, batches, callbacks)
     plain, mean = probabilities[:, 0], probabilities[:, 1]

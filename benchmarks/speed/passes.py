@@ -4,7 +4,7 @@ import numpy as np
 from speed.measure import TURN, side_by_side, table
 
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.parallel import images_per_pass, predict_batches
+from kbaseline.devices.predict import predict_batches, prediction_batch_size
 from kbaseline.models.classifier import build_classifier
 
 NETWORKS = {
@@ -28,7 +28,7 @@ def section(rounds: int) -> str:
         steps = {count: lambda m=model, b=one: predict_batches(m, b) for count, one in batches.items()}
         seconds = side_by_side(steps, rounds)
         speeds = [f"{len(images) / seconds[count]:.0f}" for count in steps]
-        rows.append([f"{name}, {size} pixels", *speeds, images_per_pass(AT_ONCE[0], size**2)])
+        rows.append([f"{name}, {size} pixels", *speeds, prediction_batch_size(AT_ONCE[0], size**2)])
         print(*rows[-1], sep=" | ", flush=True)
     header = ["images/s with so many at once", *map(str, AT_ONCE), "kbaseline takes"]
     return (

@@ -11,7 +11,7 @@ from kbaseline.console.format import clock, percent
 from kbaseline.data import ImageData, Split
 from kbaseline.data.cache import Decoded
 from kbaseline.data.splits import stratified_sample
-from kbaseline.devices.parallel import images_per_pass
+from kbaseline.devices.predict import prediction_batch_size
 from kbaseline.devices.xla import with_precision
 from kbaseline.errors import RunError
 from kbaseline.feature_extraction import pooled_features
@@ -113,7 +113,7 @@ def _sample(part: Split, seed: int) -> Split:
 
 def _features(parts: Mapping[str, Split], size: int, config: Config, console: Console | None) -> dict[str, np.ndarray]:
     decoded = {name: Decoded(part.images, part.digests, {}) for name, part in parts.items()}
-    model, batch_size = config.model, images_per_pass(config.data.batch, size**2)
+    model, batch_size = config.model, prediction_batch_size(config.data.batch, size**2)
     # In the precision of the network that the probe is to become the head of.
     with with_precision(config.runtime.precision):
         return pooled_features(

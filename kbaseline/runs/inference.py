@@ -14,7 +14,7 @@ from kbaseline.console.format import clock, html_table, interval, percent
 from kbaseline.console.training import PredictBar
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.image_data import checked_images
-from kbaseline.devices.parallel import images_per_pass, predict_batches
+from kbaseline.devices.predict import predict_batches, prediction_batch_size
 from kbaseline.devices.programs import kept, values
 from kbaseline.devices.xla import explain_oom
 from kbaseline.errors import InputError
@@ -102,7 +102,7 @@ def predict_plain(
     Args:
         model: from uint8 images to logits.
         images: uint8 or float `(number, height, width, 3)`, 0-255, all of one size.
-        config: twice its training batch size is the default batch size, less on a CPU; see `images_per_pass`.
+        config: twice its training batch size is the default batch size, less on a CPU; see `prediction_batch_size`.
         console: where progress is shown.
         batch_size: images per batch.
         callbacks: further Keras callbacks.
@@ -147,7 +147,7 @@ def _outputs(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> np.ndarray:
     images = checked_images("prediction", images)
-    size = min(batch_size or images_per_pass(2 * config.data.batch, config.data.size**2), len(images))
+    size = min(batch_size or prediction_batch_size(2 * config.data.batch, config.data.size**2), len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
     with PredictBar("predict", len(batches), console) as bar, explain_oom("prediction", config.data.batch):
         return predict_batches(model, batches, [bar, *callbacks])
@@ -185,7 +185,7 @@ def predict_views(
             "tta: the run turns test-time augmentation off (tta: null), or left it out as worse (keep: best)."
         )
     images = checked_images("prediction", images)
-    batch_size = batch_size or images_per_pass(4 * config.data.batch, config.data.size**2)
+    batch_size = batch_size or prediction_batch_size(4 * config.data.batch, config.data.size**2)
     batches = math.ceil(len(images) / max(1, batch_size // (1 + settings.views)))
     with PredictBar("tta", batches, console) as bar, explain_oom("tta", config.data.batch):
         plain, mean = tta_predict(

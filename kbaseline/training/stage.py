@@ -23,7 +23,7 @@ from kbaseline.console.training import StageTable
 from kbaseline.data.batches import ImageBatches
 from kbaseline.data.prepare import Split
 from kbaseline.devices.multihost import are_several
-from kbaseline.devices.parallel import predict_batches
+from kbaseline.devices.predict import predict_batches
 from kbaseline.errors import RunError
 from kbaseline.optimizer import LayerwiseAdamW
 from kbaseline.schedules import CosineCycle

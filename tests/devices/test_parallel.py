@@ -18,7 +18,8 @@ from rich.console import Console
 
 from kbaseline.config.load import load_config
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.parallel import available_devices, data_parallel, images_per_pass
+from kbaseline.devices.parallel import available_devices, data_parallel
+from kbaseline.devices.predict import prediction_batch_size
 from kbaseline.errors import ConfigError, InputError
 from kbaseline.learner import Learner
 
@@ -256,8 +257,8 @@ def test_padding_is_cut(monkeypatch):
 def test_a_cpu_predicts_few_large_images_at_once(monkeypatch):
     """As many pixels as 16 images of 128 x 128 a device, but one image at least; an accelerator takes them all."""
     sides = (8, 32, 128, 224, 1024)
-    assert [images_per_pass(64, side**2) for side in sides] == [64, 64, 16, 5, 1]
+    assert [prediction_batch_size(64, side**2) for side in sides] == [64, 64, 16, 5, 1]
     monkeypatch.setattr(keras.distribution, "distribution", lambda: SimpleNamespace(num_model_replicas=8))
-    assert [images_per_pass(64, side**2) for side in sides] == [64, 64, 64, 40, 8]
+    assert [prediction_batch_size(64, side**2) for side in sides] == [64, 64, 64, 40, 8]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert {images_per_pass(64, side**2) for side in sides} == {64}
+    assert {prediction_batch_size(64, side**2) for side in sides} == {64}
