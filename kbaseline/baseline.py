@@ -265,7 +265,7 @@ class _Run:
             self._print("kept: plain predictions, which are better on validation than test-time augmentation")
         evaluations = {"valid": valid}
         if "test" in self.data.splits:
-            fitted = fitted_temperatures(valid) if self.config.data.holds_out else {}
+            fitted = fitted_temperatures(valid, self.config.data)
             evaluations["test"] = self._evaluate("test", fitted, tta="tta" in valid)
         learner, data, config = self.learner, self.data, self.config
         doubt = None

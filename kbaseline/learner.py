@@ -529,7 +529,7 @@ class Learner:
             features[name], labels[name] = found[1], split.labels
         probabilities = {kind: one.probabilities for kind, one in valid.items()}
         return fit_doubt(
-            fitted_temperatures(valid),
+            fitted_temperatures(valid, self.config.data),
             probabilities,
             self.data.valid.labels,
             features["train"],

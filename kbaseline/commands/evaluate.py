@@ -177,7 +177,7 @@ def evaluate_source(
 
     # Scores are of the probabilities as predicted, like those that the run saved; calibration is one of them.
     saved = replace(load(run.folder), doubt=None)
-    fitted = fitted_temperatures(run.evaluations["valid"]) if run.config.data.holds_out else {}
+    fitted = fitted_temperatures(run.evaluations["valid"], run.config.data)
     seconds, evaluations = {}, {}
     for kind in ("plain", "tta") if tta is not False and run.config.tta else ("plain",):
         begin = time.perf_counter()

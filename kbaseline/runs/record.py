@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from kbaseline.config.load import load_config
 from kbaseline.config.paths import expand_home
-from kbaseline.config.schema import Config
+from kbaseline.config.schema import Config, DataConfig
 from kbaseline.config.splits import SPLITS
 from kbaseline.console.format import interval, percent, shortened
 from kbaseline.errors import InputError, one_line
@@ -313,7 +313,7 @@ class RunRecord:
         """
         scored: dict[str, dict[str, Evaluation]] = {}
         for split in self.splits:
-            fitted = fitted_temperatures(scored["valid"]) if scored and self.config.data.holds_out else {}
+            fitted = fitted_temperatures(scored["valid"], self.config.data) if scored else {}
             labels = self.arrays[f"{split}_labels"]
             scored[split] = {
                 kind: evaluate_predictions(self.arrays[name], labels, self.class_names, temperature=fitted.get(kind))
@@ -328,8 +328,10 @@ class RunRecord:
         return tuple(split for split in SPLITS if f"{split}_labels" in self.arrays)
 
 
-def fitted_temperatures(by_kind: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Temperature fitted on each kind of prediction."""
+def fitted_temperatures(by_kind: Mapping[str, Evaluation], data: DataConfig) -> dict[str, float]:
+    """Temperature fitted on each kind of prediction of the validation images; none if they are trained on."""
+    if not data.holds_out:
+        return {}
     return {kind: evaluation.calibration.temperature for kind, evaluation in by_kind.items()}
 
 

@@ -184,7 +184,7 @@ def test_a_loaded_run_predicts_as_it_did(run):
     """Reference: the predictions the run kept, plain and with test-time augmentation, from the same images, at the
     temperature of each; without its doubt, uncalibrated. Its threshold parts these images from noise."""
     saved = load(run.folder)
-    temperatures = fitted_temperatures(read_run(run.folder).evaluations["valid"])
+    temperatures = fitted_temperatures(read_run(run.folder).evaluations["valid"], saved.config.data)
     assert saved.doubt.temperatures == temperatures
     assert saved.class_names == tuple("0123456789")
     images = ImageData.from_source("digits", size=16, seed=3).valid.images

@@ -76,7 +76,8 @@ def contents(names=NAMES, number=60, size=12, wrong=20, tta=True, split="valid",
     applied = [{"stage": "head", "step": i, "lr": 1e-3 * i, "momentum": 0.9} for i in range(8)]
     probabilities = {kind: one.probabilities for kind, one in found.items()}
     features = rng.normal(size=(2, number, 8))
-    doubt = fit_doubt(fitted_temperatures(found), probabilities, labels, features[0], labels, features[1])
+    temperatures = fitted_temperatures(found, config.data)
+    doubt = fit_doubt(temperatures, probabilities, labels, features[0], labels, features[1])
     return ReportData(result, config, data, model, evaluations, sweeps, applied, doubt)
 
 
