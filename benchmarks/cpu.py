@@ -17,7 +17,7 @@ from speed import feeding, networks, passes, scaling, shares, starting, training
 from speed.measure import signature
 from speed.peer import Fastai, Keras, Timm
 
-from kbaseline.cli.launch import ask_for_huge_pages
+from kbaseline.devices.memory import start_with_kept_memory
 from kbaseline.devices.xla import start_jax
 
 HERE = Path(__file__).parent
@@ -67,14 +67,14 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
-    ask_for_huge_pages()
+    start_with_kept_memory()
     start_jax()
     with ExitStack() as peers:
         stock = peers.enter_context(Keras(batch, size))
         fastai = peers.enter_context(Fastai(python, batch, size)) if python else None
         timm = {
-            name: peers.enter_context(Timm(timm_python, batch, size, huge_pages))
-            for name, huge_pages in (("as it comes", False), ("huge pages", True))
+            name: peers.enter_context(Timm(timm_python, batch, size, kept))
+            for name, kept in (("as it comes", False), ("memory as here", True))
             if timm_python
         }
         measures: dict[str, Callable[[], str]] = {
@@ -89,7 +89,7 @@ def main(
         }
         sections = _sections(out)
         for part in parts or HEADINGS:
-            peer = timm.get("huge pages") if part == "networks" else fastai if part in ("train", "feed") else None
+            peer = timm.get("memory as here") if part == "networks" else fastai if part in ("train", "feed") else None
             sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(peer.versions if peer else None)}"
             click.echo(f"## {HEADINGS[part]}\n\n{sections[HEADINGS[part]]}")
     known = [heading for heading in HEADINGS.values() if heading in sections]

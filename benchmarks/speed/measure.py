@@ -14,12 +14,15 @@ TURN = 4.0
 """Least seconds of a turn."""
 
 
-def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, measured in turn, so that a machine that slows down slows all of them.
+def side_by_side(
+    steps: Mapping[str, Callable[[], Any]], rounds: int, of_turns: Callable[[list[float]], float] = statistics.median
+) -> dict[str, float]:
+    """Seconds of each, measured in turn, so that a machine that slows down slows all of them.
 
     A step may itself say how long it took, as a `Seconds`; else the call is timed until its arrays are there. A turn
     takes steps for `TURN` seconds, two at least, and counts the second half: while others had their turns, caches and
     pages went, and a virtual machine takes seconds to get its pages back. The first round compiles and does not count.
+    A turn has the median of its steps, and each name has `of_turns`: the median, or `min` where noise only adds.
     """
     found: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -27,7 +30,7 @@ def side_by_side(steps: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
             seconds = _turn(step)
             if number:
                 found[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return {name: of_turns(seconds) for name, seconds in found.items()}
 
 
 def _turn(step: Callable[[], Any]) -> float:

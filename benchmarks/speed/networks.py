@@ -1,14 +1,17 @@
 """Networks with depthwise convolutions, beside the same ones in PyTorch."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from speed.measure import TURN, side_by_side, table
+from rich.console import Console
+from speed.measure import TURN, Seconds, side_by_side, table
 from speed.peer import Timm
-from speed.training import images_and_labels, one_step, prepared
+from speed.training import images_and_labels
 
-from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, unfreeze
-from kbaseline.optimizer import LayerwiseAdamW
+from kbaseline import ImageData, Learner
+from kbaseline.data.batches import ImageBatches
+from kbaseline.devices.memory import memory_advice
+from kbaseline.devices.predict import predict_batches
 
 NETWORKS = {
     "mobilenet_v2": "MobileNetV2",
@@ -20,6 +23,9 @@ NETWORKS = {
 
 WORK = {"head": "head, BatchNorm trained", "everything": "everything", "predict": "predict"}
 
+STEPS = 8
+"""Batches that are trained or predicted before the clock is read."""
+
 
 def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Mapping[str, Timm]) -> str:
     """Images/s of training and predicting."""
@@ -28,7 +34,7 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
         for work, what in WORK.items():
             steps = {"here": step(network, work, batch, size)}
             steps |= {name: lambda n=network, w=work, p=peer: p.step(n, w) for name, peer in peers.items()}
-            seconds = side_by_side(steps, rounds)
+            seconds = side_by_side(steps, rounds, min)
             row = [f"{NETWORKS[network]}: {what}", f"{batch / seconds['here']:.1f}"]
             if peers:
                 best = min(peers, key=lambda name: seconds[name])
@@ -38,27 +44,36 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
             print(*rows[-1], sep=" | ", flush=True)
     header = ["network", "here, images/s", *(["PyTorch, images/s", "here ÷ PyTorch"] if peers else [])]
     return (
-        f"{size} pixels, batch {batch}, float32, random weights; medians of {rounds} turns of {TURN:g} seconds each. "
-        "Here: with reading and, in training, augmenting the batch. "
-        "PyTorch: timm's networks, eager, channels last, on a batch in "
-        "memory that is resized but not augmented; with glibc's huge pages, which are always on here, or without, "
-        "whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
+        f"{size} pixels, batch {batch}, float32, random weights; the fastest of {rounds} turns of {TURN:g} seconds. "
+        f"Here: as a run does it, an epoch of {STEPS} batches in `Learner.fit_one_cycle`, or a prediction of as many, "
+        "with reading and, in training, augmenting them. PyTorch: timm's networks, eager, channels last, on a batch in "
+        f"memory that is resized but not augmented; with memory as here ({memory_advice()}), or as it comes, whichever "
+        "is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 
 
-def step(network: str, work: str, batch: int, size: int, train_bn: bool = True) -> Callable[[], Any]:
-    """One step of a network with random weights; `work` is one of `WORK`."""
-    model = build_classifier(10, size, network, "none")
-    if work == "head":
-        freeze(model, train_bn)
-    elif work == "everything":
-        unfreeze(model, train_bn)
-    # A group without a trainable variable is an error: of a ConvNeXt, which has no BatchNorm, only the head is left.
-    trained = {name for variable in model.trainable_variables for name in variable.path.split("/")}
-    groups = zip(classifier_groups(model), [0.01, 0.1, 1.0], strict=True)
-    names, rates = zip(*((group, rate) for group, rate in groups if trained.intersection(group)), strict=True)
-    prepared(model, LayerwiseAdamW(1e-4, names, rates))
+def step(network: str, work: str, batch: int, size: int, train_bn: bool = True) -> Callable[[], Seconds]:
+    """What trains or predicts `STEPS` batches as a run does, and says what one of them took, by its own clock.
+
+    Args:
+        network: a name from the zoo; its weights are random.
+        work: one of `WORK`.
+        batch: images of a step.
+        size: pixels of the network's input.
+        train_bn: whether BatchNorm is trained in the head's step.
+    """
+    data = ImageData.from_arrays(images_and_labels(STEPS * batch), images_and_labels(1), size=size)
+    config = {"data": {"batch_size": batch}, "model": {"train_bn": train_bn}}
+    learn = Learner(data, network, "none", config=config, console=Console(quiet=True))
+    (learn.freeze if work == "head" else learn.unfreeze)()
     if work != "predict":
-        return one_step(model, batch)
-    images, _ = images_and_labels(batch)
-    return lambda: model.predict_on_batch(images)
+        # The first call compiles; images/s are those of the training steps.
+        return lambda: Seconds(batch / learn.fit_one_cycle(1, 1e-4)[-1]["images_per_s"])
+    source = ImageBatches(data.train.images, batch_size=batch, pad=True)
+
+    def predict() -> Seconds:
+        begin = time.perf_counter()
+        predict_batches(learn.model, source)
+        return Seconds((time.perf_counter() - begin) / STEPS)
+
+    return predict

@@ -14,6 +14,10 @@ VARIANTS = ("default", "channels last")
 """How fastai is set up for training; the faster one counts."""
 
 
+MEMORY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
+"""Variables that decide where a process has its memory from."""
+
+
 class Peer:
     """A process that imports a peer and waits for requests.
 
@@ -26,8 +30,8 @@ class Peer:
     """
 
     def __init__(self, python: str, script: str, batch: int, size: int, **environment: str) -> None:
-        # kbaseline tells XLA what a peer would not, and glibc: fastai is slower with huge pages.
-        env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "GLIBC_TUNABLES")}
+        # kbaseline tells XLA what a peer would not, and takes its memory otherwise: fastai is slower with huge pages.
+        env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", *MEMORY)}
         env |= environment
         self._process = subprocess.Popen(  # noqa: S603 - what the caller named
             [python, str(Path(__file__).with_name(script)), str(batch), str(size)],
@@ -103,11 +107,11 @@ class Torch(_Versioned):
 
 
 class Timm(_Versioned):
-    """Networks of timm in a plain PyTorch loop, its memory in huge pages or as it comes; the faster one counts."""
+    """Networks of timm in a plain PyTorch loop, its memory as in this process or as it comes; the faster one counts."""
 
-    def __init__(self, python: str, batch: int, size: int, huge_pages: bool) -> None:
-        tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
-        super().__init__(python, "timm_peer.py", batch, size, **tunables)
+    def __init__(self, python: str, batch: int, size: int, memory_as_here: bool) -> None:
+        own = {name: os.environ[name] for name in MEMORY if memory_as_here and name in os.environ}
+        super().__init__(python, "timm_peer.py", batch, size, **own)
 
     def step(self, network: str, work: str) -> Seconds:
         """Seconds of one step on a batch that is in memory; `work` is `"head"`, `"everything"` or `"predict"`."""

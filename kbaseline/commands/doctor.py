@@ -7,6 +7,7 @@ from kbaseline.config.schema import Config
 from kbaseline.console.format import plain_table
 from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.environment import environment
+from kbaseline.devices.memory import memory_advice
 from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import ModelError
 from kbaseline.models.zoo import resolve_weights
@@ -21,13 +22,16 @@ def diagnose(config: Config, console: Console | None = None) -> None:
     """
     table = plain_table("", "")
     table.show_header = False
-    for name, value in environment().items():
+    here = environment()
+    for name, value in here.items():
         table.add_row(name, str(value))
+    if here["device"] == "cpu" and (line := memory_advice()):
+        table.add_row("memory", escape(line))
     if line := unused_gpu():
         table.add_row("GPU", f"[yellow]{escape(line)}[/]")
     table.add_row("cache", str(config.data.cache_folder))
-    for name, (here, detail) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
-        table.add_row(name, f"[green]here[/]: {escape(detail)}" if here else f"[yellow]missing[/]: {escape(detail)}")
+    for name, (found, detail) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
+        table.add_row(name, f"[green]here[/]: {escape(detail)}" if found else f"[yellow]missing[/]: {escape(detail)}")
     (console or Console()).print(table)
 
 

@@ -122,50 +122,90 @@ def test_fit_and_find_lr_write_their_folders(fit_in_a_shell, tmp_path):
     assert (tmp_path / "sweep" / "lr_find.csv").is_file()
 
 
+MEMORY = ("LD_PRELOAD", "MALLOC_CONF", "GLIBC_TUNABLES")
 MADVISE, ALWAYS, NEVER = "always [madvise] never", "[always] madvise never", "always madvise [never]"
+JEMALLOC = {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:60000"}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @pytest.mark.parametrize(
-    ("linux", "before", "plugins", "after"),
+    ("linux", "library", "before", "plugins", "after"),
     [
-        (MADVISE, None, "[]", "glibc.malloc.hugetlb=1"),
-        (MADVISE, "glibc.malloc.check=1", "[]", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
-        (MADVISE, "glibc.malloc.hugetlb=0", "[]", "glibc.malloc.hugetlb=0"),
-        (MADVISE, None, "['cuda12']", "None"),
-        (ALWAYS, None, "[]", "None"),
-        (NEVER, None, "[]", "None"),
-        (None, None, "[]", "None"),
+        (MADVISE, None, {}, [], HUGE_PAGES),
+        (MADVISE, None, {"GLIBC_TUNABLES": "a.b=1"}, [], {"GLIBC_TUNABLES": "a.b=1:glibc.malloc.hugetlb=1"}),
+        (MADVISE, None, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, [], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}),
+        (MADVISE, None, {}, ["cuda12"], {}),
+        (ALWAYS, None, {}, [], {}),
+        (NEVER, None, {}, [], {}),
+        (None, None, {}, [], {}),
+        (None, "libjemalloc.so.2", {}, [], JEMALLOC),
+        (MADVISE, "libjemalloc.so.2", {"MALLOC_CONF": "thp:always"}, [], JEMALLOC | {"MALLOC_CONF": "thp:always"}),
+        (MADVISE, "libjemalloc.so.2", {}, ["cuda12"], {}),
+        (MADVISE, "libjemalloc.so.2", HUGE_PAGES, [], HUGE_PAGES),
     ],
 )
-def test_huge_pages_are_asked_for(linux: str | None, before: str | None, plugins: str, after: str, tmp_path: Path):
-    """Golden: the process starts anew, once and with its arguments, only where that is how huge pages are had."""
+def test_the_process_starts_anew_with_kept_memory(
+    linux: str | None,
+    library: str | None,
+    before: dict[str, str],
+    plugins: list[str],
+    after: dict[str, str],
+    tmp_path: Path,
+):
+    """Golden: with jemalloc, else huge pages; once, with its arguments, and only where that is not decided already."""
     file = tmp_path / "enabled"
     if linux is not None:
         file.write_text(linux)
+    # ld.so would warn of a library that is not here; the name alone is what the second start must not add again.
     script = (
-        "import importlib.metadata, os, sys; from pathlib import Path; from kbaseline.cli import launch\n"
-        f"launch._LINUX = Path({str(file)!r}); importlib.metadata.entry_points = lambda group: {plugins}\n"
-        "launch.ask_for_huge_pages(); print(os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))"
+        "import ctypes.util, importlib.metadata, json, os, sys; from pathlib import Path\n"
+        "from kbaseline.devices import memory\n"
+        f"memory._LINUX = Path({str(file)!r}); importlib.metadata.entry_points = lambda group: {plugins}\n"
+        f"ctypes.util.find_library = lambda name: {library!r}\n"
+        "memory.start_with_kept_memory()\n"
+        f"found = {{name: os.environ[name] for name in {MEMORY} if name in os.environ}}\n"
+        "print(json.dumps([os.getpid(), sys.argv[1:], found]))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    environment |= {"GLIBC_TUNABLES": before} if before else {}
+    environment = {name: value for name, value in os.environ.items() if name not in MEMORY} | before
     command = [sys.executable, "-c", script, "fit", "an argument"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             said = process.communicate(timeout=120)[0]
         finally:
             process.kill()  # one that starts anew for ever
     assert process.returncode == 0
-    assert said == f"{process.pid} ['fit', 'an argument'] {after}\n"
+    assert json.loads(said) == [process.pid, ["fit", "an argument"], after]
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, ("from glibc, as it comes", "libjemalloc2")),
+        (HUGE_PAGES, ("from glibc, in huge pages", "libjemalloc2")),
+        (JEMALLOC, ("from libjemalloc.so.2",)),
+    ],
+)
+def test_doctor_says_where_memory_comes_from(
+    environment: dict[str, str], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """Golden: the allocator, and what would be better."""
+    for name in MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    said = " ".join(call("doctor", "--config", "quickstart").stdout.split())
+    assert [word for word in words if word not in said] == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "asks"), [(["config"], True), (["--debug", "fit"], True), (["fit", "--help"], False), ([], False)]
 )
 def test_help_does_not_start_anew(arguments: list[str], asks: bool, monkeypatch: pytest.MonkeyPatch):
-    """Golden: a command asks for huge pages before it begins; `--help` stays instant."""
+    """Golden: a command sees to its memory before it begins; `--help` stays instant."""
     told: list[str] = []
-    monkeypatch.setattr(launch, "ask_for_huge_pages", lambda: told.append("asked"))
+    monkeypatch.setattr(launch, "start_with_kept_memory", lambda: told.append("asked"))
     monkeypatch.setattr(launch, "main", lambda: told.append("began"))
     monkeypatch.setattr(sys, "argv", ["kbaseline", *arguments])
     launch.program()
