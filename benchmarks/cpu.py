@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 from speed import feeding, networks, passes, scaling, shares, starting, training, views
 from speed.measure import signature
-from speed.peer import Fastai, Keras, Timm
+from speed.peer import Fastai, Keras, Timm, memories
 
 from kbaseline.devices.memory import start_with_kept_memory
 from kbaseline.devices.xla import start_jax
@@ -73,9 +73,7 @@ def main(
         stock = peers.enter_context(Keras(batch, size))
         fastai = peers.enter_context(Fastai(python, batch, size)) if python else None
         timm = {
-            name: peers.enter_context(Timm(timm_python, batch, size, kept))
-            for name, kept in (("as it comes", False), ("memory as here", True))
-            if timm_python
+            memory: peers.enter_context(Timm(timm_python, batch, size, memory)) for memory in memories() if timm_python
         }
         measures: dict[str, Callable[[], str]] = {
             "train": lambda: training.section(batch, size, rounds, stock, fastai),
@@ -89,7 +87,7 @@ def main(
         }
         sections = _sections(out)
         for part in parts or HEADINGS:
-            peer = timm.get("memory as here") if part == "networks" else fastai if part in ("train", "feed") else None
+            peer = timm.get("huge pages") if part == "networks" else fastai if part in ("train", "feed") else None
             sections[HEADINGS[part]] = f"{measures[part]()}\n{signature(peer.versions if peer else None)}"
             click.echo(f"## {HEADINGS[part]}\n\n{sections[HEADINGS[part]]}")
     known = [heading for heading in HEADINGS.values() if heading in sections]

@@ -46,9 +46,9 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
     return (
         f"{size} pixels, batch {batch}, float32, random weights; the fastest of {rounds} turns of {TURN:g} seconds. "
         f"Here: as a run does it, an epoch of {STEPS} batches in `Learner.fit_one_cycle`, or a prediction of as many, "
-        "with reading and, in training, augmenting them. PyTorch: timm's networks, eager, channels last, on a batch in "
-        f"memory that is resized but not augmented; with memory as here ({memory_advice()}), or as it comes, whichever "
-        "is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
+        f"with reading and, in training, augmenting them; memory {memory_advice()}. PyTorch: timm's networks, eager, "
+        "channels last, on a batch in memory that is resized but not augmented; with glibc's huge pages or with "
+        "jemalloc, whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 
 

@@ -1,5 +1,6 @@
 """The others, each in a process of its own, asked for one measurement at a time so that all sides take turns."""
 
+import ctypes.util
 import json
 import os
 import subprocess
@@ -16,6 +17,16 @@ VARIANTS = ("default", "channels last")
 
 MEMORY = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF")
 """Variables that decide where a process has its memory from."""
+
+
+def memories() -> dict[str, dict[str, str]]:
+    """Where a PyTorch process may have its memory from, and the variables for it, where this machine has it."""
+    found = {"huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+    if library := ctypes.util.find_library("jemalloc"):
+        # PyTorch is slower with kbaseline's own setting, where unused memory goes back after a minute.
+        setting = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
+        found["jemalloc"] = {"LD_PRELOAD": library, "MALLOC_CONF": setting}
+    return found
 
 
 class Peer:
@@ -107,11 +118,10 @@ class Torch(_Versioned):
 
 
 class Timm(_Versioned):
-    """Networks of timm in a plain PyTorch loop, its memory as in this process or as it comes; the faster one counts."""
+    """Networks of timm in a plain PyTorch loop; `memory` is one of `memories`, and the faster one counts."""
 
-    def __init__(self, python: str, batch: int, size: int, memory_as_here: bool) -> None:
-        own = {name: os.environ[name] for name in MEMORY if memory_as_here and name in os.environ}
-        super().__init__(python, "timm_peer.py", batch, size, **own)
+    def __init__(self, python: str, batch: int, size: int, memory: str) -> None:
+        super().__init__(python, "timm_peer.py", batch, size, **memories()[memory])
 
     def step(self, network: str, work: str) -> Seconds:
         """Seconds of one step on a batch that is in memory; `work` is `"head"`, `"everything"` or `"predict"`."""

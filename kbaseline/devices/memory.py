@@ -11,8 +11,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-JEMALLOC = "oversize_threshold:0,dirty_decay_ms:60000"
-"""jemalloc's setting: it keeps large blocks like small ones, and what is unused for a minute goes back.
+JEMALLOC = "oversize_threshold:0,dirty_decay_ms:60000,thp:always"
+"""jemalloc's setting: large blocks are kept like small ones, what is unused for a minute goes back, pages are huge.
 
 https://jemalloc.net/jemalloc.3.html#opt.oversize_threshold
 """

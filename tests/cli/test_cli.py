@@ -124,7 +124,7 @@ def test_fit_and_find_lr_write_their_folders(fit_in_a_shell, tmp_path):
 
 MEMORY = ("LD_PRELOAD", "MALLOC_CONF", "GLIBC_TUNABLES")
 MADVISE, ALWAYS, NEVER = "always [madvise] never", "[always] madvise never", "always madvise [never]"
-JEMALLOC = {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:60000"}
+JEMALLOC = {"LD_PRELOAD": "libjemalloc.so.2", "MALLOC_CONF": "oversize_threshold:0,dirty_decay_ms:60000,thp:always"}
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -139,7 +139,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
         (NEVER, None, {}, [], {}),
         (None, None, {}, [], {}),
         (None, "libjemalloc.so.2", {}, [], JEMALLOC),
-        (MADVISE, "libjemalloc.so.2", {"MALLOC_CONF": "thp:always"}, [], JEMALLOC | {"MALLOC_CONF": "thp:always"}),
+        (MADVISE, "libjemalloc.so.2", {"MALLOC_CONF": "thp:never"}, [], JEMALLOC | {"MALLOC_CONF": "thp:never"}),
         (MADVISE, "libjemalloc.so.2", {}, ["cuda12"], {}),
         (MADVISE, "libjemalloc.so.2", HUGE_PAGES, [], HUGE_PAGES),
     ],
