@@ -17,7 +17,7 @@ from speed import feeding, networks, passes, scaling, shares, starting, training
 from speed.measure import signature
 from speed.peer import Fastai, Keras, Timm, memories
 
-from kbaseline.devices.memory import start_with_kept_memory
+from kbaseline.devices.memory import ask_for_huge_pages
 from kbaseline.devices.xla import start_jax
 
 HERE = Path(__file__).parent
@@ -67,7 +67,7 @@ def main(
     out: Path,
 ) -> None:
     """Measures, prints each section as it is done, and writes the page."""
-    start_with_kept_memory()
+    ask_for_huge_pages()
     start_jax()
     with ExitStack() as peers:
         stock = peers.enter_context(Keras(batch, size))

@@ -28,7 +28,7 @@ from speed.networks import STEPS, step
 
 from kbaseline.config.load import parse_assignments
 from kbaseline.console.format import interval
-from kbaseline.devices.memory import start_with_kept_memory
+from kbaseline.devices.memory import ask_for_huge_pages
 from kbaseline.devices.xla import start_jax
 from kbaseline.metrics import Evaluation, compare_paired
 from kbaseline.runs.record import KINDS, RunRecord, read_run
@@ -42,7 +42,7 @@ SPEED = "speed.json"
 @click.group()
 def main() -> None:
     """Measure both values of model.train_bn, or tabulate them."""
-    start_with_kept_memory()
+    ask_for_huge_pages()
 
 
 @main.command()

@@ -253,7 +253,8 @@ class _Run:
             line = forecast_line(self.config, self.data, lambda n: self.learner.predict(self.data.valid.images[:n]))
             if line:
                 self._print(line, "yellow")
-        if self.config.probe:
+        # Without images that are not trained on, a floor says nothing.
+        if self.config.probe and (self.config.data.holds_out or self.config.stages[0].init == "probe"):
             self._measure_floor()
         for number, stage in enumerate(self.config.stages):
             self._stage(stage, trained=self.session.start is not None and number < self.session.start.stage)
@@ -282,7 +283,7 @@ class _Run:
             data=data,
             config=config,
             folder=self.folder.path,
-            floor=self.floor,
+            floor=self.floor if self.config.data.holds_out else None,
             leaked=self.leaked,
             kept=self.kept if config.chooses_best else None,
             dropped_tta=dropped,

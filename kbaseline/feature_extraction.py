@@ -111,7 +111,7 @@ def features(
 
     Raises:
         DataError: a file is missing, or is no image that can be read.
-        InputError: `data` is one path, or holds none.
+        InputError: `data` is one path, or holds none; or `batch_size` is below 1.
         ModelError: see `load_backbone`; or random weights.
         DownloadError: the weights are not on this machine and could not be downloaded.
         RunError: the cache folder cannot be written, or the accelerator runs out of memory.
@@ -127,7 +127,7 @@ def features(
     else:
         size = size or (ZOO[backbone].size if backbone in ZOO else 224)
         splits = {"given": _decoded_files(data, size, resize, folder, console)}
-    batch_size = batch_size or prediction_batch_size(64, size**2)
+    batch_size = prediction_batch_size(64, size**2, batch_size)
     found = pooled_features(splits, backbone, weights, size, batch_size, folder, console)
     return found if isinstance(data, ImageData) else found["given"]
 

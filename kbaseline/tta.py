@@ -209,7 +209,7 @@ def tta_predict(
     predictor = kept(model, "views", key, lambda: parts.predictor(*key[1:]))
     values(model, ())  # within a fit, brings back what the predictor shares with the model
     seen = (parts.transforms.height, parts.transforms.width) if parts.transforms else shape[:2]
-    at_once = (batch_size or prediction_batch_size(256, math.prod(seen))) // (1 + len(numbers))
+    at_once = prediction_batch_size(256, math.prod(seen), batch_size) // (1 + len(numbers))
     batches = ImageBatches(images, batch_size=min(len(images), max(1, at_once)), pad=True)
     probabilities = predict_batches(predictor, batches, callbacks)
     plain, mean = probabilities[:, 0], probabilities[:, 1]

@@ -10,7 +10,7 @@ from speed.training import images_and_labels
 
 from kbaseline import ImageData, Learner
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.memory import memory_advice
+from kbaseline.devices.memory import memory_source
 from kbaseline.devices.predict import predict_batches
 
 NETWORKS = {
@@ -46,8 +46,8 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
     return (
         f"{size} pixels, batch {batch}, float32, random weights; the fastest of {rounds} turns of {TURN:g} seconds. "
         f"Here: as a run does it, an epoch of {STEPS} batches in `Learner.fit_one_cycle`, or a prediction of as many, "
-        f"with reading and, in training, augmenting them; memory {memory_advice()}. PyTorch: timm's networks, eager, "
-        "channels last, on a batch in memory that is resized but not augmented; with glibc's huge pages or with "
+        f"with reading and, in training, augmenting them; memory from {memory_source()}. PyTorch: timm's networks, "
+        "eager, channels last, on a batch in memory that is resized but not augmented; with glibc's huge pages or with "
         "jemalloc, whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 

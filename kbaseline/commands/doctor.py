@@ -7,7 +7,7 @@ from kbaseline.config.schema import Config
 from kbaseline.console.format import plain_table
 from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.environment import environment
-from kbaseline.devices.memory import memory_advice
+from kbaseline.devices.memory import memory_source
 from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import ModelError
 from kbaseline.models.zoo import resolve_weights
@@ -22,16 +22,14 @@ def diagnose(config: Config, console: Console | None = None) -> None:
     """
     table = plain_table("", "")
     table.show_header = False
-    here = environment()
-    for name, value in here.items():
+    for name, value in environment().items():
         table.add_row(name, str(value))
-    if here["device"] == "cpu" and (line := memory_advice()):
-        table.add_row("memory", escape(line))
+    table.add_row("memory", escape(memory_source()))
     if line := unused_gpu():
         table.add_row("GPU", f"[yellow]{escape(line)}[/]")
     table.add_row("cache", str(config.data.cache_folder))
-    for name, (found, detail) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
-        table.add_row(name, f"[green]here[/]: {escape(detail)}" if found else f"[yellow]missing[/]: {escape(detail)}")
+    for name, (here, detail) in {"data": source_status(config.data), "weights": weights_status(config)}.items():
+        table.add_row(name, f"[green]here[/]: {escape(detail)}" if here else f"[yellow]missing[/]: {escape(detail)}")
     (console or Console()).print(table)
 
 

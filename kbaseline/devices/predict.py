@@ -9,12 +9,13 @@ import numpy as np
 
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.programs import kept, values
+from kbaseline.errors import InputError
 
 CPU_PIXELS = 2**18
 """Pixels of a network's input that a CPU predicts at once: sixteen images of 128 x 128, or five of 224 x 224."""
 
 
-def prediction_batch_size(most: int, pixels: int) -> int:
+def prediction_batch_size(most: int, pixels: int, given: int | None = None) -> int:
     """How many images to predict at once: `most`, and fewer large ones on a CPU, where more only need more memory.
 
     XLA allocates the activations anew at each pass, and a network that needs hundreds of MB for them waits for memory;
@@ -23,7 +24,15 @@ def prediction_batch_size(most: int, pixels: int) -> int:
     Args:
         most: images that an accelerator takes.
         pixels: height times width of the network's input.
+        given: what the caller asked for, which is then the answer.
+
+    Raises:
+        InputError: `given` is below 1.
     """
+    if given is not None:
+        if given < 1:
+            raise InputError(f"batch_size: must be at least 1, or None for one that suits; got {given}.")
+        return given
     if jax.default_backend() != "cpu":
         return most
     spread = keras.distribution.distribution()

@@ -147,7 +147,7 @@ def _outputs(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> np.ndarray:
     images = checked_images("prediction", images)
-    size = min(batch_size or prediction_batch_size(2 * config.data.batch, config.data.size**2), len(images))
+    size = min(prediction_batch_size(2 * config.data.batch, config.data.size**2, batch_size), len(images))
     batches = ImageBatches(images, batch_size=size, pad=True)
     with PredictBar("predict", len(batches), console) as bar, explain_oom("prediction", config.data.batch):
         return predict_batches(model, batches, [bar, *callbacks])
@@ -185,7 +185,7 @@ def predict_views(
             "tta: the run turns test-time augmentation off (tta: null), or left it out as worse (keep: best)."
         )
     images = checked_images("prediction", images)
-    batch_size = batch_size or prediction_batch_size(4 * config.data.batch, config.data.size**2)
+    batch_size = prediction_batch_size(4 * config.data.batch, config.data.size**2, batch_size)
     batches = math.ceil(len(images) / max(1, batch_size // (1 + settings.views)))
     with PredictBar("tta", batches, console) as bar, explain_oom("tta", config.data.batch):
         plain, mean = tta_predict(

@@ -140,6 +140,7 @@ def test_what_they_are_kept_by(
         ([__file__], {}, DataError, r"image '.*\.py': "),
         (None, {"weights": "none"}, ModelError, "weights 'none': features of random weights"),
         (None, {"backbone": "resnet5"}, ModelError, "backbone 'resnet5': no such name"),
+        (None, {"batch_size": 0}, InputError, "batch_size: must be at least 1, or None .*; got 0"),
     ],
 )
 def test_what_has_no_features(

@@ -231,6 +231,7 @@ class Unshaped(keras.Model):
         ({"beta": 1.5}, r"beta: must lie in \[0, 1\].*got 1.5"),
         ({"scale": 0.9}, r"scale: must be .* at least 1; got 0\.9"),
         ({"scale": math.nan}, r"scale: must be .* at least 1; got nan"),
+        ({"batch_size": 0}, r"batch_size: must be at least 1, or None .*; got 0"),
         ({"views": 2.0}, "views: .*got 2.0"),
         ({"images": np.zeros((8, 8, 3), np.uint8)}, r"must be \(number, height, width, channels\); got \(8, 8, 3\)"),
         ({"images": [np.zeros((8, 8, 3)), np.zeros((9, 8, 3))]}, "all of one size"),

@@ -131,7 +131,7 @@ def test_the_test_split_is_scored_as_validation_chose(tiny_backbone, tmp_path):
 
 
 def test_nothing_is_chosen_on_images_that_are_trained_on(tiny_backbone, tmp_path):
-    """A run on all images keeps its last stage, although a probe fits them better, and compares itself with nothing."""
+    """A run on all images keeps its last stage, which an unlucky rate made worse, and compares itself with nothing."""
     recipe = small(
         tiny_backbone,
         {"name": "head", "init": "probe", "epochs": 1, "max_lr": 3.0, "lr_find": False},
@@ -141,11 +141,11 @@ def test_nothing_is_chosen_on_images_that_are_trained_on(tiny_backbone, tmp_path
     recipe["data"]["fold"] = [0, 3]
     screen = io.StringIO()
     result = run_baseline(recipe, out=tmp_path / "run", console=Console(file=screen, width=200))
-    assert result.floor.probe > result.stages["head"] > result.tta_accuracy == result.accuracy
-    assert (result.kept, result.dropped_tta, result.leaked) == (None, None, None)
+    assert result.stages["head"] > result.tta_accuracy == result.accuracy
+    assert (result.floor, result.kept, result.dropped_tta, result.leaked) == (None, None, None, None)
     printed = screen.getvalue()
-    assert "linear probe" in printed
-    assert not any(word in printed for word in ("leak", "to beat", "below its floor", "near-duplicates", "kept"))
+    words = ("leak", "linear probe", "to beat", "below its floor", "near-duplicates", "kept")
+    assert not any(word in printed for word in words)
     # Nor is a temperature fitted on them.
     assert evaluate_source(read_run(result.folder), "digits").last.calibration.cross_fitted
 
