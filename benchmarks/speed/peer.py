@@ -23,7 +23,7 @@ def memories() -> dict[str, dict[str, str]]:
     """Where a PyTorch process may have its memory from, and the variables for it, where this machine has it."""
     found = {"huge pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
     if library := ctypes.util.find_library("jemalloc"):
-        # PyTorch is slower with kbaseline's own setting, where unused memory goes back after a minute.
+        # PyTorch is slower with the setting for XLA in docs/performance.md, where unused memory goes back.
         setting = "oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
         found["jemalloc"] = {"LD_PRELOAD": library, "MALLOC_CONF": setting}
     return found
