@@ -11,7 +11,7 @@ Call `run` once for each source, with one `--out`; it keeps finished runs and co
 stage's model is scored, not the best one's: `keep: best` would hide a loss behind the probe.
 """
 
-from kbaseline import resume_run, run_baseline  # first: it chooses Keras' backend
+from kbaseline import Learner, resume_run, run_baseline  # first: it chooses Keras' backend
 
 # isort: split
 
@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import keras
 import marked
 from speed.measure import Seconds, side_by_side, table
-from speed.networks import STEPS, step
+from speed.networks import STEPS, learner
 
 from kbaseline.config.load import parse_assignments
 from kbaseline.console.format import interval
@@ -78,18 +79,36 @@ def speed(out: Path, networks: Sequence[str], size: int, batch: int, rounds: int
     for network in networks:
         found = _read_speeds(out)
         for work in ("head", "everything"):
-            steps = {key: _processor_time(step(network, work, batch, size, bn)) for key, bn in KEYS.items()}
+            steps = {key: _timed_step(learner(network, work, batch, size, bn)) for key, bn in KEYS.items()}
             found[f"{network}, {size} px: {work}"] = {
                 key: batch / seconds for key, seconds in side_by_side(steps, rounds).items()
             }
             (out / SPEED).write_text(json.dumps(found, indent=2))
 
 
-def _processor_time(step: Callable[[], Any]) -> Callable[[], Seconds]:
+class _ProcessorTime(keras.callbacks.Callback):  # type: ignore[misc]
+    """Processor time of an epoch's training steps: without what `fit` prepares, and without validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """The first step follows."""
+        self._began = time.process_time()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """The last step is done: the learner's own table has waited for it."""
+        self.seconds = time.process_time() - self._began
+
+
+def _timed_step(learn: Learner) -> Callable[[], Seconds]:
+    clock = _ProcessorTime()
+    learn.callbacks.append(clock)
+
     def timed() -> Seconds:
-        began = time.process_time()
-        step()
-        return Seconds((time.process_time() - began) / STEPS)
+        learn.fit_one_cycle(1, 1e-4)
+        return Seconds(clock.seconds / STEPS)
 
     return timed
 

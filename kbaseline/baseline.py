@@ -438,8 +438,7 @@ class _Run:
             f"{result.final_step.name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images"
         )
         leak = leak_line(split, (result.leaked or {}).get(split, []), last)
-        below = below_floor(result) if self.config.data.holds_out else ""
-        for line in filter(None, [leak, below]):
+        for line in filter(None, [leak, below_floor(result)]):
             self._print(line, "yellow")
         self._print(f"model, plots and report.html: {self.folder.path}")
         if self.planner is not None:

@@ -10,7 +10,7 @@ from speed.training import images_and_labels
 
 from kbaseline import ImageData, Learner
 from kbaseline.data.batches import ImageBatches
-from kbaseline.devices.memory import memory_source
+from kbaseline.devices.memory import allocator
 from kbaseline.devices.predict import predict_batches
 
 NETWORKS = {
@@ -46,14 +46,30 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
     return (
         f"{size} pixels, batch {batch}, float32, random weights; the fastest of {rounds} turns of {TURN:g} seconds. "
         f"Here: as a run does it, an epoch of {STEPS} batches in `Learner.fit_one_cycle`, or a prediction of as many, "
-        f"with reading and, in training, augmenting them; memory from {memory_source()}. PyTorch: timm's networks, "
+        f"with reading and, in training, augmenting them; memory from {allocator()}. PyTorch: timm's networks, "
         "eager, channels last, on a batch in memory that is resized but not augmented; with glibc's huge pages or with "
         "jemalloc, whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 
 
-def step(network: str, work: str, batch: int, size: int, train_bn: bool = True) -> Callable[[], Seconds]:
-    """What trains or predicts `STEPS` batches as a run does, and says what one of them took, by its own clock.
+def step(network: str, work: str, batch: int, size: int) -> Callable[[], Seconds]:
+    """What trains or predicts `STEPS` batches as a run does, and says what one of them took; arguments as `learner`."""
+    learn = learner(network, work, batch, size)
+    if work != "predict":
+        # The first call compiles; images/s are those of the training steps.
+        return lambda: Seconds(batch / learn.fit_one_cycle(1, 1e-4)[-1]["images_per_s"])
+    source = ImageBatches(learn.data.train.images, batch_size=batch, pad=True)
+
+    def predict() -> Seconds:
+        begin = time.perf_counter()
+        predict_batches(learn.model, source)
+        return Seconds((time.perf_counter() - begin) / STEPS)
+
+    return predict
+
+
+def learner(network: str, work: str, batch: int, size: int, train_bn: bool = True) -> Learner:
+    """A learner whose epoch has `STEPS` batches.
 
     Args:
         network: a name from the zoo; its weights are random.
@@ -66,14 +82,4 @@ def step(network: str, work: str, batch: int, size: int, train_bn: bool = True) 
     config = {"data": {"batch_size": batch}, "model": {"train_bn": train_bn}}
     learn = Learner(data, network, "none", config=config, console=Console(quiet=True))
     (learn.freeze if work == "head" else learn.unfreeze)()
-    if work != "predict":
-        # The first call compiles; images/s are those of the training steps.
-        return lambda: Seconds(batch / learn.fit_one_cycle(1, 1e-4)[-1]["images_per_s"])
-    source = ImageBatches(data.train.images, batch_size=batch, pad=True)
-
-    def predict() -> Seconds:
-        begin = time.perf_counter()
-        predict_batches(learn.model, source)
-        return Seconds((time.perf_counter() - begin) / STEPS)
-
-    return predict
+    return learn

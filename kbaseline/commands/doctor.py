@@ -7,7 +7,7 @@ from kbaseline.config.schema import Config
 from kbaseline.console.format import plain_table
 from kbaseline.data.sources.registry import source_status
 from kbaseline.devices.environment import environment
-from kbaseline.devices.memory import memory_source
+from kbaseline.devices.memory import allocator
 from kbaseline.devices.xla import unused_gpu
 from kbaseline.errors import ModelError
 from kbaseline.models.zoo import resolve_weights
@@ -24,7 +24,7 @@ def diagnose(config: Config, console: Console | None = None) -> None:
     table.show_header = False
     for name, value in environment().items():
         table.add_row(name, str(value))
-    table.add_row("memory", escape(memory_source()))
+    table.add_row("allocator", escape(allocator()))
     if line := unused_gpu():
         table.add_row("GPU", f"[yellow]{escape(line)}[/]")
     table.add_row("cache", str(config.data.cache_folder))

@@ -359,7 +359,8 @@ class Config(Section):
     trained on, nothing can be chosen."""
     probe: bool = True
     """Before training, measure what it must beat: a linear probe on the backbone's frozen features, beside the majority
-    class. It is fitted to at most 5,000 training images, a stratified part, or to all where a stage starts from it."""
+    class. It is fitted to at most 5,000 training images, a stratified part, or to all where a stage starts from it.
+    With `data.fold` `[0, K]` there is nothing to measure it on."""
     tta: TTAConfig | None = TTAConfig()
     """`null` turns it off."""
     runtime: RuntimeConfig = RuntimeConfig()

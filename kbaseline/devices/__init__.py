@@ -1,1 +1,1 @@
-"""XLA settings, several devices, several processes, and the largest batch that fits into memory."""
+"""XLA's settings and memory, several devices and processes, predicting batches, and the largest batch that fits."""

@@ -6,6 +6,7 @@ Linux in between, and Linux clears it before it comes back. What is measured sta
 
 import importlib.metadata
 import os
+import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ def ask_for_huge_pages() -> None:
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     with suppress(OSError):
-        if _HUGE_PAGES in tunables or _has_allocator() or "[madvise]" not in _LINUX.read_text("utf-8"):
+        if _HUGE_PAGES in tunables or _preloaded_allocator() or "[madvise]" not in _LINUX.read_text("utf-8"):
             return
         if importlib.metadata.entry_points(group="jax_plugins"):
             return
@@ -33,14 +34,14 @@ def ask_for_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program
 
 
-def memory_source() -> str:
-    """Where this process has its memory from, for `kbaseline doctor`."""
-    if _has_allocator():
-        return os.environ["LD_PRELOAD"]
-    if f"{_HUGE_PAGES}=1" in os.environ.get("GLIBC_TUNABLES", ""):
-        return "glibc, in huge pages"
-    return "glibc"
+def allocator() -> str:
+    """Where this process has its memory from, for `kbaseline doctor`: a preloaded library, or the system's own."""
+    if preloaded := _preloaded_allocator():
+        return preloaded
+    pages = ", in huge pages" if f"{_HUGE_PAGES}=1" in os.environ.get("GLIBC_TUNABLES", "") else ""
+    return (platform.libc_ver()[0] or "the system's") + pages
 
 
-def _has_allocator() -> bool:
-    return "malloc" in os.environ.get("LD_PRELOAD", "")
+def _preloaded_allocator() -> str:
+    names = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    return next((name for name in names if "malloc" in name), "")

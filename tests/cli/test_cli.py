@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -172,17 +173,21 @@ def test_huge_pages_are_asked_for(
 
 @pytest.mark.parametrize(
     ("environment", "source"),
-    [({}, "glibc"), (HUGE_PAGES, "glibc, in huge pages"), (PRELOADED, "libjemalloc.so.2")],
+    [
+        ({}, "glibc"),
+        (HUGE_PAGES, "glibc, in huge pages"),
+        (PRELOADED, "libjemalloc.so.2"),
+        ({"LD_PRELOAD": "libother.so:libjemalloc.so.2"}, "libjemalloc.so.2"),
+    ],
 )
-def test_doctor_says_where_memory_comes_from(
-    environment: dict[str, str], source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doctor_names_the_allocator(environment: dict[str, str], source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Golden: the allocator, and whether its pages are huge."""
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     for name in MEMORY:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert re.search(rf"memory +{source} *\n", call("doctor", "--config", "quickstart").stdout)
+    assert re.search(rf"allocator +{source} *\n", call("doctor", "--config", "quickstart").stdout)
 
 
 @pytest.mark.parametrize(
