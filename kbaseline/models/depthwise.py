@@ -4,16 +4,18 @@ XLA's CPU backend computes a depthwise convolution as a naive loop. A sum of `ke
 copies of the image, each times its weights, becomes one vectorised loop over the image.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
 from kbaseline.models.materialise import materialised
 
-_CHUNKS = 8
+_PARTS = 16
 """Most rows of products that are added in one loop, for the gradient of the kernel."""
 
 Pair = tuple[int, int]
@@ -81,49 +83,43 @@ def _backward(
     strides: Pair, margins: tuple[Pair, Pair], dilation: Pair, seen: tuple[Any, Any], gradient: Any
 ) -> tuple[Any, Any]:
     inputs, weights = seen
-    gradient = materialised(gradient, weights)
-    geometry = strides, margins, dilation
+    (height, width), sizes = gradient.shape[1:3], inputs.shape[1:3]
+    before = [margin for margin, _ in margins]
+    axes = [
+        _Phases(*axis)
+        for axis in zip(weights.shape[:2], sizes, (height, width), strides, before, dilation, strict=True)
+    ]
+    (top, bottom), (left, right) = ([max(0, margin) for margin in axis.margins] for axis in axes)
+    # Padded as it is written, since another pass would cost as much as the gradient of the inputs itself.
+    padded = materialised(jnp.pad(gradient, ((0, 0), (top, bottom), (left, right), (0, 0))), weights)
+    whole = padded[:, top : top + height, left : left + width]
     return (
-        _gradient_of_inputs(inputs, weights, gradient, *geometry),
-        _gradient_of_weights(inputs, weights, gradient, *geometry),
+        _gradient_of_inputs(inputs, weights, padded, axes),
+        _gradient_of_weights(inputs, weights, whole, strides, margins, dilation),
     )
 
 
 _depthwise.defvjp(_forward, _backward)
 
 
-def _gradient_of_inputs(
-    inputs: Any, weights: Any, gradient: Any, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair
-) -> Any:
+def _gradient_of_inputs(inputs: Any, weights: Any, padded: Any, axes: Sequence["_Phases"]) -> Any:
     """Every `strides`-th pixel sees the same weights, so that they are arranged by phase: `(tap, phase)` per axis.
 
     XLA's own transpose adds a padded copy for every weight, and tests at every pixel whether it lies in the padding.
     """
-    axes = [
-        _Phases(*numbers)
-        for numbers in zip(
-            weights.shape[:2],
-            inputs.shape[1:3],
-            gradient.shape[1:3],
-            strides,
-            [before for before, _ in margins],
-            dilation,
-            strict=True,
-        )
-    ]
     exact = jnp.promote_types(inputs.dtype, jnp.float32)
     by_phase = jnp.pad(weights.astype(exact), (*(axis.kernel_margins for axis in axes), (0, 0)))
-    by_phase = by_phase.reshape(axes[0].taps, strides[0], axes[1].taps, strides[1], -1)
-    zero = jnp.zeros((), gradient.dtype)
-    padded = lax.pad(gradient, zero, ((0, 0, 0), *((*axis.margins, 0) for axis in axes), (0, 0, 0)))
-    padded = materialised(padded, weights)
+    by_phase = by_phase.reshape(axes[0].taps, axes[0].stride, axes[1].taps, axes[1].stride, -1)
+    # What no input has seen: a negative margin of the padded gradient.
+    cut = [(min(0, before), min(0, after), 0) for before, after in (axis.margins for axis in axes)]
+    padded = lax.pad(padded, jnp.zeros((), padded.dtype), ((0, 0, 0), *cut, (0, 0, 0)))
     rows, columns = ([axis.view(tap) for tap in range(axis.taps)] for axis in axes)
     blocks = sum(
         padded[:, row, None, column, None].astype(exact) * by_phase[at_row, :, at_column][:, None]
         for at_row, row in enumerate(rows)
         for at_column, column in enumerate(columns)
     )
-    whole = blocks.reshape(len(inputs), axes[0].blocks * strides[0], axes[1].blocks * strides[1], -1)
+    whole = blocks.reshape(len(inputs), axes[0].blocks * axes[0].stride, axes[1].blocks * axes[1].stride, -1)
     return materialised(whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype), weights)
 
 
@@ -136,6 +132,7 @@ class _Phases:
     def __init__(self, weights: int, pixels: int, outputs: int, stride: int, before: int, dilation: int) -> None:
         shift = -(-before // stride)
         front = shift * stride - before
+        self.stride = stride
         self.blocks = -(-pixels // stride)
         self.taps = -(-(weights + front) // stride)
         self.kernel_margins = front, self.taps * stride - weights - front
@@ -152,23 +149,32 @@ class _Phases:
 def _gradient_of_weights(
     inputs: Any, weights: Any, gradient: Any, strides: Pair, margins: tuple[Pair, Pair], dilation: Pair
 ) -> Any:
+    """All weights in one loop over the gradient, which adds up products of rows far apart; then the sum of the rest.
+
+    A loop for each weight would read inputs and gradient as often as there are weights.
+    """
     exact = jnp.promote_types(inputs.dtype, jnp.float32)
-    gradient = gradient.astype(exact)
-    # Rows rather than images: a batch may be divided between devices.
-    axis = max((1, 2, 0), key=lambda axis: _divisor(gradient.shape[axis]))
-    chunks = _divisor(gradient.shape[axis])
+    height, width = gradient.shape[1:3]
+    # Of rows rather than images: a batch may be divided between devices.
+    rows = -(-height // _PARTS)
+    parts = -(-height // rows)
+    gradient = jnp.pad(gradient.astype(exact), ((0, 0), (0, parts * rows - height), (0, 0), (0, 0)))
+    padded = materialised(jnp.pad(inputs, ((0, 0), *margins, (0, 0))), weights)
+    # Where the last part has no row, the gradient is 0, and any input will do.
+    seen_rows = np.minimum(_seen(parts * rows, strides[0], weights.shape[0], dilation[0]), padded.shape[1] - 1)
+    seen_columns = _seen(width, strides[1], weights.shape[1], dilation[1])
 
-    def total(shifted: Any) -> Any:
-        pairs = zip(*(jnp.split(factor, chunks, axis) for factor in (shifted.astype(exact), gradient)), strict=True)
-        partial_sums = sum(ours * theirs for ours, theirs in pairs)
-        # XLA gives a sum with its factors to YNNPACK, which wants every shifted copy in memory.
-        return jnp.sum(materialised(partial_sums, weights), (0, 1, 2))
+    def products(first: int) -> Any:
+        """`(batch, rows, kernel height, width, kernel width, channels)`."""
+        row, column = seen_rows[first : first + rows, :, None, None], seen_columns
+        views = padded.at[:, row, column].get(mode="promise_in_bounds")
+        return views.astype(exact) * gradient[:, first : first + rows, None, :, None]
 
-    shifted = _shifted(inputs, weights, strides, margins, dilation)
-    totals = jnp.stack([total(view) for view in shifted.values()])
-    return jnp.reshape(totals, weights.shape).astype(weights.dtype)
+    total = sum(products(first) for first in range(0, parts * rows, rows))
+    # XLA gives a sum with its factors to YNNPACK, which wants every shifted copy in memory.
+    return jnp.sum(materialised(total, weights), (0, 1, 3)).astype(weights.dtype)
 
 
-def _divisor(length: int) -> int:
-    """The largest divisor up to `_CHUNKS`."""
-    return max(number for number in range(1, _CHUNKS + 1) if length % number == 0)
+def _seen(outputs: int, stride: int, weights: int, dilation: int) -> np.ndarray:
+    """Which padded input each output sees through each weight, along one axis: `(outputs, weights)`."""
+    return np.arange(outputs)[:, None] * stride + np.arange(weights) * dilation

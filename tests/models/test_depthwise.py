@@ -7,7 +7,7 @@ import pytest
 
 from kbaseline.models.cpu import adapt_to_cpu, restore
 
-SIDES = (10, 7)
+SIDES = (21, 7)  # 21 rows are added up two and two, one left over.
 CHANNELS = 4
 
 LAYERS = {
