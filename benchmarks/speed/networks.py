@@ -12,6 +12,7 @@ from kbaseline import ImageData, Learner
 from kbaseline.data.batches import ImageBatches
 from kbaseline.devices.memory import allocator
 from kbaseline.devices.predict import predict_batches
+from kbaseline.geometry import resize
 
 NETWORKS = {
     "mobilenet_v2": "MobileNetV2",
@@ -46,15 +47,17 @@ def section(names: Sequence[str], batch: int, size: int, rounds: int, peers: Map
     return (
         f"{size} pixels, batch {batch}, float32, random weights; the fastest of {rounds} turns of {TURN:g} seconds. "
         f"Here: as a run does it, an epoch of {STEPS} batches in `Learner.fit_one_cycle`, or a prediction of as many, "
-        f"with reading and, in training, augmenting them; memory from {allocator()}. PyTorch: timm's networks, "
-        "eager, channels last, on a batch in memory that is resized but not augmented; with glibc's huge pages or with "
-        "jemalloc, whichever is faster. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
+        f"with reading and resizing them; memory from {allocator()}. PyTorch: timm's networks, eager, channels last, "
+        "on a batch in memory that is resized; with glibc's huge pages or with jemalloc, whichever is faster. Neither "
+        "augments. ConvNeXt has no BatchNorm.\n\n" + table(header, rows)
     )
 
 
 def step(network: str, work: str, batch: int, size: int) -> Callable[[], Seconds]:
     """What trains or predicts `STEPS` batches as a run does, and says what one of them took; arguments as `learner`."""
     learn = learner(network, work, batch, size)
+    # As on PyTorch's side: what is compared is the network.
+    learn.model.get_layer("transforms").call = lambda images, **_: resize(images, size, size)
     if work != "predict":
         # The first call compiles; images/s are those of the training steps.
         return lambda: Seconds(batch / learn.fit_one_cycle(1, 1e-4)[-1]["images_per_s"])

@@ -120,7 +120,8 @@ def _gradient_of_inputs(inputs: Any, weights: Any, padded: Any, axes: Sequence["
         for at_column, column in enumerate(columns)
     )
     whole = blocks.reshape(len(inputs), axes[0].blocks * axes[0].stride, axes[1].blocks * axes[1].stride, -1)
-    return materialised(whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype), weights)
+    # Not materialised: what reads it, mostly a BatchNorm's and an activation's gradient, becomes a part of its loop.
+    return whole[:, : inputs.shape[1], : inputs.shape[2]].astype(inputs.dtype)
 
 
 class _Phases:
