@@ -103,8 +103,9 @@ _depthwise.defvjp(_forward, _backward)
 
 
 def _gradient_of_inputs(inputs: Any, weights: Any, padded: Any, axes: Sequence["_Phases"]) -> Any:
-    """Every `strides`-th pixel sees the same weights, so that they are arranged by phase: `(tap, phase)` per axis.
+    """The gradient of the inputs, from that of the outputs, padded by the axes' margins where these are positive.
 
+    Every `stride`-th pixel sees the same weights, so that they are arranged by phase: `(tap, phase)` per axis.
     XLA's own transpose adds a padded copy for every weight, and tests at every pixel whether it lies in the padding.
     """
     exact = jnp.promote_types(inputs.dtype, jnp.float32)
