@@ -18,7 +18,7 @@ EXAMPLES = flattened(
         | {"valid_fraction": 0.1, "image_column": "file", "label_column": "species", "split_column": "fold"}
         | {"class_weights": "auto", "cache_dir": "data/cache"},
         "model": {"backbone": "convnext_tiny", "weights": "none", "bn_momentum": 0.99},
-        "transforms": {"max_zoom": 1.3, "p_affine": 0.5, "p_lighting": 0.5},
+        "transforms": {"max_zoom": 1.3, "p_affine": 0.5, "p_lighting": 0.5, "train_size": 112},
         "optimizer": {"beta_2": 0.999, "epsilon": 1e-7, "momentum": [0.9, 0.8]},
         "lr_find": {"start_lr": 1e-6, "end_lr": 1.0, "steps": 200},
         "stages": {"0": {"name": "warmup", "epochs": 5, "max_lr": "auto", "pct_start": 0.2}},

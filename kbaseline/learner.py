@@ -372,7 +372,9 @@ class Learner:
             self._batches.go_to(self._batches.epoch + 1 + epochs)
             self.history += start.record["history"][before : before + epochs]
         else:
-            table = StageTable(title, epochs, train_steps * size, self.console)
+            side = self.config.transforms.train_size
+            smaller = side if side is not None and side < self.data.size else None
+            table = StageTable(title, epochs, train_steps * size, self.console, smaller)
             valid, earlier = self.data.valid, list(self.history)
             try:
                 with self._explain_oom(title), self._interrupts("") as interrupts:

@@ -67,11 +67,11 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     """fastai's random transforms when training, a plain resize otherwise.
 
     The first layer of a model. It takes uint8 or float images `(batch, height, width, channels)` of any size, 0-255,
-    and returns float32 `(batch, size, size, channels)`, 0-255. Each image gets its own draws: symmetric warp, rotation
-    and zoom (each with probability `p_affine`), applied together with the resize in one resample with reflection at
-    the borders; then brightness U(0.5 ± max_lighting / 2) and contrast log-uniform up to 1 / (1 - max_lighting) (each
-    with probability `p_lighting`). Ranges, probabilities and order are those of `get_transforms` in fastai v1's
-    `vision/transform.py`.
+    and returns float32 `(batch, size, size, channels)`, 0-255, smaller in training if `train_size` says so. Each image
+    gets its own draws: symmetric warp, rotation and zoom (each with probability `p_affine`), applied together with the
+    resize in one resample with reflection at the borders; then brightness U(0.5 ± max_lighting / 2) and contrast
+    log-uniform up to 1 / (1 - max_lighting) (each with probability `p_lighting`). Ranges, probabilities and order are
+    those of `get_transforms` in fastai v1's `vision/transform.py`.
 
     >>> import numpy as np
     >>> from kbaseline import RandomTransforms
@@ -90,6 +90,9 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         max_warp: strength of the perspective warp, in [0, 1).
         p_affine: probability of each of warp, rotation and zoom, 0 to 1.
         p_lighting: probability of each of brightness and contrast, 0 to 1.
+        train_size: the longer side of the output in training, in pixels, if that of `size` is larger; None for `size`.
+            Training is cheaper, and as a zoom in training enlarges things, a larger size without it shows them as large
+            (Touvron et al. 2019, https://arxiv.org/abs/1906.06423).
         seed: fixes the random draws; None for a random seed.
         **kwargs: `keras.layers.Layer`'s other arguments.
 
@@ -108,6 +111,7 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         max_warp: float = 0.2,
         p_affine: float = 0.75,
         p_lighting: float = 0.75,
+        train_size: int | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -124,6 +128,11 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
             if not low <= value <= high or math.isinf(value):
                 raise InputError(f"RandomTransforms: {name} must lie in [{low}, {high}]; got {value}.")
         self.height, self.width = _height_width(size)
+        if train_size is not None and (type(train_size) is not int or train_size < 1):
+            raise InputError(
+                f"RandomTransforms: train_size must be a number of pixels from 1, or None; got {train_size!r}."
+            )
+        self.train_size = train_size
         self.seed = seed
         self.do_flip, self.flip_vert = do_flip, flip_vert
         self.max_rotate, self.max_zoom = max_rotate, max_zoom
@@ -147,11 +156,21 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         """Transforms a batch when training, otherwise only resizes it."""
         if not training:
             return resize(images, self.height, self.width)
-        images = shrink(images, self.height, self.width)
+        size = self.training_size
+        images = shrink(images, *size)
         batch, height, width, _ = ops.shape(images)
         draws, light = self.draws(batch, self.seed_generator)
         matrices = self.geometry(draws, self.random_zoom(draws), self.random_flip(draws), height, width)
-        return self.random_lighting(resample(images, matrices, self.height, self.width), light)
+        return self.random_lighting(resample(images, matrices, *size), light)
+
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """Height and width of the output in training, in pixels."""
+        longer = max(self.height, self.width)
+        if self.train_size is None or longer <= self.train_size:
+            return self.height, self.width
+        height, width = (max(1, round(side * self.train_size / longer)) for side in (self.height, self.width))
+        return height, width
 
     def draws(self, batch: int, seed: Any) -> tuple[Any, Any]:
         """Uniform random numbers for a batch: float32 `(batch, 13)` for geometry, `(batch, 4)` for lighting."""
@@ -198,8 +217,10 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
         return ops.where(either, adjust_lighting(images, brightness, contrast), images)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """`(batch, height, width, channels)`, with the height and width of `size`."""
-        return (input_shape[0], self.height, self.width, input_shape[-1])
+        """`(batch, height, width, channels)`, with the height and width of `size`, or None where training's differ."""
+        size = self.height, self.width
+        sides = size if size == self.training_size else (None, None)
+        return (input_shape[0], *sides, input_shape[-1])
 
     def compute_output_spec(self, images: Any, training: bool | None = None) -> keras.KerasTensor:
         """Shape and dtype of the output, without tracing, because the input size may be unknown."""
@@ -208,5 +229,5 @@ class RandomTransforms(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Keras' serialisation."""
         names = ("do_flip", "flip_vert", "max_rotate", "max_zoom", "max_lighting", "max_warp")
-        own = {name: getattr(self, name) for name in (*names, "p_affine", "p_lighting", "seed")}
+        own = {name: getattr(self, name) for name in (*names, "p_affine", "p_lighting", "train_size", "seed")}
         return {**super().get_config(), "size": (self.height, self.width), **own}

@@ -94,14 +94,18 @@ class StageTable(BatchBar):
         epochs: number of epochs.
         images_per_epoch: training images of a full epoch.
         console: where to print.
+        side: of the training images in pixels, if others are larger.
 
     Attributes:
         rows: one per epoch: `stage`, `epoch` (from 1), `train_loss`, `valid_loss`, `accuracy` (0 to 1),
             `images_per_s`, `seconds`; None for a missing value.
     """
 
-    def __init__(self, stage: str, epochs: int, images_per_epoch: int, console: Console) -> None:
+    def __init__(
+        self, stage: str, epochs: int, images_per_epoch: int, console: Console, side: int | None = None
+    ) -> None:
         super().__init__(console)
+        self._side = side
         self.stage, self.epochs, self.images_per_epoch = stage, epochs, images_per_epoch
         self.rows: list[dict[str, Any]] = []
         self._running = self._header_printed = False
@@ -123,6 +127,7 @@ class StageTable(BatchBar):
             return
         self._header_printed = True
         count = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        count += f", at {self._side} pixels" if self._side else ""
         if in_notebook(self.console):
             self._cell = CellOutput(f"{self.stage}  {count}")
             self._cell.start_table(list(_WIDTHS))

@@ -103,7 +103,13 @@ def _embed(
     """The backbone, and its feature map of uint8 images."""
     body, preprocessing = load_backbone(backbone, weights, size)
     body.name = BACKBONE
-    x = RandomTransforms(size, **transforms, name="transforms")(images)
+    first = RandomTransforms(size, **transforms, name="transforms")
+    if first.training_size != (size, size) and None not in body.input_shape[1:3]:
+        raise ModelError(
+            f"backbone {backbone!r}: takes images of {size} pixels only, also in training; set transforms.train_size "
+            f"to null, got {first.train_size}."
+        )
+    x = first(images)
     if preprocessing is not None:
         x = ImageNetPreprocessing(preprocessing, name="preprocessing")(x)
     try:

@@ -30,7 +30,7 @@ class Choice:
 
 PHOTOS = (
     Choice("efficientnet_lite2", 260),
-    Choice("efficientnet_lite0", 224),
+    Choice("efficientnet_lite0", 256),
     Choice("efficientnet_lite0", 160, finetuned=False),
     Choice("efficientnet_lite0", 128, finetuned=False),
 )

@@ -242,6 +242,37 @@ def test_it_takes_raw_pixels_of_any_size(small: keras.Model, rng: np.random.Gene
         np.testing.assert_array_equal(logits, small.predict(images, verbose=0))
 
 
+def test_it_trains_smaller_images_than_it_predicts(photos: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """Invariant: with `train_size` the network trains at that size; saved and loaded, it predicts at its own."""
+    plain = build_classifier(5, 16, "resnet20", "none", seed=1, hidden=8)
+    model = build_classifier(5, 16, "resnet20", "none", seed=1, hidden=8, transforms={"train_size": 8})
+    np.testing.assert_array_equal(model.predict(photos[0], verbose=0), plain.predict(photos[0], verbose=0))
+    sides = []
+    backbone = model.get_layer("backbone")
+    call = backbone.call
+    backbone.call = lambda x, training=None, **given: sides.append((training, x.shape[1])) or call(x, training, **given)
+    step(model, photos)
+    model.predict(photos[0], verbose=0)
+    assert set(sides) == {(True, 8), (False, 16)}
+    del backbone.call
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("transforms").train_size == 8
+    # Keras' own layers in the one, ours in the other.
+    again = loaded.predict(photos[0], verbose=0)
+    np.testing.assert_allclose(again, model.predict(photos[0], verbose=0), rtol=1e-5, atol=1e-4)
+
+
+def test_a_backbone_of_one_size_trains_at_no_other(tmp_path: Path) -> None:
+    """Golden: the error names the backbone, its size and the key; without `train_size` it is built."""
+    fixed = keras.Sequential([layers.Input((32, 32, 3)), layers.Rescaling(1 / 255), layers.Conv2D(2, 3)])
+    fixed.save(tmp_path / "fixed.keras")
+    path = str(tmp_path / "fixed.keras")
+    with pytest.raises(ModelError, match=r"takes images of 32 pixels only.*set transforms\.train_size to null, got 24"):
+        build_classifier(2, 32, path, transforms={"train_size": 24})
+    build_classifier(2, 32, path, transforms={"train_size": 32})
+
+
 def test_the_seed_fixes_the_weights(small: keras.Model) -> None:
     """Determinism: the same seed builds the same weights, another seed others, regardless of earlier random draws.
 

@@ -518,6 +518,32 @@ def test_no_strength_is_no_change(photos: np.ndarray) -> None:
     np.testing.assert_array_equal(as_numpy(off(photos, training=True)), plain)
 
 
+def test_training_at_a_smaller_size(photos: np.ndarray) -> None:
+    """Reference: `train_size` draws as a layer of that size does; everything else is as without it."""
+    layer = T.RandomTransforms((32, 16), train_size=24, seed=5)
+    np.testing.assert_array_equal(as_numpy(layer(photos)), as_numpy(T.RandomTransforms((32, 16))(photos)))
+    trained = as_numpy(layer(photos, training=True))
+    assert trained.shape == (6, 24, 12, 3)
+    np.testing.assert_array_equal(trained, as_numpy(T.RandomTransforms((24, 12), seed=5)(photos, training=True)))
+    assert layer.compute_output_shape((None, None, None, 3)) == (None, None, None, 3)
+
+
+def test_a_training_size_enlarges_nothing(photos: np.ndarray) -> None:
+    """Invariant: where `size` is not larger, `train_size` changes nothing."""
+    for train_size in (16, 24):
+        layer = T.RandomTransforms(16, train_size=train_size, seed=5)
+        plain = T.RandomTransforms(16, seed=5)
+        np.testing.assert_array_equal(as_numpy(layer(photos, training=True)), as_numpy(plain(photos, training=True)))
+        assert layer.compute_output_shape((None, None, None, 3)) == (None, 16, 16, 3)
+
+
+@pytest.mark.parametrize("size", [0, -3, 1.5, True])
+def test_a_training_size_is_a_number_of_pixels(size: object) -> None:
+    """Golden: the message gives the rule and the value."""
+    with pytest.raises(InputError, match=rf"train_size must be a number of pixels from 1, or None; got {size}"):
+        T.RandomTransforms(16, train_size=size)  # type: ignore[arg-type]
+
+
 def test_output_is_float32_under_bfloat16(photos: np.ndarray) -> None:
     """Invariant: under mixed_bfloat16 the layer's pixels are those of float32."""
     plain = as_numpy(T.RandomTransforms(16, seed=4)(photos, training=True))
@@ -537,7 +563,7 @@ def test_uint8_and_float_images_agree(photos: np.ndarray) -> None:
 def test_the_layer_serialises(photos: np.ndarray) -> None:
     """Invariant: a layer read back from its configuration draws the same transforms."""
     options = {"do_flip": True, "flip_vert": True, "max_rotate": 20.0, "max_zoom": 1.3, "max_lighting": 0.1}
-    layer = T.RandomTransforms((12, 13), **options, max_warp=0.1, p_affine=0.9, p_lighting=0.8, seed=7)
+    layer = T.RandomTransforms((12, 13), **options, max_warp=0.1, p_affine=0.9, p_lighting=0.8, train_size=10, seed=7)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert again.get_config() == layer.get_config()
     np.testing.assert_array_equal(as_numpy(again(photos, training=True)), as_numpy(layer(photos, training=True)))

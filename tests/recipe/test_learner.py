@@ -145,6 +145,16 @@ def test_of_few_photos_batchnorm_stays_and_that_is_said(tiny_backbone: str, tmp_
     assert learn.model.get_layer("backbone").trainable_variables
 
 
+@pytest.mark.parametrize(("train_size", "header"), [(12, "head  2 epochs, at 12 pixels"), (16, "head  2 epochs")])
+def test_training_at_another_size_is_said(digits: ImageData, tiny_backbone: str, train_size: int, header: str) -> None:
+    """Golden: the stage's header names the size of the training images, if the network's own is larger."""
+    console = Console(record=True, file=io.StringIO(), width=200)
+    learn = Learner(digits, tiny_backbone, config={"transforms": {"train_size": train_size}}, console=console)
+    learn.fit_one_cycle(2, max_lr=1e-2, title="head")
+    assert header in console.export_text().splitlines()
+    assert learn.tta().plain.accuracy == pytest.approx(learn.history[-1]["accuracy"], abs=1e-6)
+
+
 def test_predict_gives_probabilities_of_uint8_images(digits, tiny_backbone):
     """`predict` gives rows that sum to one, the same whatever the batch size (invariant)."""
     learn = learner(digits, tiny_backbone)

@@ -34,7 +34,7 @@ LITE2, LITE0, LOW, LOWEST = PHOTOS
 
 
 def costs(predicting: float, slowdown: float = TRAINING):
-    """What each row costs where lite0 at 224 pixels predicts an image in so many seconds."""
+    """What each row costs where lite0 at 256 pixels predicts an image in so many seconds."""
 
     def cost(row: Choice) -> Cost:
         one = predicting * arithmetic(row) / arithmetic(LITE0)
@@ -47,9 +47,9 @@ def costs(predicting: float, slowdown: float = TRAINING):
     ("predicting", "minutes", "choice", "epochs", "tta"),
     [
         (1 / 6000, 10, LITE2, 10, True),  # a GPU: the best, and no more epochs than enough
-        (1 / 60, 90, LITE2, 8, True),  # 331 s, and 584 s an epoch
-        (1 / 60, 24, LITE2, 2, False),  # without augmentation, which takes 120 s
-        (1 / 60, 20, LITE0, 3, True),  # 181 s, and 273 s an epoch
+        (1 / 60, 70, LITE2, 8, True),  # 262 s, and 447 s an epoch
+        (1 / 60, 18.5, LITE2, 2, False),  # without augmentation, which takes 93 s
+        (1 / 60, 17, LITE0, 3, True),  # 181 s, and 273 s an epoch
         (1 / 60, 12, LITE0, 2, False),
         (1 / 60, 6, LITE2, 0, True),  # no fine-tuning fits: the probe of the best
         (1 / 60, 2, LITE0, 0, False),
@@ -104,7 +104,7 @@ def test_the_rows_for_a_source_and_what_the_user_says():
     assert rows(here=lambda name: name == "efficientnet_lite0") == [LITE0, LOW, LOWEST]
     assert rows(**{"data.size": 96}) == [Choice("efficientnet_lite2", 96), Choice("efficientnet_lite0", 96)]
     own = rows(here=lambda name: False, **{"model.backbone": "resnet50"})
-    assert [(row.size, row.finetuned) for row in own] == [(224, True), (160, False), (128, False)]
+    assert [(row.size, row.finetuned) for row in own] == [(256, True), (160, False), (128, False)]
     assert {row.backbone for row in own} == {"resnet50"}
     assert rows(**{"model.backbone": "resnet50", "data.size": 300}) == [Choice("resnet50", 300)]
     assert set(MULTIPLY_ADDS) == {row.backbone for row in (*PHOTOS, *SMALL)}
@@ -163,7 +163,7 @@ def test_what_is_said_before_training():
     cost = Cost(1, 1, 1 / 60, 1, 1 / 5)
     said = plan_lines(Plan(LITE0, 3, False, 500), cost, WORK, [LITE2], 0, 60, 10)
     assert said == [
-        "10 minutes: efficientnet_lite0 at 224 pixels, a linear probe, then 3 epochs of fine-tuning, "
+        "10 minutes: efficientnet_lite0 at 256 pixels, a linear probe, then 3 epochs of fine-tuning, "
         "no test-time augmentation; planned to end after 09:20",
         "timed here: 60 images/s predicted, 5 trained; the probe takes a pass over 2,000 images, an epoch 05:27",
         "better, but without the time for 2 epochs: efficientnet_lite2 at 260 pixels",
@@ -222,7 +222,7 @@ def test_timing_decides_and_not_the_guess(written):
     assert found.config.model.backbone == "efficientnet_lite2"
     found, timed = written(30, 1.7 * TRAINING)
     assert timed == [LITE2, LITE0]
-    assert found.config.data.size == 224
+    assert found.config.data.size == 256
     found, timed = written(5, TRAINING)
     assert timed == []
     assert len(found.config.stages) == 1
