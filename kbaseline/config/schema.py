@@ -172,8 +172,8 @@ class TransformsConfig(Section):
     p_lighting: Probability = 0.75
     """Probability of each of brightness and contrast."""
     train_size: int | None = Field(None, ge=8, le=1024)
-    """Side of the images in training, in pixels, if `data.size` is larger, at which everything else sees them; `null`:
-    `data.size`. It saves time, and an eighth less was often better, too (docs/recipe.md)."""
+    """Side of the images in training, in pixels, if `data.size`, at which everything else sees them, is larger; `null`:
+    `data.size`. It saves time (docs/recipe.md)."""
 
 
 class OptimizerConfig(Section):

@@ -104,7 +104,7 @@ def _embed(
     body, preprocessing = load_backbone(backbone, weights, size)
     body.name = BACKBONE
     first = RandomTransforms(size, **transforms, name="transforms")
-    if first.training_size != (size, size) and None not in body.input_shape[1:3]:
+    if first.training_size != (size, size) and None not in getattr(body, "input_shape", (None, None))[1:3]:
         raise ModelError(
             f"backbone {backbone!r}: takes images of {size} pixels only, also in training; set transforms.train_size "
             f"to null, got {first.train_size}."
