@@ -39,7 +39,7 @@ def transformed(
         training: whether to augment; otherwise they are resized as for validation.
 
     Returns:
-        Uint8 0-255 `(number, size, size, 3)`.
+        Uint8 0-255 `(number, size, size, 3)`, smaller in training if the augmentation has a `train_size`.
     """
     # Keras takes seconds to import, and images are read without it.
     from kbaseline.transforms import RandomTransforms
