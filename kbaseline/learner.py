@@ -372,8 +372,8 @@ class Learner:
             self._batches.go_to(self._batches.epoch + 1 + epochs)
             self.history += start.record["history"][before : before + epochs]
         else:
-            side = self.config.transforms.train_size
-            smaller = side if side is not None and side < self.data.size else None
+            side = max(self.model.get_layer("transforms").training_size)
+            smaller = side if side < self.data.size else None
             table = StageTable(title, epochs, train_steps * size, self.console, smaller)
             valid, earlier = self.data.valid, list(self.history)
             try:

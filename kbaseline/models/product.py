@@ -6,7 +6,7 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
-_HALF = ("bfloat16", "BF16_BF16_F32")
+_BFLOAT16 = ("bfloat16", "BF16_BF16_F32")
 """The values of `jax_default_matmul_precision` that ask for factors in bfloat16 and a sum in float32."""
 
 
@@ -50,7 +50,7 @@ def _over_rows(first: Any, second: Any) -> Any:
 def _contracted(first: Any, second: Any, axis: int, other_axis: int) -> Any:
     """The sum over an axis of the first matrix and one of the second."""
     dimensions = ((axis,), (other_axis,)), ((), ())
-    if first.dtype != jnp.float32 or jax.config.jax_default_matmul_precision not in _HALF:
+    if first.dtype != jnp.float32 or jax.config.jax_default_matmul_precision not in _BFLOAT16:
         return lax.dot_general(first, second, dimensions)
     first, second = first.astype(jnp.bfloat16), second.astype(jnp.bfloat16)
     return lax.dot_general(first, second, dimensions, preferred_element_type=jnp.float32)
