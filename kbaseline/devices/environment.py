@@ -19,7 +19,7 @@ def versions() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """`versions`, the kind and number of the devices that JAX computes on, and the layers for a GPU where they are on.
+    """`versions`, JAX's kind and number of devices, and where they are set, the layers for a GPU and JAX's precision.
 
     Raises:
         InputError: see `start_jax`, and `is_switched_on` of `kbaseline.models.gpu`.
@@ -31,8 +31,12 @@ def environment() -> dict[str, Any]:
 
     from kbaseline.models.gpu import SWITCH, is_switched_on
 
-    switched = {SWITCH: 1} if is_switched_on() else {}
-    return {**versions(), "device": jax.devices()[0].device_kind, "devices": jax.device_count(), **switched}
+    found = {**versions(), "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    if is_switched_on():
+        found[SWITCH] = 1
+    if precision := jax.config.jax_default_matmul_precision:
+        found["jax_default_matmul_precision"] = precision
+    return found
 
 
 def version(package: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -122,6 +123,17 @@ def test_what_computes_otherwise_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         f"{SWITCH} was {then}, is {now}: the result may differ in the last digits"
         for then, now in [("not set", "1"), ("1", "not set")]
     ]
+
+
+def test_another_precision_of_products_is_said(tmp_path: Path) -> None:
+    """Golden: JAX's setting, which our products on a CPU obey, is in the record where it is set."""
+    said: list[str] = []
+    assert "jax_default_matmul_precision" not in environment()
+    with jax.default_matmul_precision("bfloat16"):
+        begun(tmp_path, CONFIG, images(), resumed=False)
+        rewritten(tmp_path, {"environment": environment()})
+    begun(tmp_path, CONFIG, images(), resumed=True, log=lambda line, *_: said.append(line))
+    assert "jax_default_matmul_precision was bfloat16, is not set: the result may differ in the last digits" in said
 
 
 def test_of_decoded_images_the_digests_count():
