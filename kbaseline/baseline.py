@@ -39,7 +39,7 @@ from kbaseline.runs.results import Sweep, accuracy_table, build_result, write_re
 from kbaseline.runs.timing import Planner
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.checkpoint import is_finished
-from kbaseline.training.places import MOVABLE_KEYS, with_absolute_paths
+from kbaseline.training.places import check_movable, with_absolute_paths
 from kbaseline.training.session import Session
 from kbaseline.training.trackers import require_trackers, tracking
 
@@ -118,8 +118,7 @@ def resume_run(folder: str | Path, *, console: Console | None = None, **override
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
     changes = dotted(overrides)
-    if others := [key for key in changes if key not in MOVABLE_KEYS]:
-        raise InputError(f"resume: the run folder holds {others[0]}; only {', '.join(MOVABLE_KEYS)} may change.")
+    check_movable(changes)
     run_folder = RunFolder.reopen(Path(folder))
     settings = load_config(run_folder.path / "config.yaml", changes)
     init_distributed(settings.runtime, console)

@@ -1,7 +1,8 @@
 """The recipe several times: with several seeds, or on every part of the images in turn; one number and its doubt."""
 
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from kbaseline.config.load import dotted, load_config
 from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config
 from kbaseline.console.format import interval, percent, plain_table
+from kbaseline.devices.multihost import are_several
 from kbaseline.errors import ConfigError, InputError, one_line
 from kbaseline.metrics import CONFIDENCE, Evaluation, accuracy_interval, evaluate_predictions, final_evaluation
 from kbaseline.runs.record import PROBE, RunResult, read_run
 from kbaseline.storage.run_folder import RunFolder
+from kbaseline.training.places import check_movable, with_absolute_paths
 
 PLAN = "repeats.json"
 """File that says what is repeated, and how often."""
@@ -113,13 +116,19 @@ def is_repeats(folder: Path) -> bool:
     return (expand_home(folder) / PLAN).is_file()
 
 
-def resume_repeats(folder: str | Path, *, console: Console | None = None) -> Repeats:
+def resume_repeats(folder: str | Path, *, console: Console | None = None, **overrides: Any) -> Repeats:
     """Continues `run_seeds` or `run_folds` after it was stopped; what is finished is not repeated.
 
+    Args:
+        folder: the folder of all runs.
+        console, **overrides: as for `resume_run`.
+
     Raises:
-        InputError: the folder holds no such runs.
+        InputError: the folder holds no such runs, or see `resume_run`.
         RunError, KeyboardInterrupt: as `run_baseline`.
     """
+    changes = dotted(overrides)
+    check_movable(changes)
     kept = RunFolder.reopen(Path(folder))
     if not is_repeats(kept.path):
         raise InputError(f"folder {str(folder)!r}: has no {PLAN}; it was not made by --seeds or --folds.")
@@ -128,7 +137,7 @@ def resume_repeats(folder: str | Path, *, console: Console | None = None) -> Rep
         kind, count = plan["kind"], plan["count"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"folder {str(folder)!r}: {PLAN} cannot be read ({one_line(error)}). Start anew.") from None
-    return _run(kept, load_config(kept.path / "config.yaml"), kind, count, console or Console())
+    return _run(kept, load_config(kept.path / "config.yaml", changes), kind, count, console or Console(), changes)
 
 
 def _start(
@@ -139,20 +148,30 @@ def _start(
     console: Console | None,
     overrides: dict[str, Any],
 ) -> Repeats:
-    settings = load_config(config, dotted(overrides))
+    # A resume, from another directory perhaps, starts runs that were not begun.
+    settings = with_absolute_paths(load_config(config, dotted(overrides)))
     if settings.minutes is not None:
         raise InputError(f"minutes {settings.minutes:g}: plans one run; leave it out of several.")
     if count < 2:
         raise ConfigError(f"{kind}: must be at least 2; got {count}. For a single run leave it out.")
+    if (settings.runtime.num_processes or 1) > 1 or are_several():
+        raise InputError(f"{kind}: repeats the run of one process; with several, run each configuration by itself.")
     if kind == "folds":
         _with_fold(settings, 1, count)
     folder = RunFolder.create(None if out is None else Path(out), f"{settings.name}-{kind}")
     folder.write_text("config.yaml", settings.to_yaml())
     folder.write_json(PLAN, {"kind": kind, "count": count})
-    return _run(folder, settings, kind, count, console or Console())
+    return _run(folder, settings, kind, count, console or Console(), {})
 
 
-def _run(folder: RunFolder, config: Config, kind: Literal["seeds", "folds"], count: int, console: Console) -> Repeats:
+def _run(
+    folder: RunFolder,
+    config: Config,
+    kind: Literal["seeds", "folds"],
+    count: int,
+    console: Console,
+    changes: Mapping[str, Any],
+) -> Repeats:
     configs = {f"seed-{config.seed + k}": config.model_copy(update={"seed": config.seed + k}) for k in range(count)}
     if kind == "folds":
         configs = {f"fold-{k}": _with_fold(config, k, count) for k in range(1, count + 1)}
@@ -160,7 +179,7 @@ def _run(folder: RunFolder, config: Config, kind: Literal["seeds", "folds"], cou
     with _hint(folder.path):
         for name in names:
             console.rule(name)
-            _once(configs[name], folder.path / name, console)
+            _once(configs[name], folder.path / name, console, changes)
         if kind == "folds":
             console.rule("final")
             final = as_chosen(config, [read_run(folder.path / name).result for name in names])
@@ -172,7 +191,7 @@ def _run(folder: RunFolder, config: Config, kind: Literal["seeds", "folds"], cou
                     highlight=False,
                     soft_wrap=True,
                 )
-            _once(_with_fold(final, 0, count), folder.path / "final", console)
+            _once(_with_fold(final, 0, count), folder.path / "final", console, changes)
     last = [final_evaluation(_scored(folder.path / name, kind)) for name in names]
     found = _summary(kind, folder.path, names, last)
     folder.write_json(_SUMMARY, found.to_dict())
@@ -215,15 +234,15 @@ def _hint(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        text = f"Stopped; continue with: kbaseline fit --resume {folder}"
+        text = f"Stopped; continue with: kbaseline fit --resume {shlex.quote(str(folder))}"
         stop.args = (text,)
         raise
 
 
-def _once(config: Config, folder: Path, console: Console) -> None:
-    """Runs, continues or only reads one run."""
+def _once(config: Config, folder: Path, console: Console, changes: Mapping[str, Any]) -> None:
+    """Runs one run, continues it with `changes` of where its images lie, or only reads it."""
     if (folder / "config.yaml").is_file():
-        resume_run(folder, console=console)
+        resume_run(folder, console=console, **changes)
     else:
         run_baseline(config, out=folder, console=console)
 

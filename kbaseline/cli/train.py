@@ -72,14 +72,11 @@ def fit(
     if seeds or folds:
         repeat, count = (run_seeds, seeds) if seeds else (run_folds, folds)
         repeat(chosen, count or 0, out=out)
-    elif resume is not None and is_repeats(resume):
-        if assignments or source:
-            raise InputError("--resume: several runs continue as they began; leave out --data and --set.")
-        resume_repeats(resume)
     elif resume is None:
         run_baseline(chosen, out=out)
     else:
-        resume_run(resume, **{**({"data.source": source} if source else {}), **parse_assignments(assignments)})
+        moved = {**({"data.source": source} if source else {}), **parse_assignments(assignments)}
+        (resume_repeats if is_repeats(resume) else resume_run)(resume, **moved)
 
 
 @click.command("find-lr")

@@ -1,5 +1,6 @@
 """Where a run finds what lies outside its folder, by absolute paths; what of it may change when the run is resumed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from kbaseline.config.keys import flattened
 from kbaseline.config.paths import expand_home
 from kbaseline.config.schema import Config
 from kbaseline.data.sources.registry import absolute_source
+from kbaseline.errors import InputError
 from kbaseline.models.zoo import ZOO
 
 PROCESS_KEYS = ("coordinator", "num_processes", "process_id")
@@ -17,6 +19,12 @@ MOVABLE_KEYS = (
     *("data.source", "data.data_dir", "data.cache_dir"),
 )
 """Keys that may change when a run is resumed: where it computes, and where its images lie."""
+
+
+def check_movable(keys: Iterable[str]) -> None:
+    """Raises an `InputError` for a key that may not change when a run is resumed."""
+    if others := [key for key in keys if key not in MOVABLE_KEYS]:
+        raise InputError(f"resume: the run folder holds {others[0]}; only {', '.join(MOVABLE_KEYS)} may change.")
 
 
 def with_absolute_paths(config: Config) -> Config:

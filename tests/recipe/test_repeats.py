@@ -9,7 +9,7 @@ import yaml
 
 from kbaseline import repeats
 from kbaseline.config.load import load_config
-from kbaseline.errors import ConfigError
+from kbaseline.errors import ConfigError, InputError
 from kbaseline.metrics import accuracy_interval
 from kbaseline.repeats import as_chosen
 from kbaseline.runs.record import read_run
@@ -27,9 +27,11 @@ def trained(monkeypatch, finished_run):
         # The fixture joins the path to its own folder, which an absolute one replaces.
         finished_run(out, images=50, right=30 + len(seen), **{"seed": config.seed})
 
-    def resume(folder, *, console):
+    def resume(folder, *, console, **changes):
         read_run(folder)
+        run.resumed.append((folder.name, changes))
 
+    run.resumed = []
     monkeypatch.setattr(repeats, "run_baseline", run)
     monkeypatch.setattr(repeats, "resume_run", resume)
     return seen, run
@@ -92,6 +94,43 @@ def test_a_stop_says_how_to_continue_and_nothing_is_run_twice(trained, tmp_path)
     found = repeats.resume_repeats(tmp_path / "all")
     assert [config.seed for config in seen] == [42, 43, 43, 44]
     assert len(found.accuracies) == 3
+
+
+def test_a_resume_from_another_folder_reads_the_same_images(trained, tmp_path, monkeypatch):
+    """Invariant: runs that were not begun have the images of those that were, wherever the resume starts."""
+    seen, run = trained
+    for place in ("here", "there"):
+        (tmp_path / place / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    run.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        repeats.run_seeds({"data": {"source": "folder:photos"}}, 3, out=tmp_path / "all")
+    run.stop = 0
+    monkeypatch.chdir(tmp_path / "there")
+    repeats.resume_repeats(tmp_path / "all")
+    assert {config.data.source for config in seen} == {f"folder:{tmp_path / 'here' / 'photos'}"}
+
+
+def test_images_that_moved_are_read_from_their_new_place(trained, tmp_path):
+    seen, run = trained
+    run.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        repeats.run_seeds({"data": {"source": "digits"}}, 2, out=tmp_path / "all")
+    run.stop = 0
+    moved = {"data.source": "folder:moved"}
+    repeats.resume_repeats(tmp_path / "all", **moved)
+    assert run.resumed == [("seed-42", moved)]
+    assert seen[-1].data.source == "folder:moved"
+    with pytest.raises(InputError, match=r"holds data\.size; only .*data\.source"):
+        repeats.resume_repeats(tmp_path / "all", **{"data.size": 64})
+
+
+def test_one_of_several_processes_repeats_nothing(tmp_path):
+    """Golden: it is refused before there is a folder."""
+    several = {"coordinator": "localhost:1234", "num_processes": 2, "process_id": 0}
+    with pytest.raises(InputError, match="seeds: repeats the run of one process"):
+        repeats.run_seeds({"data": {"source": "digits"}, "runtime": several}, 2, out=tmp_path / "all")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_interval_adds_the_doubt_of_seeds_to_that_of_images():
