@@ -158,8 +158,9 @@ def find_learning_rate(
     if stage is not None and stage not in stages:
         raise ConfigError(f"stage {stage!r}: must be one of {', '.join(stages)}.{did_you_mean(stage, stages)}")
     chosen = stages[stage] if stage else next((one for one in settings.stages if one.epochs), settings.stages[0])
-    name = f"{settings.name}-find-lr"
-    return _Run(settings.model_copy(update={"name": name, "minutes": None}), out, console).run_sweep(chosen)
+    # Nothing is trained, so there is nothing to keep.
+    changes = {"name": f"{settings.name}-find-lr", "minutes": None, "keep": "last"}
+    return _Run(settings.model_copy(update=changes), out, console).run_sweep(chosen)
 
 
 class _Run:
@@ -225,6 +226,7 @@ class _Run:
         with self.session:
             if self.config.stages[0].init == "probe":
                 self._measure_floor()
+                soften_logits(self.learner.model, TEMPERATURE)
             self._set_frozen(stage)
             try:
                 self._sweep(stage, needed=True)

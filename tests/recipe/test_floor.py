@@ -11,6 +11,7 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 from kbaseline import ImageData, baseline, resume_run, run_baseline
+from kbaseline.baseline import find_learning_rate
 from kbaseline.commands.evaluate import evaluate_kept, evaluate_source
 from kbaseline.config.load import load_config
 from kbaseline.errors import RunError
@@ -108,6 +109,18 @@ def test_training_starts_from_a_less_certain_probe(tiny_backbone, tmp_path):
     assert trained["accuracy"] == result.floor.probe
     assert trained["valid_loss"] == pytest.approx(-np.log(right).mean(), rel=1e-3)
     assert trained["valid_loss"] > 1.5 * result.floor.probe_loss
+
+
+def test_the_finder_alone_sweeps_the_network_that_a_run_does(tiny_backbone, tmp_path):
+    """Invariant: from the same less certain probe, so that both suggest the same; and nothing is kept."""
+    stages = {"name": "head", "init": "probe"}, {"name": "all", "freeze": False, "epochs": 1, "lr_find": True}
+    recipe = small(tiny_backbone, *stages, keep="best", lr_find={"steps": 20})
+    swept = find_learning_rate(recipe, out=tmp_path / "sweep", console=QUIET)
+    result = run_baseline(recipe, out=tmp_path / "run", console=QUIET)
+    assert result.suggested_lrs["all"] == swept.suggestions()
+    trains = small(tiny_backbone, stages[0] | {"epochs": 1}, stages[1], keep="best", lr_find={"steps": 20})
+    find_learning_rate(trains, out=tmp_path / "first", console=QUIET)
+    assert not list(tmp_path.glob("[sf]*/model.keras"))
 
 
 def test_the_test_split_is_scored_as_validation_chose(tiny_backbone, tmp_path):
