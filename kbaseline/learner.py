@@ -273,7 +273,7 @@ class Learner:
 
     @on_all_devices
     def fit(self, epochs: int, lr: MaxLR = slice(DEFAULT_LR), *, title: str = "fit") -> History:
-        """Trains at constant rates, with beta_1 = 0.9.
+        """Trains at constant rates. As in fastai, beta_1 stays where the last fit left it; before any it is 0.9.
 
         Args:
             epochs: passes over the training images.

@@ -199,7 +199,8 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
     The idea is from https://arxiv.org/abs/1506.01186; sweep, smoothing and stop criterion are fastai v1's
     (`callbacks/lr_finder.py`), with one exception: the lowest loss is taken only after the first tenth of the steps,
     and a finite loss stops the sweep only when there are enough points to suggest a rate. Otherwise one easy batch at
-    the start could make normal losses look like divergence.
+    the start could make normal losses look like divergence. A loss that falls below zero, such as a cosine similarity,
+    has diverged when it has risen from there by `stop_factor - 1` times the larger of its lowest and its first value.
 
     >>> from kbaseline import LRFinder
     >>> import keras
@@ -313,9 +314,16 @@ class LRFinder(keras.callbacks.Callback):  # type: ignore[misc]
         done, lead_in = len(self._losses), self.schedule.steps // LEAD_IN
         if done > lead_in:
             self._best = min(self._best, smooth)
-        diverged = smooth > self.stop_factor * self._best and done >= lead_in + MIN_POINTS + TAIL
+        diverged = smooth > self._limit() and done >= lead_in + MIN_POINTS + TAIL
         if diverged or not math.isfinite(smooth) or done >= self.schedule.steps:
             self.model.stop_training = True
+
+    def _limit(self) -> float:
+        """The smoothed loss above which the sweep has diverged."""
+        if self._best > 0:
+            return self.stop_factor * self._best
+        # A multiple of a negative loss lies below it.
+        return self._best + (self.stop_factor - 1) * max(-self._best, abs(self._smoothed[0]))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Restores the model again: EarlyStopping, for one, has just set the best weights of the sweep, or will."""

@@ -131,6 +131,20 @@ def test_it_stops_at_four_times_the_best() -> None:
     assert len(sweep(losses, stop_factor=1e6).losses) == 35
 
 
+def test_a_loss_below_zero_diverges_only_when_it_rises() -> None:
+    """Reference: a cosine similarity that falls to -0.9 is swept to the end; one that explodes from there is stopped."""
+    falling = list(np.linspace(0.1, -0.9, 30))
+    assert len(sweep(falling).losses) == 30
+    assert len(sweep(falling + [-0.5] * 5).losses) == 35
+    exploding = falling + [5.0] * 20
+    expected = smooth(exploding)
+    best = min(expected[4:30])
+    assert best < -0.3
+    stop = next(i for i, value in enumerate(expected) if value > best + 3 * max(-best, 0.1))
+    assert 32 < stop < 48
+    assert len(sweep(exploding).losses) == stop + 1
+
+
 def test_an_easy_first_batch_is_no_best_loss() -> None:
     """Losses 0.05, 0.30, 0.33, ... of a nearly trained model: the sweep goes on, though 0.231 is over 4 * 0.05.
 
