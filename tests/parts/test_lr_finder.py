@@ -132,7 +132,7 @@ def test_it_stops_at_four_times_the_best() -> None:
 
 
 def test_a_loss_below_zero_diverges_only_when_it_rises() -> None:
-    """Reference: a cosine similarity that falls to -0.9 is swept to the end; one that explodes from there is stopped."""
+    """Reference: a cosine similarity that falls to -0.9 is swept to the end; one that explodes there is stopped."""
     falling = list(np.linspace(0.1, -0.9, 30))
     assert len(sweep(falling).losses) == 30
     assert len(sweep(falling + [-0.5] * 5).losses) == 35
