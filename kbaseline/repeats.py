@@ -20,7 +20,7 @@ from kbaseline.console.format import interval, percent, plain_table
 from kbaseline.devices.multihost import are_several
 from kbaseline.errors import ConfigError, InputError, one_line
 from kbaseline.metrics import CONFIDENCE, Evaluation, accuracy_interval, evaluate_predictions, final_evaluation
-from kbaseline.runs.record import PROBE, RunResult, read_run
+from kbaseline.runs.record import PROBE, RunResult, read_run, same_images
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.places import check_movable, with_absolute_paths
 
@@ -192,8 +192,7 @@ def _run(
                     soft_wrap=True,
                 )
             _once(_with_fold(final, 0, count), folder.path / "final", console, changes)
-    last = [final_evaluation(_scored(folder.path / name, kind)) for name in names]
-    found = _summary(kind, folder.path, names, last)
+    found = _summary(kind, folder.path, names)
     folder.write_json(_SUMMARY, found.to_dict())
     _show(found, console)
     return found
@@ -247,15 +246,11 @@ def _once(config: Config, folder: Path, console: Console, changes: Mapping[str, 
         run_baseline(config, out=folder, console=console)
 
 
-def _scored(folder: Path, kind: str) -> dict[str, Evaluation]:
-    """The evaluations to count: over seeds of the last split, over folds of the part held out."""
-    run = read_run(folder)
-    return run.evaluations[run.splits[-1] if kind == "seeds" else "valid"]
-
-
-def _summary(
-    kind: Literal["seeds", "folds"], folder: Path, names: Sequence[str], last: Sequence[Evaluation]
-) -> Repeats:
+def _summary(kind: Literal["seeds", "folds"], folder: Path, names: Sequence[str]) -> Repeats:
+    records = [read_run(folder / name) for name in names]
+    # Of seeds the last split counts, of folds the part that was held out.
+    split = records[0].splits[-1] if kind == "seeds" else "valid"
+    last = [final_evaluation(record.evaluations[split]) for record in records]
     accuracies = tuple(one.accuracy for one in last)
     spread = float(np.std(accuracies, ddof=1))
     if kind == "folds":
@@ -266,11 +261,12 @@ def _summary(
         )
         mean, doubt = every.accuracy, every.interval
     else:
-        mean, doubt = float(np.mean(accuracies)), seeds_interval(last)
+        paired = all(same_images(records[0], record, split) for record in records)
+        mean, doubt = float(np.mean(accuracies)), seeds_interval(last, paired=paired)
     return Repeats(kind, folder, tuple(names), accuracies, mean, spread, doubt)
 
 
-def seeds_interval(runs: Sequence[Evaluation]) -> tuple[float, float]:
+def seeds_interval(runs: Sequence[Evaluation], *, paired: bool) -> tuple[float, float]:
     """95 % interval of the mean accuracy over images and seeds: the two variances add.
 
     Where all runs scored the same images, the variance over images is that of the share of runs that are right on each;
@@ -279,11 +275,11 @@ def seeds_interval(runs: Sequence[Evaluation]) -> tuple[float, float]:
 
     Args:
         runs: one evaluation for each seed, at least 2.
+        paired: whether all scored the same images, in the same order.
     """
     accuracies = np.array([run.accuracy for run in runs])
     right = [run.probabilities.argmax(axis=1) == run.labels for run in runs]
-    same = all(np.array_equal(run.labels, runs[0].labels) for run in runs)
-    shares = np.mean(right, axis=0) if same else right[0].astype(float)
+    shares = np.mean(right, axis=0) if paired else right[0].astype(float)
     variance = shares.var(ddof=1) / len(shares) + accuracies.var(ddof=1) / len(runs)
     mean = float(accuracies.mean())
     if not variance:

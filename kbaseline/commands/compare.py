@@ -20,7 +20,7 @@ from kbaseline.console.format import clock, interval, percent, plain_table, rate
 from kbaseline.errors import InputError
 from kbaseline.metrics import compare_paired, final_evaluation
 from kbaseline.render.plots import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, style_axes
-from kbaseline.runs.record import RunRecord
+from kbaseline.runs.record import RunRecord, same_images
 from kbaseline.storage.run_folder import RunFolder
 
 _MOST_PAIRS = 15
@@ -38,7 +38,7 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
             augmentation and of the test split, with the 95 % `interval`, `images` scored, `seconds` and
             `images_per_s`, each None if unknown.
         `differences`: dotted configuration key -> its value in each run, for the keys that differ.
-        `same_images`: whether all runs were scored on images with the same labels in the same order.
+        `same_images`: whether all runs were scored on the same validation images.
         `pairs`: for each two runs that were, at their last step, `first`, `second` (names), `difference` (accuracy of
             the second less that of the first), `only_first`, `only_second` (images that only one gets right), `p_value`
             of McNemar's exact test, and `images_to_settle`, see `PairedComparison`.
@@ -46,12 +46,11 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
     settings = [flattened(run.config.model_dump(mode="json", exclude={"name"})) for run in runs]
     keys = dict.fromkeys(key for values in settings for key in values)
     columns = {key: [values.get(key) for values in settings] for key in keys}
-    first = runs[0].arrays["valid_labels"]
     names = _names(runs)
     return {
         "runs": [_summary(run, name) for run, name in zip(runs, names, strict=True)],
         "differences": {key: values for key, values in columns.items() if any(v != values[0] for v in values)},
-        "same_images": all(np.array_equal(first, run.arrays["valid_labels"]) for run in runs),
+        "same_images": all(same_images(runs[0], run, "valid") for run in runs),
         "pairs": _pairs(runs, names),
     }
 
@@ -128,12 +127,12 @@ def write_plot(path: Path, figure: Figure) -> None:
 
 
 def _pairs(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every two runs whose last step scored images with the same labels, compared image by image."""
-    last = [final_evaluation(run.evaluations[run.splits[-1]]) for run in runs]
+    """Every two runs whose last step scored the same images, compared image by image."""
     pairs = []
-    for (one, a), (other, b) in combinations(zip(names, last, strict=True), 2):
-        if a.class_names == b.class_names and np.array_equal(a.labels, b.labels):
-            found = compare_paired(a, b)
+    for (one, a), (other, b) in combinations(zip(names, runs, strict=True), 2):
+        split = a.splits[-1]
+        if split == b.splits[-1] and a.class_names == b.class_names and same_images(a, b, split):
+            found = compare_paired(*(final_evaluation(run.evaluations[split]) for run in (a, b)))
             pair = {"first": one, "second": other, **asdict(found), "images_to_settle": found.images_to_settle}
             pairs.append(pair)
     return pairs

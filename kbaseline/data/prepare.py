@@ -1,5 +1,6 @@
 """Images of a source, chosen by their labels alone and only then decoded: to train on, or to score a network on."""
 
+import hashlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,17 @@ class Split:
         if self.provenance is not None:
             return self.provenance.digests
         return np.array([pixel_digest(image.tobytes()) for image in self.images], np.uint64)
+
+    @property
+    def identity(self) -> str:
+        """A digest of which images these are, in order: of their names, or of their pixels where they have none.
+
+        Files that are decoded to another size are the same images.
+        """
+        if self.provenance is None:
+            return hashlib.sha256(self.digests.tobytes()).hexdigest()
+        names = "\0".join(self.name(row) for row in range(len(self)))
+        return hashlib.sha256(names.encode()).hexdigest()
 
     def name(self, row: int) -> str:
         """What to call an image: where it came from, or its number."""

@@ -86,7 +86,10 @@ class RunFloor(BaseModel):
 
 
 class DataSummary(BaseModel):
-    """The data of a run: `source`, `class_names`, `images` by split, sizes, and one line per skipped image."""
+    """The data of a run: `source`, `class_names`, `images` by split, sizes, and one line per skipped image.
+
+    `scored` holds `Split.identity` by split, of those that were scored; runs of earlier versions lack it.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -96,6 +99,7 @@ class DataSummary(BaseModel):
     size: int | None = None
     image_size: Annotated[list[Annotated[int, Field(ge=1, le=10**5)]], Field(min_length=2, max_length=2)] | None = None
     skipped: list[str]
+    scored: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -326,6 +330,20 @@ class RunRecord:
     def splits(self) -> tuple[str, ...]:
         """The splits with saved predictions: `valid`, and `test` if the run had one."""
         return tuple(split for split in SPLITS if f"{split}_labels" in self.arrays)
+
+
+def same_images(first: RunRecord, second: RunRecord, split: str) -> bool:
+    """Whether two runs scored the same images of a split, in the same order."""
+    if not all(split in run.splits for run in (first, second)):
+        return False
+    one, other = (run.arrays[f"{split}_labels"] for run in (first, second))
+    if not np.array_equal(one, other):
+        return False
+    digests = [run.result.data.scored.get(split) for run in (first, second)]
+    if None not in digests:
+        return digests[0] == digests[1]
+    # Of an earlier version: a hold-out sorted by class has equal labels, whichever images it has.
+    return first.result.data.source == second.result.data.source and first.result.seed == second.result.seed
 
 
 def fitted_temperatures(by_kind: Mapping[str, Evaluation], data: DataConfig) -> dict[str, float]:

@@ -91,6 +91,7 @@ def build_result(
             size=data.size,
             image_size=list(data.image_size),
             skipped=list(data.skipped),
+            scored={name: data.splits[name].identity for name in evaluations},
         ),
         figures={
             split: {kind: one.to_dict() for kind, one in by_kind.items()} for split, by_kind in evaluations.items()

@@ -1,18 +1,22 @@
 """Comparing finished runs: the figures are the runs', the differences the configurations', the tables readable."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
+from kbaseline import ImageData
 from kbaseline.cli import main
 from kbaseline.commands.compare import comparison, print_comparison
 from kbaseline.config.keys import flattened
+from kbaseline.data import Split
 from kbaseline.errors import InputError
 from kbaseline.metrics import accuracy_interval
-from kbaseline.runs.record import read_run
+from kbaseline.runs.record import read_run, same_images
 
 SMALL = {"model.backbone": "resnet20", "data.size": 32}
 
@@ -46,7 +50,7 @@ def test_only_what_differs_is_listed(finished_run):
     assert found["differences"]["stages.1.epochs"] == [3, 9, 3]
     assert {key.split(".")[0] for key in found["differences"]} == {"seed", "stages", "tta"}
     assert found["differences"]["tta.views"] == [8, 8, None]
-    assert found["same_images"]
+    assert not found["same_images"]  # another seed holds out others
 
 
 def test_tables_fit_80_columns(finished_run):
@@ -120,6 +124,42 @@ def test_pairs_are_compared_image_by_image(finished_run):
     assert pair["p_value"] == pytest.approx(2 * 0.5**20)
     # Connor's formula with z 1.95996 and 0.84162: (1.95996 sqrt(0.2) + 0.84162 sqrt(0.2 - 0.04))² / 0.04 = 36.7.
     assert pair["images_to_settle"] == 37
+
+
+def test_images_with_equal_labels_may_be_others(finished_run):
+    """Golden: what a run says of its images decides; where it says nothing, its source and seed must be the same."""
+    a, b, c = (read_run(finished_run(name, **SMALL, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+
+    def saying(run, digest):
+        data = run.result.data.model_copy(update={"scored": {"valid": digest}})
+        return replace(run, result=run.result.model_copy(update={"data": data}))
+
+    assert same_images(a, b, "valid")
+    assert not same_images(a, b, "test")
+    assert not same_images(a, c, "valid")
+    assert same_images(saying(a, "x"), saying(c, "x"), "valid")
+    apart = [saying(a, "x"), saying(b, "y")]
+    found = comparison(apart)
+    assert (found["same_images"], found["pairs"]) == (False, [])
+
+
+def test_images_are_the_same_at_another_size(tmp_path, rng):
+    """Invariant: which images a split holds depends on the files and their order, not on how they are decoded."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(20):
+            Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / label / f"{number}.png")
+
+    def valid(seed, size):
+        return ImageData.from_source(f"folder:{tmp_path}", size, seed=seed).valid
+
+    one, other, larger = valid(1, 8), valid(2, 8), valid(1, 16)
+    assert one.labels.tolist() == other.labels.tolist()
+    assert one.identity == larger.identity != other.identity
+    assert one.images.shape != larger.images.shape
+    pixels = np.asarray(one.images)
+    arrays = [Split(images, one.labels).identity for images in (pixels, pixels.copy(), pixels[::-1])]
+    assert arrays[0] == arrays[1] != arrays[2]
 
 
 def test_runs_that_do_not_differ_need_no_images(finished_run):

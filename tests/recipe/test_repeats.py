@@ -146,9 +146,19 @@ def test_the_interval_adds_the_doubt_of_seeds_to_that_of_images():
             # What the interval reads of an evaluation; a real one also fits a temperature, 3,200 times.
             of_run = {"accuracy": right.mean(), "probabilities": np.stack([p, 1 - p], 1), "labels": np.zeros(300, int)}
             runs.append(SimpleNamespace(**of_run))
-        low, high = repeats.seeds_interval(runs)
+        low, high = repeats.seeds_interval(runs, paired=True)
         hits += low <= 0.797 <= high
     assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_images_of_other_seeds_are_not_paired(trained, tmp_path, monkeypatch):
+    """Behaviour: a seed holds out images of its own, though with the same labels."""
+    seen = []
+    monkeypatch.setattr(repeats, "seeds_interval", lambda runs, paired: seen.append(paired) or (0.0, 1.0))
+    for name, same in (("other", False), ("same", True)):
+        monkeypatch.setattr(repeats, "same_images", lambda a, b, split, same=same: same and split == "valid")
+        repeats.run_seeds({"data": {"source": "digits"}}, 2, out=tmp_path / name)
+    assert seen == [False, True]
 
 
 def test_a_fold_needs_as_many_images():
