@@ -89,7 +89,7 @@ class DataConfig(Section):
     whatever their class; a hold-out never divides them. `auto`: the same for near-duplicates, as `kbaseline audit`
     finds them; all images of the source are compared first, whatever `limit` says."""
     class_weights: ClassWeights = "none"
-    """Weight of each class in the training loss: `none`; `auto`, inversely proportional to its number of training
+    """Weight of each class in the loss of training and of the linear probe: `none`; `auto`, inversely proportional to its number of training
     images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
     cache_dir: Path | None = None
     """Where decoded photos, features and compiled programs are cached. Default: `$KBASELINE_CACHE`, else
@@ -358,7 +358,8 @@ class Config(Section):
     keep: Literal["last", "best"] = "last"
     """The model of a run: after the `last` stage, or after the one with the `best` validation accuracy, the earlier of
     equals; the linear probe is among them where a stage starts from it. `best` also leaves out test-time augmentation
-    that is worse than plain predictions on validation. With `data.fold` `[0, K]` it is the last: of images that were
+    that is worse than plain predictions on validation. Accuracy counts every image the same, also with
+    `data.class_weights`. With `data.fold` `[0, K]` it is the last: of images that were
     trained on, nothing can be chosen."""
     probe: bool = True
     """Before training, measure what it must beat: a linear probe on the backbone's frozen features, beside the majority

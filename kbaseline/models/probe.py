@@ -59,6 +59,7 @@ def fit_probe(
     seed: int = 42,
     groups: np.ndarray | None = None,
     strength: float | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> Probe:
     """Fits a probe.
 
@@ -69,19 +70,23 @@ def fit_probe(
         seed: fixes the choice of the strength.
         groups: int `(images,)`; images of one group are not separated when the strength is chosen.
         strength: scikit-learn's `C`; None to choose one of `STRENGTHS` on a fifth of the images.
+        class_weights: float `(classes,)`, the weight in the loss for images of each label; None for no weights.
     """
     features = np.asarray(features, np.float32)
     mean, spread = features.mean(axis=0), features.std(axis=0)
     # A feature that never changes, as behind a ReLU, says nothing.
     scale = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0).astype(np.float32)
     standard = (features - mean) * scale
-    chosen = _choose(standard, labels, seed, groups) if strength is None else strength
-    slopes, offsets = _fit(_logistic_regression(chosen), standard, labels, classes)
-    weights = slopes * scale[:, None]
-    return Probe(weights, (offsets - mean @ weights).astype(np.float32), chosen)
+    weights = (np.ones(classes, np.float32) if class_weights is None else class_weights)[labels]
+    chosen = _choose(standard, labels, weights, seed, groups) if strength is None else strength
+    slopes, offsets = _fit(_logistic_regression(chosen), standard, labels, weights, classes)
+    slopes = slopes * scale[:, None]
+    return Probe(slopes, (offsets - mean @ slopes).astype(np.float32), chosen)
 
 
-def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndarray | None) -> float:
+def _choose(
+    standard: np.ndarray, labels: np.ndarray, weights: np.ndarray, seed: int, groups: np.ndarray | None
+) -> float:
     """The strength with the least cross-entropy on a fifth of the images, the stronger of equals."""
     parts = fold_indices(labels, _PARTS, seed, groups)
     if not parts:
@@ -96,9 +101,9 @@ def _choose(standard: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndar
     for strength in STRENGTHS:
         # From the last solution on: a path costs little more than its last point.
         model.set_params(C=strength)
-        probe = Probe(*_fit(model, standard[kept], labels[kept], classes), strength)
+        probe = Probe(*_fit(model, standard[kept], labels[kept], weights[kept], classes), strength)
         right = probe.probabilities(standard[held])[np.arange(len(held)), labels[held]]
-        losses.append(-np.log(right.clip(1e-12)).mean())
+        losses.append(np.average(-np.log(right.clip(1e-12)), weights=weights[held]))
         if len(losses) > 1 and losses[-1] > losses[-2]:
             break  # The loss is convex in the logarithm of the strength, but for noise.
     return STRENGTHS[int(np.argmin(losses))]
@@ -110,20 +115,22 @@ def _logistic_regression(strength: float = 1.0) -> Any:
     return LogisticRegression(C=strength, max_iter=200, tol=1e-3, warm_start=True)
 
 
-def _fit(model: Any, standard: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    model: Any, standard: np.ndarray, labels: np.ndarray, weights: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights and bias by L-BFGS, float32 `(features, classes)` and `(classes,)`."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         # Enough steps for an accuracy; the last digits of the weights are not needed.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(standard, labels)
-    weights = np.zeros((standard.shape[1], classes), np.float32)
+        model.fit(standard, labels, weights)
+    found = np.zeros((standard.shape[1], classes), np.float32)
     bias = np.full(classes, -np.inf, np.float32)
     if len(model.classes_) == 2:
         # scikit-learn keeps the second class's logit alone.
         slopes, offsets = np.vstack([-model.coef_, model.coef_]) / 2, np.append(-model.intercept_, model.intercept_) / 2
     else:
         slopes, offsets = model.coef_, model.intercept_
-    weights[:, model.classes_], bias[model.classes_] = slopes.T, offsets
-    return weights, bias
+    found[:, model.classes_], bias[model.classes_] = slopes.T, offsets
+    return found, bias

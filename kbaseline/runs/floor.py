@@ -10,6 +10,7 @@ from kbaseline.config.schema import Config
 from kbaseline.console.format import clock, percent
 from kbaseline.data import ImageData, Split
 from kbaseline.data.cache import Decoded
+from kbaseline.data.class_weights import class_weights
 from kbaseline.data.splits import stratified_sample
 from kbaseline.devices.predict import prediction_batch_size
 from kbaseline.devices.xla import with_precision
@@ -66,7 +67,14 @@ def measure_floor(data: ImageData, config: Config, console: Console | None) -> M
             raise
         return Measured(RunFloor(majority=majority, note=f"no linear probe: {error}"))
     train, valid = parts["train"], parts["valid"]
-    probe = fit_probe(found["train"], train.labels, data.num_classes, seed=config.seed, groups=train.groups)
+    probe = fit_probe(
+        found["train"],
+        train.labels,
+        data.num_classes,
+        seed=config.seed,
+        groups=train.groups,
+        class_weights=class_weights(config.data.class_weights, train.labels, data.class_names),
+    )
     probabilities = probe.probabilities(found["valid"])
     own = probabilities[np.arange(len(valid)), valid.labels]
     floor = RunFloor(

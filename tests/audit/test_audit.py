@@ -223,6 +223,12 @@ def test_probe_equals_logistic_regression():
             probe.probabilities(x)[:, :classes], peer.predict_proba(scaler.transform(x)), atol=5e-3
         )
         assert (probe.probabilities(x)[:, classes] == 0).all()
+        weights = np.linspace(0.2, 3, classes + 1)
+        weighted = fit_probe(x, y, classes + 1, strength=0.1, class_weights=weights)
+        peer = LogisticRegression(C=0.1, tol=1e-8, max_iter=1000, class_weight=dict(enumerate(weights)))
+        expected = peer.fit(scaler.transform(x), y).predict_proba(scaler.transform(x))
+        np.testing.assert_allclose(weighted.probabilities(x)[:, :classes], expected, atol=5e-3)
+        assert np.abs(weighted.probabilities(x) - probe.probabilities(x)).max() > 0.1
     assert isinstance(probe, Probe)
 
 

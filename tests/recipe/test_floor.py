@@ -241,6 +241,17 @@ def test_the_floor_is_scikit_learns(clouds):
     )
 
 
+def test_the_floor_weighs_classes_as_training_does(clouds):
+    """Invariant: with `data.class_weights` the probe answers the class that weighs more, more often."""
+    data, _ = clouds
+
+    def answers(weights) -> int:
+        found = measure_floor(data, load_config({"data": {"class_weights": weights}}), QUIET)
+        return int((found.probe.logits(found.features["valid"]).argmax(axis=1) == 2).sum())
+
+    assert answers({data.class_names[2]: 1e4}) > answers("auto") >= answers("none") > 0
+
+
 def test_of_many_images_a_stated_part(clouds, monkeypatch):
     """More images than the cap: a stratified part that the line states; where a stage starts from the probe, all."""
     data, asked = clouds
