@@ -33,8 +33,8 @@ from kbaseline.doubt import IMAGES, Doubt, fit_doubt
 from kbaseline.errors import InputError
 from kbaseline.lr_finder import LRCurve, LRFinder
 from kbaseline.metrics import Evaluation, evaluate_predictions
-from kbaseline.models.backbones import leaves, load_backbone
-from kbaseline.models.classifier import build_classifier, classifier_groups, freeze, group_rows, unfreeze
+from kbaseline.models.backbones import load_backbone
+from kbaseline.models.classifier import build_classifier, freeze, group_rows, grouped_layers, unfreeze
 from kbaseline.models.zoo import BackboneName
 from kbaseline.optimizer import LayerwiseAdamW, clone_optimizer, layer_group_lrs
 from kbaseline.render.notebook import Gallery, Table, fragment, paragraphs
@@ -327,9 +327,10 @@ class Learner:
 
     def _make_optimizer(self, rates: list[float], learning_rate: Any, beta_1: Any) -> LayerwiseAdamW:
         """An optimizer with these rates and momentum, continuing the state of the last one if there is one."""
-        trainable = {layer.name for layer in leaves(self.model) if layer.trainable_variables}
-        groups = [(g, r) for g, r in zip(classifier_groups(self.model), rates, strict=True) if trainable & set(g)]
-        names, multipliers = [list(g) for g, _ in groups], [rate / rates[-1] for _, rate in groups]
+        groups = zip(grouped_layers(self.model), rates, strict=True)
+        trained = [(group, rate) for group, rate in groups if any(layer.trainable_variables for layer in group)]
+        names = [[layer.name for layer in group] for group, _ in trained]
+        multipliers = [rate / rates[-1] for _, rate in trained]
         if self._optimizer is not None:
             changes = {"learning_rate": learning_rate, "multipliers": multipliers, "beta_1": beta_1}
             continued: LayerwiseAdamW = clone_optimizer(self._optimizer, self.model.trainable_variables, **changes)

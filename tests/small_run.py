@@ -31,6 +31,26 @@ def save_tiny_backbone(path: Path) -> str:
     return str(path)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Scaled(keras.Layer):
+    """A convolution and BatchNorm, and a weight of the block's own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.conv, self.norm = keras.layers.Conv2D(4, 3, padding="same"), keras.layers.BatchNormalization()
+
+    def build(self, shape: Any) -> None:
+        self.conv.build(shape)
+        self.norm.build((*shape[:3], 4))
+        self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.scale * self.norm(self.conv(x), training=training)
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (*shape[:3], 4)
+
+
 def save_quickstart(folder: Path, backbone: str) -> None:
     """Writes a file `quickstart`, which comes before the bundled configuration of that name: the same in seconds."""
     small = {"model.backbone": backbone, "model.weights": "auto", "model.hidden": 8, "data.size": 16}

@@ -89,8 +89,8 @@ class DataConfig(Section):
     whatever their class; a hold-out never divides them. `auto`: the same for near-duplicates, as `kbaseline audit`
     finds them; all images of the source are compared first, whatever `limit` says."""
     class_weights: ClassWeights = "none"
-    """Weight of each class in the loss of training and of the linear probe: `none`; `auto`, inversely proportional to its number of training
-    images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
+    """Weight of each class in the loss, of the linear probe too: `none`; `auto`, inversely proportional to its number
+    of training images, so that every class counts the same; or `{NAME: weight}`, where classes not named weigh 1."""
     cache_dir: Path | None = None
     """Where decoded photos, features and compiled programs are cached. Default: `$KBASELINE_CACHE`, else
     `~/.cache/kbaseline`."""

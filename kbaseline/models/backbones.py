@@ -134,16 +134,28 @@ def _whole_weights() -> Iterator[None]:
         yield
 
 
-def layer_groups(backbone: keras.Model) -> tuple[list[str], list[str]]:
-    """Names of a backbone's layers with weights, in an early and a late group.
+def layer_groups(backbone: keras.Model) -> tuple[list[keras.layers.Layer], list[keras.layers.Layer]]:
+    """A backbone's `parts`, in an early and a late group.
 
     Networks with stages named `conv1` ... `conv5` (every ResNet) are split before `conv4`, fastai's layer3. All other
-    networks are split at half the number of their layers with weights, in topological order.
+    networks are split at half the number of their parts, in topological order.
     """
-    names = [layer.name for layer in leaves(backbone) if layer.weights]
-    halfway = len(names) // 2
-    cut = next((index for index, name in enumerate(names) if name.startswith("conv4_")), halfway)
-    return names[:cut], names[cut:]
+    found = parts(backbone)
+    cut = next((index for index, part in enumerate(found) if part.name.startswith("conv4_")), len(found) // 2)
+    return found[:cut], found[cut:]
+
+
+def parts(model: keras.Model) -> list[keras.layers.Layer]:
+    """Layers with different names that hold all weights of a model among them, in topological order.
+
+    These are the leaves, unless two have one name, as in equal blocks, or a block has weights beside those of its
+    layers: then the layers of the model itself.
+    """
+    found = [layer for layer in leaves(model) if layer.weights]
+    alike = len({layer.name for layer in found}) < len(found)
+    if alike or len({id(weight) for layer in found for weight in layer.weights}) < len(model.weights):
+        return [layer for layer in model.layers if layer.weights]
+    return found
 
 
 def leaves(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -211,6 +211,9 @@ def freeze(model: keras.Model, train_bn: bool = True) -> None:
     body.trainable = True
     for layer in leaves(body):
         layer.trainable = train_bn and isinstance(layer, layers.BatchNormalization)
+    norms = {id(variable) for layer in leaves(body) for variable in layer.trainable_variables}
+    for variable in body.trainable_variables:  # A block's own; the block stays trainable for its BatchNorm.
+        variable.trainable = id(variable) in norms
 
 
 def unfreeze(model: keras.Model, train_bn: bool = True) -> None:
@@ -228,15 +231,19 @@ def unfreeze(model: keras.Model, train_bn: bool = True) -> None:
 
 
 def classifier_groups(model: keras.Model) -> list[list[str]]:
-    """Layer names of the three groups with their own learning rates: early backbone, late backbone, head.
+    """Names of the layers in `grouped_layers`, as `LayerwiseAdamW` takes them."""
+    return [[layer.name for layer in group] for group in grouped_layers(model)]
+
+
+def grouped_layers(model: keras.Model) -> list[list[layers.Layer]]:
+    """Layers of the three groups with their own learning rates: early backbone, late backbone, head.
 
     Args:
         model: a classifier from `build_classifier`, or loaded from a file.
     """
     body = model.get_layer(BACKBONE)
     early, late = layer_groups(body)
-    head = [layer.name for layer in model.layers if layer.trainable_variables and layer is not body]
-    return [early, late, head]
+    return [early, late, [layer for layer in model.layers if layer.trainable_variables and layer is not body]]
 
 
 def group_rows(model: keras.Model) -> Table:
@@ -245,13 +252,9 @@ def group_rows(model: keras.Model) -> Table:
     Args:
         model: a classifier from `build_classifier`, or loaded from a file.
     """
-    by_name = {layer.name: layer for layer in leaves(model)}
     rows = Table()
-    for name, members in zip(("early backbone", "late backbone", "head"), classifier_groups(model), strict=True):
-        layers_of_group = [by_name[member] for member in members if by_name[member].variables]
-        trainable = sum(math.prod(v.shape) for layer in layers_of_group for v in layer.trainable_variables)
-        parameters = sum(layer.count_params() for layer in layers_of_group)
-        rows.append(
-            {"group": name, "layers": len(layers_of_group), "parameters": parameters, "trainable": int(trainable)}
-        )
+    for name, members in zip(("early backbone", "late backbone", "head"), grouped_layers(model), strict=True):
+        trainable = sum(math.prod(v.shape) for layer in members for v in layer.trainable_variables)
+        parameters = sum(layer.count_params() for layer in members)
+        rows.append({"group": name, "layers": len(members), "parameters": parameters, "trainable": int(trainable)})
     return rows

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small_run import Scaled
 
 from kbaseline.errors import DownloadError, ModelError
 from kbaseline.models import backbones
@@ -58,9 +59,13 @@ def test_resnet20_golden() -> None:
     assert model.compute_output_shape((None, 32, 32, 3)) == (None, 8, 8, 64)
 
 
+def group_names(model: keras.Model) -> list[list[str]]:
+    return [[layer.name for layer in group] for group in layer_groups(model)]
+
+
 def test_groups_of_a_resnet_are_cut_before_conv4() -> None:
     """Golden: resnet20's early group ends with its third stage."""
-    early, late = layer_groups(resnet20())
+    early, late = group_names(resnet20())
     assert early[0] == "conv1_conv"
     assert early[-1].startswith("conv3_")
     assert {name.split("_")[0] for name in late} == {"conv4"}
@@ -71,7 +76,18 @@ def test_groups_of_another_network_are_its_halves(tmp_path: Path) -> None:
     """Golden: four layers with weights are split into two and two, in order."""
     model, preprocessing = load_backbone(str(tiny(tmp_path / "b.keras")), size=16)
     assert preprocessing is None
-    assert layer_groups(model) == (["c1", "n1"], ["c2", "c3"])
+    assert group_names(model) == [["c1", "n1"], ["c2", "c3"]]
+
+
+def test_groups_of_blocks_with_equal_names_are_blocks() -> None:
+    """Golden: where two layers have one name, or a block has weights of its own, its blocks are divided, not layers."""
+    image = x = keras.Input((None, None, 3))
+    for number in range(4):
+        inner = [layers.Conv2D(4, 3, name="conv"), layers.BatchNormalization(name="norm")]
+        x = keras.Sequential(inner, name=f"block{number}")(x)
+    assert group_names(keras.Model(image, x)) == [["block0", "block1"], ["block2", "block3"]]
+    scaled = keras.Sequential([keras.Input((8, 8, 3)), Scaled(name="scaled0"), Scaled(name="scaled1")])
+    assert group_names(scaled) == [["scaled0"], ["scaled1"]]
 
 
 def test_a_saved_backbone_keeps_its_weights_by_default(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from small_run import Scaled
 
 from kbaseline.errors import ModelError
 from kbaseline.models.classifier import (
@@ -18,6 +19,7 @@ from kbaseline.models.classifier import (
     build_extractor,
     classifier_groups,
     freeze,
+    group_rows,
     set_linear_head,
     soften_logits,
     unfreeze,
@@ -215,6 +217,26 @@ def test_unfrozen_without_batchnorm(small: keras.Model, photos: tuple[np.ndarray
     assert {last_part(path) for path in body & moved} == {"kernel", "bias"}
     assert {last_part(path) for path in body - moved} == NORM_PARTS
     assert "head_bn1/moving_mean" in moved
+
+
+def test_blocks_of_ones_own_are_frozen_and_trained(photos: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """Invariant: equal blocks, and blocks with weights of their own, are frozen but for BatchNorm, and all train."""
+    image = x = keras.Input((None, None, 3))
+    for number in range(2):
+        x = keras.Sequential([Scaled(name="scaled")], name=f"block{number}")(x)
+    keras.Model(image, x).save(tmp_path / "own.keras")
+    model = build_classifier(5, 16, str(tmp_path / "own.keras"), hidden=8)
+    body = model.get_layer("backbone")
+    for prepare, expected in ((freeze, 2 * 2), (unfreeze, 2 * 5)):
+        prepare(model)
+        assert len(body.trainable_variables) == expected
+        early, late, _ = (row["trainable"] for row in group_rows(model))
+        assert early + late == size(body.trainable_variables) > early > 0
+        model.compile(LayerwiseAdamW(1e-2, classifier_groups(model), [1, 1, 1]), LOSS)
+        before = [np.array(variable) for variable in body.variables]
+        model.fit(*photos, batch_size=6, verbose=0)
+        still = [v for v, old in zip(body.variables, before, strict=True) if (np.array(v) == old).all()]
+        assert len(still) == (2 * 3 if prepare is freeze else 0)
 
 
 def test_a_linear_head_is_the_probe(rng: np.random.Generator, tiny_backbone: str) -> None:
