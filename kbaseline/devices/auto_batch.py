@@ -56,7 +56,8 @@ def resolve_batch_size(
     """
     if config.data.batch_size != "auto":
         return _filled(config, config.data.batch_size, len(data.train) // devices * devices, console)
-    most = power_of_two(min(MOST, len(data.train) // STEPS))
+    # BatchNorm's statistics of a single image say nothing of others.
+    most = power_of_two(min(MOST, max(2, len(data.train) // STEPS), len(data.train)))
     if _devices()[0].platform == "cpu":
         size, why = min(ON_CPU, most), "chosen for a CPU"
     else:

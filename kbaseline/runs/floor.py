@@ -111,7 +111,7 @@ def below_floor(result: RunResult) -> str:
         return ""
     remedy = ""
     if name == PROBE and result.kept is None:
-        remedy = "; `keep: best` with a first stage of `init: probe` would have kept the probe"
+        remedy = "; `keep: best` with a linear head and a first stage of `init: probe` would have kept the probe"
     return f"below its floor: {percent(accuracy)} on validation, the {name} has {percent(floor)}{remedy}"
 
 

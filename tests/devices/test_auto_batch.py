@@ -45,6 +45,14 @@ def test_devices_share_the_batch_that_is_left() -> None:
         assert found.data.batch_size == size
 
 
+def test_two_images_at_least() -> None:
+    """Golden: `auto` leaves eight steps an epoch, but two images a batch, for the sake of BatchNorm."""
+    wanted = load_config(None, {"data.batch_size": "auto"})
+    for images, size in ((1, 1), (2, 2), (12, 2), (31, 2), (32, 4)):
+        few = SimpleNamespace(train=range(images))
+        assert batch_size.resolve_batch_size(wanted, None, few, Console(quiet=True)).data.batch_size == size
+
+
 def test_powers_of_two() -> None:
     """Golden: rounded down; 1 at least."""
     assert [power_of_two(n) for n in (0, 1, 2, 3, 64, 100, 1023, 1024)] == [1, 1, 2, 2, 64, 64, 512, 1024]
