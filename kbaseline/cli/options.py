@@ -1,7 +1,9 @@
 """Options shared by several commands, and the configuration they select."""
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,22 @@ def resolve(
     return load_config(config, changes)
 
 
+@contextmanager
+def _left_out(*libraries: str) -> Iterator[None]:
+    """Keras imports these if it finds them, for parts of it that no command uses; that is half of its own import.
+
+    Later imports find them again, and those that were imported before stay.
+    """
+    hidden = [name for name in libraries if name not in sys.modules]
+    # `import` raises ModuleNotFoundError for None: https://docs.python.org/3/reference/import.html#the-module-cache.
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def start_keras() -> None:
     """Imports Keras on JAX, with the precision and channel order of a run: this process is ours, whatever the user set.
 
@@ -58,7 +76,8 @@ def start_keras() -> None:
     from kbaseline.models.zoo import keras_home
 
     try:
-        import keras
+        with _left_out("matplotlib", "pandas", "sklearn"):
+            import keras
     except (ValueError, AttributeError, OSError) as error:
         if not (file := keras_home() / "keras.json").exists():
             raise

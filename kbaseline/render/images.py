@@ -3,12 +3,13 @@
 import base64
 import io
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMALL = 64
 """Images up to this many pixels are shown unsmoothed."""
@@ -50,6 +51,9 @@ def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
         image: uint8 `(height, width, 3)`.
         heat: float `(rows, columns)`, 0 to 1, covering the whole image.
     """
+    # A prediction without a heat map need not wait for it.
+    import matplotlib
+
     base = _fitted(image)
     # An integer factor without smoothing keeps the pixels sharp.
     factor = max(1, -(-_HEAT // max(base.size)))
@@ -63,18 +67,20 @@ def heat_picture(image: np.ndarray, heat: np.ndarray) -> str:
     return _jpeg(Image.fromarray(np.rint(grey * (1 - opaque) + colours * opaque).astype(np.uint8)))
 
 
-def chart(figure: Figure) -> str:
+def chart(figure: "Figure") -> str:
     """A figure as `svg` gives it; empties the figure to free its memory."""
     made = svg(figure)
     figure.clear()
     return made
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: "Figure") -> str:
     """A figure as a data URI of SVG on a transparent ground; a dark page inverts it (`report.css`, `notebook.css`).
 
     The letters stay text, in the reader's own font, so that a class name in any script is shown.
     """
+    import matplotlib
+
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": "kbaseline", "font.family": "sans-serif"}
     file = io.BytesIO()
     with matplotlib.rc_context(options), warnings.catch_warnings():

@@ -46,6 +46,23 @@ def test_the_command_line_has_its_own_precision(tmp_path: Path) -> None:
     assert done.stdout.split() == ["jax", "float32", "channels_last"], done.stderr
 
 
+def test_the_command_line_starts_keras_without_what_no_command_uses() -> None:
+    """Invariant: Keras does not import scikit-learn, pandas and Matplotlib there; code that wants them finds them."""
+    libraries = "'sklearn', 'pandas', 'matplotlib'"
+    code = f"""
+import sys
+import {{first}}
+from kbaseline.cli.options import start_keras
+start_keras()
+import kbaseline.commands.predict
+print([name for name in ({libraries}) if name in sys.modules])
+import sklearn.linear_model, matplotlib.pyplot
+"""
+    for first, found in (("numpy", []), ("matplotlib", ["matplotlib"])):
+        done = python("-c", code.format(first=first))
+        assert (done.returncode, done.stdout) == (0, f"{found}\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
