@@ -8,7 +8,7 @@ import numpy as np
 from kbaseline.config.schema import DataConfig
 from kbaseline.data.decode import BadImageError, decode, quiet
 from kbaseline.data.sources.listing import Listing
-from kbaseline.data.splits import choose, number_images
+from kbaseline.data.splits import DEFAULT_VALID_FRACTION, choose, number_images
 from kbaseline.errors import DataError, listed
 
 
@@ -58,7 +58,8 @@ def draw(listing: Listing, usable: np.ndarray, config: DataConfig, seed: int) ->
         raise DataError(f"source {config.source!r}: training needs at least two classes; got {names or 'none'}.")
     for name, part in found.items():
         if not len(part):
-            raise DataError(f"source {config.source!r}: {name} is empty; give each class two images or more.")
+            whole = "images" if listing.groups is None else "groups of images"
+            raise DataError(f"source {config.source!r}: {name} is empty; give each class two {whole} or more.")
     return found
 
 
@@ -108,6 +109,18 @@ def missing_classes(split: str, labels: np.ndarray, names: Sequence[str], wanted
     """A line on the classes that a split lacks, or none."""
     lacking = np.setdiff1d(wanted, labels)
     return [f"{split}: has no image of {listed(names[label] for label in lacking)}"] if len(lacking) else []
+
+
+def uneven_hold_out(listing: Listing, chosen: Mapping[str, np.ndarray], config: DataConfig) -> list[str]:
+    """A line where whole groups make the hold-out less than half or more than twice what was asked for, or none."""
+    by_source = config.valid_fraction is None and len(listing.labels) > 1
+    if listing.groups is None or by_source or config.fold is not None or config.limit or config.limit_valid:
+        return []
+    asked = config.valid_fraction or DEFAULT_VALID_FRACTION
+    share = len(chosen["valid"]) / (len(chosen["valid"]) + len(chosen["train"]))
+    if asked / 2 <= share <= 2 * asked:
+        return []
+    return [f"groups: {100 * share:.0f} % of train are held out, not {100 * asked:g} %; no group is divided"]
 
 
 def divided_groups(listing: Listing, chosen: Mapping[str, np.ndarray]) -> list[str]:

@@ -22,6 +22,7 @@ from kbaseline.data.draw import (
     lost_by_chance,
     missing_classes,
     of_trained_classes,
+    uneven_hold_out,
     unreadable_splits,
 )
 from kbaseline.data.fit import fit_batch
@@ -174,10 +175,12 @@ def prepare(
         if splits and not lost_by_chance(listing, chosen, usable):
             break
     if config.limit is None and config.limit_valid is None:
+        every = np.concatenate([split.labels for split in splits.values()])
         for name, split in splits.items():
-            notes += missing_classes(name, split.labels, listing.class_names, splits["train"].labels)
+            notes += missing_classes(name, split.labels, listing.class_names, every)
     if config.holds_out:
         notes += divided_groups(listing, chosen)
+        notes += uneven_hold_out(listing, chosen, config)
     return splits, listing.class_names, (*notes, *listing.skipped, *skipped.values())
 
 

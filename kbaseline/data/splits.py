@@ -73,7 +73,7 @@ def stratified_split(
     """Holds out `fraction` of every class.
 
     A class of one image stays in train; every other class keeps at least one image on each side. With groups the shares
-    are met as far as whole groups allow, and a class of one group stays on one side.
+    are met as far as whole groups allow, and a class of one group stays in train.
 
     Args:
         labels: int `(number,)`.
@@ -150,12 +150,27 @@ def _fold(
 
 
 def _grouped_split(labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of stratified folds of groups, one of those that come nearest to the fraction."""
-    parts = fold_indices(labels, max(2, round(1 / min(fraction, 1 - fraction))), seed, groups)
+    """Of stratified folds of groups, one that leaves train most classes, and of these the nearest to the fraction.
+
+    A group that is the only one of a class stays in train.
+    """
+    every = np.arange(len(labels))
+    label, group = np.unique(np.stack([labels, groups]), axis=1)
+    only = group[np.isin(label, np.flatnonzero(np.bincount(label) == 1))]
+    free = np.flatnonzero(~np.isin(groups, only))
+    if len(free) < 2:
+        return every, every[:0]
+    wanted = fraction * len(labels)
+    share = min(wanted / len(free), 1 - 1 / len(free))
+    parts = fold_indices(labels[free], max(2, round(1 / min(share, 1 - share))), seed, groups[free])
     if not parts:
-        return np.arange(len(labels)), np.arange(0)
-    kept, held = parts[0]
-    return (kept, held) if fraction <= 0.5 else (held, kept)
+        return every, every[:0]
+
+    def lost_and_off(held: np.ndarray) -> tuple[int, float]:
+        return len(np.setdiff1d(labels, np.delete(labels, held))), abs(len(held) - wanted)
+
+    held = min((free[held if share <= 0.5 else kept] for kept, held in parts), key=lost_and_off)
+    return np.delete(every, held), held
 
 
 def stratified_sample(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

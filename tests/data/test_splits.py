@@ -1,6 +1,7 @@
 """Which images train, validate and test: chosen on labels alone, and the same for a seed for ever."""
 
 import hashlib
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kbaseline.config.schema import DataConfig
 from kbaseline.data.image_data import ImageData, load_source
 from kbaseline.data.prepare import prepare
 from kbaseline.data.sources.listing import Listing
-from kbaseline.data.splits import choose, number_images
+from kbaseline.data.splits import choose, number_images, stratified_split
 from kbaseline.errors import DataError
 
 LABELS = {
@@ -148,6 +149,42 @@ def test_a_hold_out_divides_no_group():
         assert sorted([*kept, *held]) == list(range(300))
         np.testing.assert_allclose(np.bincount(labels[held]) / 100, fraction, atol=0.08)
     assert len(choose({"train": labels}, 7, groups=np.zeros(300, int))["valid"]) == 0
+
+
+def test_a_class_of_one_group_is_trained_on():
+    """Invariant: over a hundred sets of groups, no class is held out whole while another split would keep it."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        owners = np.repeat(np.arange(5), [1, *rng.integers(4, 12, 4)])
+        groups = np.repeat(np.arange(len(owners)), rng.integers(3, 20, len(owners)))
+        kept, held = stratified_split(owners[groups], 0.2, seed, groups)
+        assert set(owners[groups][kept]) == set(range(5))
+        assert 0 not in owners[groups][held]
+        assert 0.05 < len(held) / len(groups) < 0.35
+
+
+def test_a_large_group_is_not_held_out_for_a_small_share():
+    """Golden: of folds of 110 or 74 images and of ten, one of ten is nearer to the twenty that were asked for."""
+    for size in (100, 60):
+        groups = np.where(np.arange(200) < size, 1000, np.arange(200))
+        for seed in range(6):
+            _, held = stratified_split(np.arange(200) % 2, 0.1, seed, groups)
+            assert 10 <= len(held) <= 20
+
+
+def test_what_groups_do_to_a_hold_out_is_said(tmp_path):
+    """Golden: a class without training images, a share far from the one asked for, and groups that leave nothing."""
+    images = numbered(60)
+    labels = np.repeat([0, 1, 2], 20).astype(np.int32)
+    listing = Listing(images, {"train": labels}, tuple("abc"), "sixty", groups=np.arange(60) // 10)
+    config = DataConfig(source="x", valid_fraction=0.05, cache_dir=tmp_path)
+    *_, notes = prepare(listing, config, 0, None)
+    assert "groups: 17 % of train are held out, not 5 %; no group is divided" in notes
+    folds = DataConfig(source="x", fold=(1, 3), cache_dir=tmp_path)
+    *_, notes = prepare(replace(listing, groups=np.repeat([0, 1, 2], 20)), folds, 0, None)
+    assert any(note.startswith("train: has no image of '") for note in notes)
+    with pytest.raises(DataError, match="valid is empty; give each class two groups of images or more"):
+        prepare(replace(listing, groups=np.repeat([0, 1, 2], 20)), config, 0, None)
 
 
 @pytest.fixture
