@@ -6,6 +6,7 @@ import http.server
 import inspect
 import io
 import socket
+import struct
 import sys
 import tarfile
 import threading
@@ -386,6 +387,22 @@ def test_any_other_set_of_any_sizes():
     assert "tensorflow" not in sys.modules
 
 
+def test_a_damaged_file_is_named_and_forgotten_once_it_is_whole(tmp_path):
+    """Invariant: a file cut short, missing or overwritten is one line with a remedy; put right, the set loads."""
+    values = [{"image": Image.effect_noise((64, 64), 80), "label": number % 2} for number in range(60)]
+    made_up("HalfCopied", GREY, {"train": values})
+    assert len(load("tfds:half_copied").train) == 48
+    (file,) = (tmp_path / "data").rglob("*train.array_record*")
+    content = file.read_bytes()
+    for damaged in (content[: len(content) // 2], b"no record", None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"tfds:half_copied train.*cannot be read \(.*prepare it again\.") as caught:
+            load("tfds:half_copied")
+        assert "\n" not in str(caught.value)
+    file.write_bytes(content)
+    assert len(load("tfds:half_copied").train) == 48
+
+
 def test_a_split_of_a_set_is_scored_alone(monkeypatch):
     """As a set to score on, a split keeps all its images, and only they are decoded; classes go by name."""
     examples = {
@@ -470,3 +487,7 @@ def test_tfrecord_files_are_read_without_tensorflow(tmp_path):
     (tmp_path / "b").write_bytes(b"".join(framed[:2]))
     records = TFRecords([(str(tmp_path / "a"), 0, 3), (str(tmp_path / "b"), 1, 1)])
     assert [records[number] for number in range(len(records))] == [*contents, b""]
+    for cut in (10, 5020):
+        (tmp_path / "a").write_bytes(b"".join(framed)[:cut])
+        with pytest.raises((ValueError, struct.error)):
+            TFRecords([(str(tmp_path / "a"), 0, 3)])

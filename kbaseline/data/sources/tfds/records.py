@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from kbaseline.console.bars import Bar
-from kbaseline.errors import DataError, RunError
+from kbaseline.errors import DataError, RunError, one_line
 from kbaseline.storage.cache_folder import whole_file
 from kbaseline.storage.npz import DamagedError, read_array
 
@@ -38,6 +38,8 @@ class TFRecords:
             places, position = [], 0
             while position < len(content):
                 (length,) = struct.unpack_from("<Q", content, position)
+                if position + length + 16 > len(content):
+                    raise ValueError(f"{path} ends within a record")
                 places.append((content, position + 12, length))
                 position += length + 16
             self._places += places[skip : skip + take]
@@ -55,19 +57,25 @@ def split_records(builder: Any, split: str) -> Any:
 
     Raises:
         DataError: the dataset was prepared in a format that kbaseline cannot read.
+        RunError: a file is missing or damaged.
     """
     from tensorflow_datasets.core.decode import DeserializeMethod
 
     kind = builder.info.file_format.value if builder.info.file_format else "unknown"
-    if kind == "array_record":
-        return builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
-    if kind == "tfrecord":
-        parts = builder.info.splits[split].file_instructions
-        return TFRecords([(os.fspath(part.filename), part.skip, part.take) for part in parts])
-    raise DataError(
-        f"tfds:{builder.name}: the copy in {builder.data_dir!r} is in the format {kind}; kbaseline reads array_record "
-        "and tfrecord. Delete that copy, or set data.data_dir to another folder."
-    )
+    if kind not in ("array_record", "tfrecord"):
+        raise DataError(
+            f"tfds:{builder.name}: the copy in {builder.data_dir!r} is in the format {kind}; kbaseline reads "
+            "array_record and tfrecord. Delete that copy, or set data.data_dir to another folder."
+        )
+    try:
+        if kind == "tfrecord":
+            parts = builder.info.splits[split].file_instructions
+            return TFRecords([(os.fspath(part.filename), part.skip, part.take) for part in parts])
+        found = builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES)
+        len(found)  # opens the files
+    except _DAMAGES as error:
+        raise _damaged(f"tfds:{builder.name} {split}", one_line(error)) from None
+    return found
 
 
 class Records:
@@ -94,14 +102,9 @@ class Records:
     def open(self, index: int) -> BinaryIO:
         """The encoded image."""
         split, number = self._place(index)
-        try:
-            with self._lock:
-                record = self._records[split][number]
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
-            raise RunError(
-                f"{self.name(index)}: cannot be read ({error}); delete the dataset and prepare it again."
-            ) from error
-        values = example_features(record)[self._image_key].bytes_list.value
+        with self._lock:
+            features = example_features(self._records[split], number, self.name(index))
+        values = features[self._image_key].bytes_list.value
         return io.BytesIO(values[0] if values else b"")
 
     def fingerprint(self, index: int) -> str:
@@ -114,18 +117,47 @@ class Records:
         return split, index - (self._ends[split - 1] if split else 0)
 
 
-def example_features(record: bytes) -> Any:
-    """The features of a serialised `tf.train.Example`, by name."""
+def example_features(records: Any, number: int, name: str) -> Any:
+    """The features of a serialised `tf.train.Example`, by name of the feature.
+
+    Raises:
+        RunError: the record, which the error calls `name`, is damaged.
+    """
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
-    return tf_example_pb2.Example.FromString(record).features.feature
+    try:
+        record = records[number]
+        if not record:  # what array_record gives beyond the end of a file cut short
+            raise ValueError("the record is empty")
+        return tf_example_pb2.Example.FromString(record).features.feature
+    except (*_DAMAGES, DecodeError) as error:
+        raise _damaged(name, one_line(error)) from None
 
 
-def read_labels(records: Any, label_key: str, bar: Bar) -> np.ndarray:
-    """The label of every example, int64 `(number,)`; -1 for an example without a label."""
+_DAMAGES = (OSError, RuntimeError, ValueError, IndexError, struct.error)
+"""What readers of array_record and TFRecord files raise for one that is missing, cut short or overwritten."""
+
+
+def _damaged(name: str, reason: str) -> RunError:
+    return RunError(f"{name}: cannot be read ({reason}); delete the dataset and prepare it again.")
+
+
+def files_stamp(folder: Path) -> str:
+    """A string that changes when a file of a prepared dataset changes, found without reading it."""
+    states = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+    return "\0".join([str(folder), *(f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states)])
+
+
+def read_labels(records: Any, label_key: str, source: str, bar: Bar) -> np.ndarray:
+    """The label of every example, int64 `(number,)`; -1 for an example without a label.
+
+    Raises:
+        RunError: an example is damaged; `source` names its split in the error.
+    """
     labels = np.full(len(records), -1, np.int64)
     for number in range(len(records)):
-        values = example_features(records[number])[label_key].int64_list.value
+        values = example_features(records, number, f"{source} #{number}")[label_key].int64_list.value
         labels[number] = values[0] if values else -1
         bar.advance()
     return labels

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kbaseline.data.sources.listing import Listing
 from kbaseline.data.sources.tfds import cifar
 from kbaseline.data.sources.tfds.downloads import Downloads, guarded_downloads
 from kbaseline.data.sources.tfds.internals import progress_bars_hidden, silence, tensorflow_banner_hidden
-from kbaseline.data.sources.tfds.records import Records, read_labels, remembered, split_records
+from kbaseline.data.sources.tfds.records import Records, files_stamp, read_labels, remembered, split_records
 from kbaseline.errors import DataError, DownloadError, KBaselineError, RunError, did_you_mean
 
 
@@ -202,8 +203,7 @@ def _listing(
     available = builder.info.splits
     if "train" not in available:
         raise DataError(f"{source}: must have a split called train; it has {', '.join(available) or 'none'}.")
-    state = (Path(builder.data_dir) / "dataset_info.json").stat()
-    stamp = f"{builder.data_dir}\0{state.st_size}\0{state.st_mtime_ns}"
+    stamp = files_stamp(Path(builder.data_dir))
     records, labels = {}, {}
     for split in SPLITS:
         theirs = [alias for alias, meant in ALIASES.items() if meant == split]
@@ -211,7 +211,9 @@ def _listing(
         if found is None:
             continue
         parts = split_records(builder, found)
-        labels[split] = _labels(parts, label_key, f"{stamp}\0{found}\0{label_key}", config, console)
+        with Bar(console, "Reading labels", len(parts)) as bar:
+            read = partial(read_labels, parts, label_key, f"{source} {found}", bar)
+            labels[split] = remembered(config.cache_folder / "labels", f"{stamp}\0{found}\0{label_key}", read)
         records[found] = parts
         if split != "train" and (labels[split] < 0).all():
             del labels[split], records[found]  # withheld labels, as in a competition
@@ -221,8 +223,3 @@ def _listing(
     feature = builder.info.features[label_key]
     names = tuple(feature.names or map(str, range(feature.num_classes)))
     return Listing(Records(source, records, image_key, stamp), labels, names, source)
-
-
-def _labels(records: Any, key: str, stamp: str, config: DataConfig, console: Console | None) -> np.ndarray:
-    with Bar(console, "Reading labels", len(records)) as bar:
-        return remembered(config.cache_folder / "labels", stamp, lambda: read_labels(records, key, bar))
