@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,7 +166,9 @@ def _whole_folder(folder: Path, finished: Callable[[], bool]) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         delete_leftovers(folder.parent)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        # Not `mkdtemp`, whose folders are its user's alone: others may share the cache.
+        unfinished = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
+        unfinished.mkdir()
         yield unfinished
         _put_in_place(unfinished, folder, finished)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Finds images with equal pixels, and leaks: those in more than one split."""
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,5 +81,5 @@ def leak_warning(data: ImageData) -> str:
         return ""
     return (
         f"leak: {' and '.join(counts)}, pixel for pixel, so accuracy is too optimistic; "
-        f"`kbaseline data {data.source}` lists them"
+        f"`kbaseline data {shlex.quote(data.source)}` lists them"
     )

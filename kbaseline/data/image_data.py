@@ -139,7 +139,7 @@ class ImageData:
         arrays = {"train": train, "valid": valid, "test": test}
         splits = {name: _checked(name, *pair) for name, pair in arrays.items() if pair is not None}
         highest = max(int(split.labels.max()) for split in splits.values())
-        names = tuple(str(name) for name in class_names or range(highest + 1))
+        names = tuple(str(name) for name in (range(highest + 1) if class_names is None else class_names))
         _check_classes(names, highest, splits["train"].labels)
         labels = {name: split.labels for name, split in splits.items()}
         chosen = choose(labels, seed, valid_fraction=valid_fraction)

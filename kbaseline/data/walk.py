@@ -4,6 +4,7 @@ import difflib
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,9 @@ class Found:
 
 
 def walk(root: Path, below: str = "", *, deep: bool = True) -> Found:
-    """Finds the image files of a folder. Links are followed; a folder met twice, as in a loop of them, counts once.
+    """Finds the image files of a folder.
+
+    Links are followed, but not to a folder around it; a folder met twice, as in a loop of links, counts once.
 
     Args:
         root: paths count from here.
@@ -74,17 +77,21 @@ def walk(root: Path, below: str = "", *, deep: bool = True) -> Found:
     found, seen = Found(), set()
     with quiet():
         waiting = [below] if (root / below).is_dir() else []
+        around = _around(root / below) if waiting else set()
         if not waiting:
             _sort_in(found, root / below, below)
         while waiting:
             here = waiting.pop()
             try:
                 status = (root / here).stat()
-                entries = scan(root / here) if (status.st_dev, status.st_ino) not in seen else []
+                if _identity(status) in around:
+                    found.left_out.append((here, "a link to a folder around it is not followed"))
+                    continue
+                entries = scan(root / here) if _identity(status) not in seen else []
             except OSError as error:
                 found.left_out.append((here, f"cannot be listed ({one_line(error)}); check its rights"))
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(_identity(status))
             for entry in entries:
                 path = os.path.join(here, entry.name)  # noqa: PTH118 - a Path for each of a million files takes seconds
                 if not is_folder(entry):
@@ -95,6 +102,19 @@ def walk(root: Path, below: str = "", *, deep: bool = True) -> Found:
     found.left_out.sort()
     found.others.sort()
     return found
+
+
+def _around(folder: Path) -> set[tuple[int, int]]:
+    """The folders that a folder is in."""
+    found = set()
+    for parent in folder.resolve().parents:
+        with suppress(OSError):
+            found.add(_identity(parent.stat()))
+    return found
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

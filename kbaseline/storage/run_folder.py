@@ -233,7 +233,7 @@ def _refuse_used(wanted: Path) -> None:
 
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Free some space; `kbaseline fit --resume` continues from the last checkpoint."
+        return "Free some space and run again; `kbaseline fit --resume` continues a run."
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return "The run folder was moved or removed; run again and leave it in place."
     return "Check the folder and the disk and run again."

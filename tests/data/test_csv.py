@@ -147,12 +147,16 @@ def test_bad_rows_are_named_and_left_out_or_refused(photos, row):
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [("./p/../p/0.png,dog,train", "is 'cat' here and 'dog' on line 22"), ("p/0.png,cat,test", "is in train here and")],
+    [
+        ("./p/../p/0.png,dog,train", "is 'cat' here and 'dog' on line 22"),
+        ("ROOT/p/0.png,dog,train", "is 'cat' here and 'dog' on line 22"),
+        ("p/0.png,cat,test", "is in train here and"),
+    ],
 )
 def test_of_rows_that_differ_none_counts(photos, row, said):
     """Invariant: an image with two labels, or in two splits, is in no split at all; both lines are named."""
     good = "".join(f"p/{i}.png,{'cat' if i < 10 else 'dog'},{'valid' if i % 5 == 1 else 'train'}\n" for i in range(20))
-    data = load(table(photos, f"path,label,split\n{good}{row}\n"))
+    data = load(table(photos, f"path,label,split\n{good}{row.replace('ROOT', str(photos))}\n"))
     assert labelled(data) == {i: "cat" if i < 10 else "dog" for i in range(1, 20)}
     assert [line.split(":")[0] for line in data.skipped] == ["table.csv line 2", "table.csv line 22"]
     assert said in data.skipped[0]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -120,6 +121,11 @@ def test_a_loop_of_links_ends(tmp_path):
     (root / "dog" / "more").symlink_to(tmp_path / "elsewhere")
     data = load(root)
     assert sorted(greys(data.train) + greys(data.valid)) == [0, 1, 77, 100, 101]
+    assert not data.skipped
+    (root / "dog" / "up").symlink_to(root)  # else cats would be dogs, too
+    data = load(root)
+    assert sorted(greys(data.train) + greys(data.valid)) == [0, 1, 77, 100, 101]
+    assert data.skipped == ("dog/up: a link to a folder around it is not followed",)
 
 
 def test_a_link_to_itself_is_a_bad_image(tmp_path):
@@ -252,6 +258,17 @@ def test_another_split_of_the_same_images_decodes_nothing(tmp_path, monkeypatch)
     assert isinstance(whole.images, np.memmap)
     assert whole.images[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
     assert len(list((tmp_path / "cache" / "images").iterdir())) == 1
+
+
+def test_others_may_read_the_cache(tmp_path):
+    """Invariant: decoded photos have the rights that this user gives to new folders, not its own alone."""
+    old = os.umask(0o002)
+    try:
+        load(flat(tmp_path / "photos"))
+    finally:
+        os.umask(old)
+    (folder,) = (tmp_path / "cache" / "images").iterdir()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())} == {0o775, 0o664}
 
 
 def test_what_a_killed_decode_left_goes_after_a_day(tmp_path):

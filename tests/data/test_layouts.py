@@ -119,6 +119,18 @@ def test_what_lies_beside_the_splits_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_what_lies_beside_a_folder_too_many_is_named(tmp_path: Path) -> None:
+    """Golden: photos and other files in a split, beside the only folder in it that holds its classes."""
+    classes(tmp_path / "d" / "train" / "images")
+    classes(tmp_path / "d" / "valid" / "images", each=2)
+    photo(tmp_path / "d" / "train" / "loose.png")
+    (tmp_path / "d" / "valid" / "notes.txt").touch()
+    assert load(tmp_path / "d").skipped == (
+        "train/loose.png: 1 image is beside the class folders, not in one, so not used",
+        "no images, not used: valid/notes.txt",
+    )
+
+
 def test_an_evaluation_set_for_which_there_is_no_split_is_named(tmp_path: Path) -> None:
     """Golden: with valid and test there is nothing for a fourth folder to be."""
     for split in ("train", "valid", "test", "eval"):

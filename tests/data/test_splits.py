@@ -128,6 +128,14 @@ def test_arrays_are_not_copied():
     assert all(split.images is arrays[name][0] for name, split in data.splits.items())
 
 
+def test_names_of_classes_may_be_an_array():
+    """Golden: as scikit-learn's `target_names`; of none there are too few."""
+    images, labels = numbered(10), np.arange(10) % 2
+    assert ImageData.from_arrays((images, labels), class_names=np.array(["a", "b"])).class_names == ("a", "b")
+    with pytest.raises(DataError, match="class"):
+        ImageData.from_arrays((images, labels), class_names=[])
+
+
 def test_a_split_without_images_is_refused():
     """Golden: of classes of one image each nothing can be held out."""
     images, labels = numbered(3), np.arange(3)

@@ -51,7 +51,7 @@ def open_csv(path: str, config: DataConfig, console: Console | None = None) -> I
             "Paths count from the folder of the CSV file; correct them or move it."
         )
     there = [row for row in table.rows if row.line in files]
-    bad = table.bad | missing | _clashes(there, files)
+    bad = table.bad | missing | _clashes(source.parent, there, files)
     rows = [row for row in there if row.line not in bad]
     if bad and (config.on_bad_image == "error" or not rows):
         line = min(bad)
@@ -167,18 +167,19 @@ class _Folders:
         return found
 
 
-def _clashes(rows: Iterable[Row], files: dict[int, File]) -> dict[int, str]:
+def _clashes(root: Path, rows: Iterable[Row], files: dict[int, File]) -> dict[int, str]:
     """Line -> what is wrong with it, for rows that name the image of another row.
 
     Of rows that say the same the first counts; of rows that differ nobody knows which is right.
     """
     same: dict[str, list[Row]] = {}
     for row in rows:
-        same.setdefault(files[row.line].path, []).append(row)
+        # One path may be given from the table's folder, another in full.
+        same.setdefault(os.path.normpath(root / files[row.line].path), []).append(row)
     bad = {}
-    for path, group in same.items():
+    for group in same.values():
         first, *others = group
-        name = repr(shown(path)[:300])
+        name = repr(shown(files[first.line].path)[:300])
         differing = next((row for row in others if (row.label, row.split) != (first.label, first.split)), None)
         for row in group if differing else others:
             other = first if row is not first else differing

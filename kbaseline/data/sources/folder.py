@@ -145,7 +145,17 @@ class _Reader:
         loose = walk(self.root, deep=False)
         self._put_aside(loose)
         self._note_loose(loose)
-        return {split: self._classes_in(found[split], split) for split in SPLITS if split in found}
+        return {split: self._descended(found[split], split) for split in SPLITS if split in found}
+
+    def _descended(self, folder: str, split: str) -> str:
+        """`_classes_in`; photos beside a folder that is gone into are noted."""
+        inner = self._classes_in(folder, split)
+        while folder != inner:
+            loose = walk(self.root, folder, deep=False)
+            self._put_aside(loose)
+            self._note_loose(loose)
+            folder = f"{folder}/{inner.removeprefix(f'{folder}/').partition('/')[0]}"
+        return inner
 
     def _meant(self, top: list[str]) -> dict[str, str]:
         """Which folders are splits -> which; none where all are classes."""
