@@ -438,6 +438,8 @@ class _Run:
         self._print(
             f"{result.final_step.name}: 95 % interval {interval(last.interval)}, on {len(last.labels):,} images"
         )
+        if self.config.data.trains_on(split):
+            self._print(f"{split}: these images were trained on, too, so their accuracy proves nothing", "yellow")
         leak = leak_line(split, (result.leaked or {}).get(split, []), last)
         for line in filter(None, [leak, below_floor(result)]):
             self._print(line, "yellow")

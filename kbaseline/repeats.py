@@ -20,14 +20,9 @@ from kbaseline.console.format import interval, percent, plain_table
 from kbaseline.devices.multihost import are_several
 from kbaseline.errors import ConfigError, InputError, one_line
 from kbaseline.metrics import CONFIDENCE, Evaluation, accuracy_interval, evaluate_predictions, final_evaluation
-from kbaseline.runs.record import PROBE, RunResult, read_run, same_images
+from kbaseline.runs.record import PLAN, PROBE, SUMMARY, RunResult, read_run, same_images
 from kbaseline.storage.run_folder import RunFolder
 from kbaseline.training.places import check_movable, with_absolute_paths
-
-PLAN = "repeats.json"
-"""File that says what is repeated, and how often."""
-
-_SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +188,7 @@ def _run(
                 )
             _once(_with_fold(final, 0, count), folder.path / "final", console, changes)
     found = _summary(kind, folder.path, names)
-    folder.write_json(_SUMMARY, found.to_dict())
+    folder.write_json(SUMMARY, found.to_dict())
     _show(found, console)
     return found
 
@@ -296,7 +291,7 @@ def _show(found: Repeats, console: Console) -> None:
     over = "images and seeds" if found.kind == "seeds" else "all images, each predicted once"
     console.print(
         f"{found.kind}: {percent(found.mean)}, spread {100 * found.spread:.2f} points, 95 % interval "
-        f"{interval(found.interval)} over {over}; {found.folder / _SUMMARY}",
+        f"{interval(found.interval)} over {over}; {found.folder / SUMMARY}",
         markup=False,
         highlight=False,
         soft_wrap=True,

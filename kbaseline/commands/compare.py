@@ -38,6 +38,7 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
             augmentation and of the test split, with the 95 % `interval`, `images` scored, `seconds` and
             `images_per_s`, each None if unknown.
         `differences`: dotted configuration key -> its value in each run, for the keys that differ.
+        `trained_on`: names of the runs whose last step was scored on images that they were trained on.
         `same_images`: whether all runs were scored on the same validation images.
         `pairs`: for each two runs that were, at their last step, `first`, `second` (names), `difference` (accuracy of
             the second less that of the first), `only_first`, `only_second` (images that only one gets right), `p_value`
@@ -50,6 +51,9 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "runs": [_summary(run, name) for run, name in zip(runs, names, strict=True)],
         "differences": {key: values for key, values in columns.items() if any(v != values[0] for v in values)},
+        "trained_on": [
+            name for name, run in zip(names, runs, strict=True) if run.config.data.trains_on(run.splits[-1])
+        ],
         "same_images": all(same_images(runs[0], run, "valid") for run in runs),
         "pairs": _pairs(runs, names),
     }
@@ -64,6 +68,9 @@ def print_comparison(result: dict[str, Any], console: Console) -> None:
     if result["pairs"]:
         console.print()
         console.print(_pair_table(result["pairs"]))
+    for name in result["trained_on"]:
+        line = f"{name}: was trained on these images, too, so its accuracy proves nothing."
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     if not result["same_images"]:
         console.print("The runs were scored on different images, so part of every difference is chance; see intervals.")
 

@@ -1,5 +1,6 @@
 """Evaluates a finished run on its saved predictions, or on the labelled images of another source."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -133,17 +134,20 @@ def evaluate_kept(run: RunRecord, split: str | None = None, tta: bool | None = N
     """
     chosen = split or run.splits[-1]
     if chosen not in run.splits:
+        words = ["kbaseline", "evaluate", str(run.folder), run.config.data.source, "--split", chosen]
+        remedy = f"to predict it, name the source: {shlex.join(words)}"
+        if chosen not in (ALL, "train", *run.result.data.images):
+            remedy = "the run had no such split; name a source that has one"
         raise InputError(
-            f"run {str(run.folder)!r}: has saved predictions of {' and '.join(run.splits)}, not of {chosen}; to "
-            f"predict it, name the source: kbaseline evaluate {run.folder} {run.config.data.source} "
-            f"--split {chosen}."
+            f"run {str(run.folder)!r}: has saved predictions of {' and '.join(run.splits)}, not of {chosen}; {remedy}."
         )
     kept = run.evaluations[chosen]
     if tta and "tta" not in kept:
         raise InputError(f"run {str(run.folder)!r}: has no predictions with test-time augmentation; omit --tta.")
     wanted = {kind: evaluation for kind, evaluation in kept.items() if kind == "plain" or tta is not False}
     leaked = (run.result.leaked or {}).get(chosen, [])
-    return EvaluationReport(run.folder, run.config.data.source, chosen, wanted, leaked=leaked)
+    seen = run.config.data.trains_on(chosen)
+    return EvaluationReport(run.folder, run.config.data.source, chosen, wanted, seen_in_training=seen, leaked=leaked)
 
 
 def evaluate_source(

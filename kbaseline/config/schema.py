@@ -108,6 +108,10 @@ class DataConfig(Section):
         """Whether validation has images that are not trained on; with `fold` `[0, K]` it has none."""
         return self.fold is None or self.fold[0] > 0
 
+    def trains_on(self, split: str) -> bool:
+        """Whether the images of a split are trained on, so that their accuracy proves nothing."""
+        return split == "train" or (split == "valid" and not self.holds_out)
+
     @property
     def batch(self) -> int:
         """`batch_size` as a number; the configuration of every `Learner` and every run folder has one."""

@@ -10,7 +10,7 @@ from kbaseline.config.splits import DISPLAY_NAMES
 from kbaseline.devices.environment import environment
 from kbaseline.doubt import LEVELS, Doubt
 from kbaseline.render.templates import markdown_template
-from kbaseline.runs.record import RunRecord
+from kbaseline.runs.record import RunRecord, accuracy_of_folds
 
 
 def render_card(
@@ -54,6 +54,7 @@ def render_card(
         levels=LEVELS,
         summary=doubt and doubt.summary(),
         report=report,
+        folds=accuracy_of_folds(run.folder, run.config),
         split=DISPLAY_NAMES[report.split],
         stages=[stage.model_dump() for stage in run.config.stages],
         now=environment(),

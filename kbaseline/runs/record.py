@@ -31,6 +31,12 @@ from kbaseline.storage.run_folder import RunFolder
 KINDS = ("plain", "tta")
 """Kinds of prediction: of the plain image, and with test-time augmentation."""
 
+PLAN = "repeats.json"
+"""File that says that a folder holds the runs of `run_seeds` or `run_folds`, which of the two, and how many."""
+
+SUMMARY = "summary.json"
+"""File beside the runs of `run_seeds` or `run_folds`, with their one number."""
+
 MAJORITY, PROBE = "majority class", "linear probe"
 """Names of the steps before training."""
 
@@ -346,6 +352,18 @@ def same_images(first: RunRecord, second: RunRecord, split: str) -> bool:
     return first.result.data.source == second.result.data.source and first.result.seed == second.result.seed
 
 
+def accuracy_of_folds(folder: Path, config: Config) -> tuple[float, tuple[float, float]] | None:
+    """What to expect of a run that trained on all images: accuracy and 95 % interval of the folds beside it, if any."""
+    if config.data.holds_out:
+        return None
+    try:
+        found = json.loads((folder.resolve().parent / SUMMARY).read_text(encoding="utf-8"))
+        low, high = map(float, found["interval"])
+        return (float(found["mean"]), (low, high)) if found["kind"] == "folds" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def fitted_temperatures(by_kind: Mapping[str, Evaluation], data: DataConfig) -> dict[str, float]:
     """Temperature fitted on each kind of prediction of the validation images; none if they are trained on."""
     if not data.holds_out:
@@ -365,6 +383,11 @@ def read_run(folder: Path) -> RunRecord:
         raise InputError(
             f"{display_name}: no such folder; give the folder of a finished run, for instance runs/baseline."
         )
+    if (folder / PLAN).is_file():
+        runs = sorted(file.parent.name for file in folder.glob("*/result.json"))
+        shown = str(folder / ("final" if "final" in runs else runs[0])) if runs else ""
+        remedy = f"give one of them, for instance {shown!r}" if runs else "none is finished"
+        raise InputError(f"{display_name}: holds several runs; {remedy}.")
     for name in ("config.yaml", "result.json", "predictions.npz"):
         if not (folder / name).is_file():
             raise InputError(f"{display_name}: has no {name}; it is not a run folder, or the run is not finished.")

@@ -83,6 +83,7 @@ def render_report(report: ReportData) -> str:
         data=data,
         split=DISPLAY_NAMES[split],
         last=last,
+        trained_on=report.config.data.trains_on(split),
         wrong=int((last.probabilities.argmax(axis=1) != last.labels).sum()),
         with_tta="tta" in by_kind,
         steps=_steps(report.result),

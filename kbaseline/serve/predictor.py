@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from kbaseline.data.decode import decode, probe, quiet
+from kbaseline.runs.record import accuracy_of_folds
 from kbaseline.runs.run import SavedRun
 
 
@@ -40,13 +41,19 @@ class Predictor:
         return self._run.config.tta is not None
 
     def about(self) -> dict[str, Any]:
-        """The run as plain Python: name, classes, accuracies (0 to 1) by split, TTA settings, input of the network."""
+        """The run as plain Python: name, classes, accuracies (0 to 1) by split, TTA settings, input of the network.
+
+        The accuracy of images that were trained on is None; `folds` is that of the model's folds, or None.
+        """
         config, result, doubt = self._run.config, self._run.result, self._run.doubt
-        valid = {"plain": result.kept_step.accuracy, "tta": result.tta_accuracy}
+        scored = {"plain": result.kept_step.accuracy, "tta": result.tta_accuracy}
+        valid = None if config.data.trains_on("valid") else scored
+        folds = accuracy_of_folds(self._run.folder, config)
         return {
             "run": self._run.folder.resolve().name,
             "classes": list(self._run.class_names),
             "accuracy": {"valid": valid, "test": result.test_accuracy},
+            "folds": folds and folds[0],
             "tta": config.tta.model_dump(mode="json") if config.tta else None,
             "doubt": doubt.summary("tta" if config.tta else "plain") if doubt else None,
             "input": {"size": config.data.size, "resize": config.data.resize},

@@ -176,8 +176,9 @@ def test_nothing_is_predicted_for_a_folder_in_use(run, photos):
     [
         (
             ["--split", "test"],
-            r"has saved predictions of valid, not of test.*kbaseline evaluate .* digits --split test",
+            "has saved predictions of valid, not of test; the run had no such split; name a source that has one",
         ),
+        (["--split", "train"], r"has saved predictions of valid.*kbaseline evaluate .* digits --split train"),
         (["folder:nowhere"], "no such folder"),
         (["digits", "--split", "test"], "digits: has no split 'test'"),
     ],

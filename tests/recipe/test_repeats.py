@@ -8,11 +8,18 @@ import pytest
 import yaml
 
 from kbaseline import repeats
+from kbaseline.commands.compare import comparison
+from kbaseline.commands.evaluate import evaluate_kept
 from kbaseline.config.load import load_config
+from kbaseline.console.format import interval, percent
 from kbaseline.errors import ConfigError, InputError
+from kbaseline.export.card import render_card
 from kbaseline.metrics import accuracy_interval
 from kbaseline.repeats import as_chosen
 from kbaseline.runs.record import read_run
+from kbaseline.runs.run import SavedRun
+from kbaseline.serve.page import Page
+from kbaseline.serve.predictor import Predictor
 
 
 @pytest.fixture
@@ -25,7 +32,8 @@ def trained(monkeypatch, finished_run):
         if len(seen) == getattr(run, "stop", 0):
             raise KeyboardInterrupt("stopped")
         # The fixture joins the path to its own folder, which an absolute one replaces.
-        finished_run(out, images=50, right=30 + len(seen), **{"seed": config.seed})
+        changes = {"seed": config.seed} | ({"data.fold": list(config.data.fold)} if config.data.fold else {})
+        finished_run(out, images=50, right=30 + len(seen), **changes)
 
     def resume(folder, *, console, **changes):
         read_run(folder)
@@ -62,6 +70,31 @@ def test_folds_hold_out_each_part_once_and_end_with_all(trained, tmp_path):
         repeats.run_folds({"data": {"valid_fraction": 0.2}}, 4, out=tmp_path / "other")
     with pytest.raises(ConfigError, match="at least 2; got 1"):
         repeats.run_seeds({}, 1, out=tmp_path / "other")
+
+
+def test_the_final_model_has_no_accuracy_of_its_own(trained, tmp_path):
+    """Behaviour: it is trained on all images; whatever shows its accuracy says so, and what its folds had instead."""
+    found = repeats.run_folds({"data": {"source": "digits"}}, 2, out=tmp_path / "all")
+    with pytest.raises(InputError, match=r"holds several runs; give one of them, for instance '.*/all/final'"):
+        read_run(tmp_path / "all")
+    final, fold = (read_run(tmp_path / "all" / name) for name in ("final", "fold-1"))
+    assert (evaluate_kept(final).seen_in_training, evaluate_kept(fold).seen_in_training) == (True, False)
+    assert comparison([final, fold])["trained_on"] == ["final"]
+    (tmp_path / "model.onnx").write_bytes(b"1234")
+    card = render_card(final, "onnx", tmp_path / "model.onnx", (8, 8), "checked")
+    assert f"of its folds {percent(found.mean)} (95 % interval {interval(found.interval)}) |" in card
+    assert "the scores prove nothing" in card
+    assert "prove nothing" not in render_card(fold, "onnx", tmp_path / "model.onnx", (8, 8), "checked")
+    about = {}
+    for run in (final, fold):
+        with Predictor(SavedRun(run.folder, run.config, None, run.class_names, run.result)) as predictor:
+            about[run.folder.name] = predictor.about() | {"input": {"max_bytes": 1}, "kbaseline": "1"}
+    assert (about["final"]["accuracy"]["valid"], about["final"]["folds"]) == (None, found.mean)
+    assert (about["fold-1"]["accuracy"]["valid"]["plain"], about["fold-1"]["folds"]) == (0.62, None)
+    pages = [Page("serve", "blob:").response(about=one, address="").body.decode() for one in about.values()]
+    assert f'predicted <span class="whole">{percent(found.mean)}</span> of the others' in pages[0]
+    assert "It predicted" in pages[1]
+    assert "It predicted" not in pages[0]
 
 
 def folds(*found: tuple[str, float | None]) -> list:
