@@ -1,6 +1,7 @@
 """The commands that show settings, data and machine: `config`, `data`, `doctor` and `backbones`."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -85,8 +86,11 @@ def audit(
     start_keras()
     from rich.console import Console
 
-    from kbaseline.errors import require
+    from kbaseline.data.sources.registry import absolute_source
+    from kbaseline.errors import InputError, require
 
+    if fix and as_json:
+        raise InputError("--fix: opens a page, on which you decide; leave out --json, or --fix.")
     if fix:
         require("audit --fix", "serve", "starlette", "uvicorn")
     from kbaseline.commands.audit import timed_audit, write_audit
@@ -94,17 +98,24 @@ def audit(
     from kbaseline.storage.run_folder import RunFolder
 
     RunFolder.check(out)
-    found, seconds = timed_audit(chosen, Console(stderr=True))
-    written = write_audit(found, out, seconds)
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
-        return
-    print_audit(found, Console())
-    click.echo(f"page: {written / 'audit.html'}")
-    if fix:
-        from kbaseline.serve.server import serve_review
+    with ExitStack() as stack:
+        listener = None
+        if fix:  # what is refused, is refused before the work
+            from kbaseline.serve.review import no_files
+            from kbaseline.serve.server import listen, serve_review
 
-        serve_review(found, RunFolder(written), "127.0.0.1", port, Console(stderr=True))
+            if not absolute_source(chosen.data.source).startswith(("folder:", "csv:")):
+                raise no_files(chosen.data.source)
+            listener = stack.enter_context(listen("127.0.0.1", port))
+        found, seconds = timed_audit(chosen, Console(stderr=True))
+        written = write_audit(found, out, seconds)
+        if as_json:
+            click.echo(json.dumps(found.to_dict(), indent=2))
+            return
+        print_audit(found, Console())
+        click.echo(f"page: {written / 'audit.html'}")
+        if listener is not None:
+            serve_review(found, RunFolder(written), listener, Console(stderr=True))
 
 
 def _sized(config: str | None, assignments: tuple[str, ...]) -> bool:

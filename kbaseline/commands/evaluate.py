@@ -24,6 +24,9 @@ from kbaseline.runs.leaks import accuracy_without
 from kbaseline.runs.record import RunRecord, fitted_temperatures, read_run
 from kbaseline.storage.run_folder import RunFolder
 
+EVALUATIONS = "evaluations"
+"""Folder in a run folder for its evaluations of other sources."""
+
 READING = ("image_column", "label_column", "split_column", "on_bad_image", "data_dir", "cache_dir")
 """Keys of `data` that may be set for another source; the others belong to the network."""
 
@@ -110,8 +113,9 @@ def evaluate_run(
     Raises:
         InputError, RunError: as those three functions.
     """
-    RunFolder.check(out)
     run = read_run(folder)
+    if source or out:
+        RunFolder.check(out, run.folder / EVALUATIONS)
     if source is None:
         if overrides:
             raise InputError(f"--set {next(iter(overrides))}: changes how a source is read; name the source too.")
@@ -206,7 +210,7 @@ def write_evaluation(report: EvaluationReport, out: Path | None) -> Path:
         RunError: it cannot be written to.
     """
     name = file_name(f"{report.source.rstrip('/')}-{report.split}")
-    folder = RunFolder.create(out, name, under=report.run / "evaluations")
+    folder = RunFolder.create(out, name, under=report.run / EVALUATIONS)
     folder.write_figure("confusion.png", plot_confusion(report.last.confusion, report.last.class_names))
     folder.write_json("evaluation.json", report.to_dict())
     return folder.path

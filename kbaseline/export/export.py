@@ -33,6 +33,9 @@ UNFAMILIARITY_TOLERANCE = 1e-3
 """Largest allowed difference between an unfamiliarity of both, as a part of it where it is above 1."""
 
 CARD = "model_card.md"
+
+EXPORTS = "exports"
+"""Folder in a run folder for its exports."""
 """File name of the model card."""
 
 _IMAGES, _BATCH, _SINGLE = 100, 25, 3
@@ -110,7 +113,7 @@ def export_run(
         RunError: the format cannot express the network, or the file disagrees with the run; no file is left.
     """
     fmt, console = get_format(kind), console or Console(quiet=True)
-    RunFolder.check(out)
+    RunFolder.check(out, read_run(Path(run)).folder / EXPORTS)
     if input_size is not None and not all(_MIN_SIDE <= side <= _MAX_SIDE for side in input_size):
         given = " ".join(str(side) for side in input_size)
         raise InputError(f"input size {given}: height and width must be {_MIN_SIDE} to {_MAX_SIDE} pixels.")
@@ -137,7 +140,7 @@ def export_run(
                 fmt.write(stock_network(saved.model, *sizes, saved.doubt), metadata, draft)
             agreement = _check_agreement(fmt, draft, saved, images, source)
         card = render_card(read_run(saved.folder), kind, draft, (height, width), str(agreement), rounded, saved.doubt)
-        folder = RunFolder.create(out, kind, under=saved.folder / "exports")
+        folder = RunFolder.create(out, kind, under=saved.folder / EXPORTS)
         with folder.atomic(fmt.file) as path:
             shutil.copyfile(draft, path)
     return Exported(folder.path / fmt.file, folder.write_text(CARD, card), height, width, agreement)

@@ -219,13 +219,17 @@ def _items(audit: Audit) -> list[Item]:
     return [*suspects, *copies, *(Item(odd.place, odd.kind) for odd in audit.odd_images)]
 
 
+def no_files(source: str) -> InputError:
+    """The error for a source whose images are not files."""
+    return InputError(
+        f"source {source!r}: its images are not files, so no table can name them; --fix needs folder:PATH or csv:PATH."
+    )
+
+
 def _path(audit: Audit, place: Place) -> Path:
     provenance = audit.data.splits[place.split].provenance
     if provenance is None or not isinstance(provenance.pictures, FilePictures):
-        raise InputError(
-            f"source {audit.data.source!r}: its images are not files, so no table can name them; --fix needs "
-            "folder:PATH or csv:PATH."
-        )
+        raise no_files(audit.data.source)
     return provenance.pictures.open(int(provenance.numbers[place.row])).resolve()
 
 

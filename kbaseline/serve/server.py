@@ -63,26 +63,24 @@ def serve_run(
             server(application(predictor, round(max_mb * 1e6), host if loopback else None)).run(sockets=[listener])
 
 
-def serve_review(audit: Audit, folder: RunFolder, host: str, port: int, console: Console) -> None:
+def serve_review(audit: Audit, folder: RunFolder, listener: socket.socket, console: Console) -> None:
     """Serves the page on which an audit's findings are decided, until Ctrl-C.
 
     Args:
         audit: of images that are files.
         folder: where the table is written after every decision.
-        host: loopback address to listen on.
-        port: port to listen on; 0 for any free one.
+        listener: listens on a loopback address; see `listen`.
         console: where to print that the server is ready, and what was decided.
 
     Raises:
-        InputError: the address cannot be listened on, or the images are not files.
+        InputError: the images are not files.
     """
     review = Review(audit, folder)
-    with listen(host, port) as listener:
-        url = f"http://{host}:{listener.getsockname()[1]}/"
-        line = f"{len(review.items):,} to decide: {url} (Ctrl-C when done)"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-        with suppress(KeyboardInterrupt):
-            server(review_application(review, host)).run(sockets=[listener])
+    host, port = listener.getsockname()[:2]
+    line = f"{len(review.items):,} to decide: http://{host}:{port}/ (Ctrl-C when done)"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with suppress(KeyboardInterrupt):
+        server(review_application(review, host)).run(sockets=[listener])
     line = f"decided: {len(review.decisions):,} of {len(review.items):,}; kbaseline fit --data {review.table}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -100,7 +98,7 @@ def listen(host: str, port: int) -> socket.socket:
         number = getattr(error, "errno", None) or 0
         reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"{host}, port {port}: cannot be listened on ({reason}); use another --host or --port (0: any free one)."
+            f"{host}, port {port}: cannot be listened on ({reason}); use another port (--port 0: any free one) or host."
         ) from None
 
 

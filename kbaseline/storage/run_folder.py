@@ -91,18 +91,28 @@ class RunFolder:
         return cls(path)
 
     @staticmethod
-    def check(out: Path | None) -> None:
-        """Validates `out` as `create` would, without creating anything, so that a run fails before it downloads.
+    def check(out: Path | None, under: Path = Path("runs")) -> None:
+        """Validates `out` as `create` would, without creating anything, so that work fails before it begins.
+
+        Args:
+            out, under: as for `create`.
 
         Raises:
-            InputError: `out` is not empty, or cannot be read.
+            InputError: `out` is not empty, or cannot be read; or the folder cannot be created or written to.
         """
+        wanted = under if out is None else expand_home(out)
         try:
             if out is not None:
-                _refuse_used(expand_home(out))
+                _refuse_used(wanted)
+            there = next(folder for folder in (wanted, *wanted.absolute().parents) if folder.exists())
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
         except OSError as error:
             raise InputError(
-                f"run folder {str(out)!r}: cannot be read ({one_line(error)}). Choose another with --out."
+                f"run folder {str(wanted)!r}: cannot be created or written to ({one_line(error)}). "
+                "Choose a writable folder with --out."
             ) from None
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from kbaseline.cli import main
+from kbaseline.commands import audit
 
 SIDE = 64
 
@@ -53,6 +55,24 @@ def test_what_was_planted_is_found(audited):
     assert found["probe"]["accuracy"] > found["probe"]["majority"]
     assert "Leak: 1 of 17 valid images have a copy in train" in output
     assert "Shortcut: " in output
+
+
+def test_a_page_that_cannot_be_opened_is_refused_before_the_audit(tmp_path, monkeypatch):
+    """Golden: images that are no files, a port in use, and `--json`, which a page has no place beside."""
+    monkeypatch.setattr(audit, "timed_audit", lambda *_: pytest.fail("audited"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, message in (
+            (["digits"], "source 'digits': its images are not files"),
+            ([str(photos), "--json"], "--fix: opens a page"),
+            ([str(photos), "--port", str(port)], f"127.0.0.1, port {port}: cannot be listened on"),
+        ):
+            done = CliRunner().invoke(main, ["audit", *arguments, "--fix", "--out", str(tmp_path / "out")])
+            assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+            assert message in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_is_self_contained(audited):

@@ -122,6 +122,20 @@ def test_atomic_keeps_the_old_file_when_writing_fails(folder, error):
     assert names(folder) == ["a.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path, monkeypatch):
+    """Golden: below a file, or in a folder without the right to write, also where the name is not given."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/x': cannot be created or written to \(.*Not a directory"):
+        RunFolder.check(tmp_path / "file" / "x")
+    RunFolder.check(tmp_path / "new" / "x")
+    RunFolder.check(None, tmp_path / "new")
+    monkeypatch.setattr(os, "access", lambda path, rights: Path(path) != tmp_path)
+    for out, under in ((tmp_path / "new" / "x", Path("runs")), (None, tmp_path / "evaluations")):
+        with pytest.raises(InputError, match=r"cannot be created or written to \(.*Permission denied.*with --out"):
+            RunFolder.check(out, under)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_full_disk_is_one_line(folder):
     """ENOSPC while writing becomes a RunError that names the file and says what to do."""
     with pytest.raises(RunError, match=r"No space left on device\. Free some space") as caught, folder.atomic("a.txt"):
