@@ -20,7 +20,7 @@ from kbaseline.data.cache import Target, decoded
 from kbaseline.data.pictures import File, FilePictures
 from kbaseline.data.walk import NO_IMAGE, is_rubbish, nearest_path, walk
 from kbaseline.doubt import LEVELS
-from kbaseline.errors import DataError, InputError
+from kbaseline.errors import DataError, InputError, RunError
 from kbaseline.runs.run import Answer, SavedRun
 
 UNFAMILIAR = "none of these, probably"
@@ -149,6 +149,9 @@ def predict_files(
             done = decoded(pictures, chosen, target, Path(scratch), console)["given"]
         except DataError as error:
             raise DataError(str(error).replace("given images: ", "")) from None
+        except RunError as error:
+            remedy = "set TMPDIR to a folder on another disk"
+            raise RunError(str(error).replace("set data.cache_dir", remedy)) from None
         answer = run.answer(done.images, tta=tta)
     kept = [file for position, file in enumerate(files) if position not in done.bad]
     return FilePredictions(kept, answer, run.class_names, {files[i]: why for i, why in done.bad.items()})

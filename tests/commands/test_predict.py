@@ -1,6 +1,7 @@
 """Prediction of files: what is found, that it is decoded as in training, and what each format prints."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -15,7 +16,8 @@ from small_run import save_doubt
 
 from kbaseline.cli import main
 from kbaseline.commands.predict import find_images, predict_files
-from kbaseline.errors import DataError, InputError
+from kbaseline.data import cache
+from kbaseline.errors import DataError, InputError, RunError
 from kbaseline.runs.run import load
 
 
@@ -135,6 +137,19 @@ def test_nothing_readable_is_an_error(run: Path, photos: Path) -> None:
     """Golden: if no file can be read the first reason is told."""
     with pytest.raises(DataError, match=r"none of 1 can be read; the first is .*torn\.png"):
         predict_files(load(run), [photos / "torn.png"])
+
+
+def test_a_full_temporary_folder_has_a_remedy_of_its_own(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Golden: photos are decoded to the system's temporary folder, which no key of the configuration names."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "_make", full)
+    with pytest.raises(RunError, match=r"No space left on device\); make room, or set TMPDIR to a folder on another"):
+        predict_files(load(run), [photos / "a.png"])
 
 
 def test_the_command_prints_json_and_csv(run: Path, photos: Path) -> None:

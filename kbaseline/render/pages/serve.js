@@ -64,7 +64,9 @@ async function predict(file) {
   setStatus("Predicting …");
   try {
     const response = await fetch("/predict", { method: "POST", body: file });
-    const result = await response.json();
+    // With too many connections the refusal is no JSON.
+    const busy = { error: "The server is busy; try again in a moment." };
+    const result = response.status === 503 ? busy : await response.json();
     if (mine !== latest) return;  // another image was chosen in the meantime
     if (response.ok) show(result);
     else setStatus(result.error, true);
