@@ -16,7 +16,9 @@ parameters: `tta=true|false` (default: whether the run has test-time augmentatio
 
 An error is one line, `{"error": "..."}`, with status 400 (query, form or an empty body), 403 (a request from a page of
 another site), 413 (too large), 422 (not an image, truncated, or too many pixels) or 503 (shutting down). With too many
-connections a 503 is plain text, for nothing of the request is read then. Probabilities are bitwise those of `kbaseline predict RUN FILE`. No image is written to disk.
+connections a 503 is plain text, for nothing of the request is read then.
+
+Probabilities are bitwise those of `kbaseline predict RUN FILE`. No image is written to disk.
 """
 
 import asyncio
