@@ -13,6 +13,7 @@ from keras import layers
 
 from kbaseline.config.paths import expand_home
 from kbaseline.errors import DownloadError, ModelError, one_line
+from kbaseline.models.blank import blank_weights
 from kbaseline.models.efficientnet_lite import efficientnet_lite, pretrained_efficientnet_lite
 from kbaseline.models.zoo import BUNDLED_RESNET20, Backbone, resolve_weights
 
@@ -100,8 +101,11 @@ def load_backbone(name: str, weights: str = "auto", size: int = 128) -> tuple[ke
     if chosen.row is None:
         model = _saved_backbone(expand_home(name), size)
         model = keras.models.clone_model(model) if chosen.kind == "none" else model
+    elif chosen.kind == "none":
+        model = _built(name, chosen.row, None)
     else:
-        model = _pretrained(name, chosen.row) if chosen.kind == "own" else _built(name, chosen.row, None)
+        with blank_weights():
+            model = _pretrained(name, chosen.row) if chosen.kind == "own" else _built(name, chosen.row, None)
     if chosen.kind == "file" and chosen.file:
         _fill(model, chosen.file)
     _follow_policy(model)
@@ -120,7 +124,7 @@ def read_model(path: Path, display_name: str) -> keras.Model:
         raise ModelError(f"{display_name}: not a Keras model that can be read (not a .keras file).")
     # A damaged file can make Keras and HDF5 raise any kind of error.
     try:
-        with _whole_weights():
+        with _whole_weights(), blank_weights():
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise ModelError(f"{display_name}: not a Keras model that can be read ({one_line(error)}).") from None

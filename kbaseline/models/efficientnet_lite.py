@@ -25,7 +25,6 @@ _STAGES = (
 """Of Lite0's stages: blocks, side of the depthwise kernel, stride of the first block, expansion, output channels."""
 
 _BATCHNORM = {"momentum": 0.99, "epsilon": 1e-3}
-_RANDOM = "he_normal"
 
 _TORCH_NAMES = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
 _TORCH_BLOCK_NAMES = {
@@ -43,9 +42,7 @@ class _Block(NamedTuple):
     filters: int
 
 
-def efficientnet_lite(
-    name: str, input_shape: tuple[int | None, ...] = (None, None, 3), initializer: str = _RANDOM
-) -> keras.Model:
+def efficientnet_lite(name: str, input_shape: tuple[int | None, ...] = (None, None, 3)) -> keras.Model:
     """EfficientNet-Lite without its classifier, with random weights.
 
     As its authors trained it (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite), except
@@ -54,7 +51,6 @@ def efficientnet_lite(
     Args:
         name: a name in `SCALES`.
         input_shape: `(height, width, 3)`; the model takes RGB 0-255 and normalises it itself.
-        initializer: of every kernel.
 
     Returns:
         A model with output `(batch, ceil(height / 32), ceil(width / 32), 1280)`.
@@ -64,7 +60,7 @@ def efficientnet_lite(
         return layers.ReLU(6.0, name=activation)(layers.BatchNormalization(**_BATCHNORM, name=bn)(x))
 
     def conv(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
-        return layers.Conv2D(filters, size, strides, "same", use_bias=False, kernel_initializer=initializer, name=name)(
+        return layers.Conv2D(filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal", name=name)(
             x
         )
 
@@ -77,7 +73,7 @@ def efficientnet_lite(
             y = conv(y, expansion * channels, 1, 1, f"{block}_expand_conv")
             y = bn_relu6(y, f"{block}_expand_bn", f"{block}_expand_activation")
         y = layers.DepthwiseConv2D(
-            kernel, strides, "same", use_bias=False, depthwise_initializer=initializer, name=f"{block}_dwconv"
+            kernel, strides, "same", use_bias=False, depthwise_initializer="he_normal", name=f"{block}_dwconv"
         )(y)
         y = conv(bn_relu6(y, f"{block}_bn", f"{block}_activation"), filters, 1, 1, f"{block}_project_conv")
         y = layers.BatchNormalization(**_BATCHNORM, name=f"{block}_project_bn")(y)
@@ -92,8 +88,7 @@ def pretrained_efficientnet_lite(name: str, file: Path, sha256: str) -> keras.Mo
     Raises:
         DamagedError: it is not that file.
     """
-    # Zeros, because XLA takes seconds to compile the random numbers of so many shapes.
-    tensors, model = read_tensors(file, sha256), efficientnet_lite(name, initializer="zeros")
+    tensors, model = read_tensors(file, sha256), efficientnet_lite(name)
     prefixes = dict(_TORCH_NAMES)
     for number, block in enumerate(_blocks(*SCALES[name])):
         prefixes |= {
@@ -102,10 +97,6 @@ def pretrained_efficientnet_lite(name: str, file: Path, sha256: str) -> keras.Mo
     for layer in model.layers:
         if layer.weights:
             layer.set_weights(_as_keras(layer, tensors, prefixes[layer.name]))
-        # A clone of the model starts from random weights all the same.
-        for initializer in ("kernel_initializer", "depthwise_initializer"):
-            if hasattr(layer, initializer):
-                setattr(layer, initializer, keras.initializers.get(_RANDOM))
     return model
 
 
